@@ -1,0 +1,72 @@
+"""Configs name constructors; `build` calls them. One loader for the entry point, the commands and the tests."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+TARGET = "target"
+"""The field of a spec that names its constructor, "package.module:Name"."""
+
+
+def spec(target: str, **kwargs: Any) -> ConfigDict:
+    """A constructor by its dotted name and the keywords it will get; nested specs are built first."""
+    return ConfigDict({TARGET: target, **kwargs})
+
+
+def build(config: Any, **extra: Any) -> Any:
+    """Imports and calls what a spec names. `extra` are keywords that only the caller knows.
+
+    Keywords in `extra` that the constructor does not take are left out; unknown keywords of the spec are an error.
+    """
+    target, kwargs = config[TARGET], {k: _built(v) for k, v in config.items() if k != TARGET}
+    constructor = resolve(target)
+    fields = inspect.signature(constructor).parameters
+    if unknown := sorted(set(kwargs) - set(fields)):
+        raise ValueError(f"{target} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+    kwargs = {**{k: v for k, v in extra.items() if k in fields}, **kwargs}
+    missing = [k for k, p in fields.items() if p.default is p.empty and k not in kwargs and p.kind != p.VAR_KEYWORD]
+    if missing:
+        raise ValueError(f"{target} needs {', '.join(missing)}; its fields are {', '.join(fields)}")
+    return constructor(**kwargs)
+
+
+def resolve(target: str) -> Any:
+    """The object behind "package.module:Name"."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ValueError(f"config names {target!r}, which cannot be imported: {e}") from e
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, ConfigDict):
+        return build(value) if TARGET in value else {k: _built(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_built(v) for v in value)
+    return value
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config of "configs/x.py" or "configs/x.py:variant", from any working directory."""
+    file, _, variant = str(path).partition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"config file {file!r} does not exist")
+    add_config_root(file)
+    module_spec = importlib.util.spec_from_file_location(f"_config_{Path(file).stem}", file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def add_config_root(file: str) -> None:
+    """Puts the grandparent folder of a config file on sys.path, so that `from configs import parts` works."""
+    root = str(Path(file).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)

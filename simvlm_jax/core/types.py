@@ -1,0 +1,113 @@
+"""The words everybody shares: letters, Batch, Term, Vocabulary, TrainState and the Model protocol.
+
+Letters (one letter, one meaning):
+`B` batch, `M` images an example, `Y X` pixel rows and columns, `C` channels, `P` image tokens, `T` text or query
+length, `S` source or key length, `D` model width, `F` mlp width, `H` heads, `K` head width, `V` vocabulary,
+`W` another tower's width, `L` layers (the scan axis).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+Array = Any
+"""jax.Array, np.ndarray or jax.ShapeDtypeStruct."""
+Params = Any
+Extra = Any
+Features = Any
+Rngs = Any
+
+Batch = dict[str, Any]
+"""One global batch, rows first. A missing key means absent.
+
+`image` [B,M,Y,X,C] uint8 · `image_mask` [B,M] bool · `text` [B,T] int32 (pieces, then one EOS, then padding) ·
+`text_mask` [B,T] bool (pieces and EOS) · `prefix_length` [B] int32 (leading pieces that are given) · `seed` [B]
+uint32 (for draws that a model lays out itself) · `id` [B] int64 · `weight` [B] float32 (0 marks a padding row) ·
+`documents`: a second Batch, of text-only rows; it has its own number of rows.
+"""
+
+
+class Term(NamedTuple):
+    """A loss term as a sum and a count over samples; the loss is `weight * sum / max(count, 1)` over the global batch."""
+
+    sum: Array
+    count: Array
+    weight: float | Array = 1.0
+
+
+Terms = dict[str, Term]
+Aux = dict[str, Term]
+"""Measurements, not losses; `weight` is ignored and `sum / max(count, 1)` is logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What a model must know of a tokenizer: its size and special ids, and the text length T of the run."""
+
+    size: int
+    length: int
+    pad: int = 0
+    bos: int = 1
+    eos: int = 2
+
+
+class TrainState(NamedTuple):
+    """All that changes while training. `rng` is a typed key; step t uses `fold_in(rng, t)`."""
+
+    step: Array
+    params: Params
+    opt: Any
+    extra: Extra
+    rng: Array
+
+
+class Model(Protocol):
+    """What the machine knows of a model. All state is in `params` and `extra`, ordinary pytrees."""
+
+    def init(self, rng: Array, batch: Batch) -> tuple[Params, Extra]:
+        """Fresh parameters (fp32, boxed with their letters) and extra state, from shapes in `batch`."""
+        ...
+
+    def per_example(
+        self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool
+    ) -> tuple[Features, Terms, Aux]:
+        """The half that needs no other sample."""
+        ...
+
+    def across_batch(
+        self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool
+    ) -> tuple[Terms, Aux]:
+        """The half that sees the features of the whole global batch."""
+        ...
+
+    def after_update(self, params: Params, extra: Extra, *, step: Array, rng: Array) -> Extra:
+        """State that follows the optimizer step: momentum encoders, queues."""
+        ...
+
+    def capabilities(self) -> dict[str, Callable]:
+        """Pure functions `(params, extra, ...)` by their agreed names: `prefill`, `extend`, `attention`, ..."""
+        ...
+
+    def adapt(self, params: Params, target: Params) -> Params:
+        """Reshapes loaded parameters to this model's (position tables at another resolution)."""
+        ...
+
+    def train_flops(self, batch: Batch) -> float:
+        """Analytic FLOPs of one forward and backward pass over `batch` (shapes only)."""
+        ...
+
+
+class BaseModel:
+    """The protocol's defaults; a model inherits them and states only what it adds."""
+
+    def across_batch(self, params, extra, features, *, step, train):
+        return {}, {}
+
+    def after_update(self, params, extra, *, step, rng):
+        return extra
+
+    def capabilities(self):
+        return {}
+
+    def adapt(self, params, target):
+        return params

@@ -1,0 +1,137 @@
+"""The TFDS builder of `scenes`: array_record files, no TensorFlow, no download.
+
+Scenes are stored in order of their object count, a fifth of a split each for one to five objects, so the slice with one
+to three objects is `train[:60%]` and nothing is rendered twice. Example i of a split depends only on (seed, split, i).
+
+Splits: train, validation, test, and compositional, whose scenes hold a (colour, shape) pair never seen in the others.
+"""
+
+import dataclasses
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from simvlm_jax.data.scenes import graph, tasks
+from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
+
+SPLITS = {"train": 15_000, "validation": 500, "test": 1_250, "compositional": 500}
+_TEXT = tfds.features.Text()
+
+
+@dataclasses.dataclass(kw_only=True)
+class ScenesConfig(tfds.core.BuilderConfig):
+    """`size`: image side in pixels. `seed`: of all that is drawn. `sizes`: examples a split (multiples of 5)."""
+
+    size: int = 64
+    seed: int = 0
+    sizes: dict[str, int] = dataclasses.field(default_factory=lambda: dict(SPLITS))
+
+
+def _features(task: str, size: int) -> dict[str, Any]:
+    image = tfds.features.Image(shape=(size, size, 3), encoding_format="png")
+    images = tfds.features.Sequence(image)
+    return {
+        "captions": {"image": image, "captions": tfds.features.Sequence(_TEXT), "scene": _TEXT},
+        "vqa": {"image": image, "question": _TEXT, "answer": _TEXT, "kind": _TEXT, "scene": _TEXT},
+        "text": {"text": _TEXT},
+        "noisy": {"image": image, "caption": _TEXT, "truth": _TEXT, "scene": _TEXT},
+        "interleaved": {"images": images, "text": _TEXT, "scenes": tfds.features.Sequence(_TEXT)},
+        "entail": {
+            "image": image,
+            "hypothesis": _TEXT,
+            "label": tfds.features.ClassLabel(names=tasks.ENTAILMENT),
+            "scene": _TEXT,
+        },
+        "pairs": {
+            "images": images,
+            "sentence": _TEXT,
+            "label": tfds.features.Scalar(np.bool_),
+            "scenes": tfds.features.Sequence(_TEXT),
+        },
+        "translate": {"image": image, "source": _TEXT, "target": _TEXT, "scene": _TEXT},
+        "classes": {"image": image, "label": tfds.features.ClassLabel(names=graph.CLASSES), "scene": _TEXT},
+    }[task]
+
+
+TASKS = ("captions", "vqa", "text", "noisy", "interleaved", "entail", "pairs", "translate", "classes")
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """Rendered scenes with an exact scene graph, one builder config a task."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [ScenesConfig(name=task) for task in TASKS]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        task = self.builder_config.name.split("-")[0]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict({"key": _TEXT, **_features(task, self.builder_config.size)}),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.builder_config.sizes}
+
+    def _generate_examples(self, split: str):
+        config = self.builder_config
+        for i in range(config.sizes[split]):
+            yield i, make_example(config.name.split("-")[0], split, i, config.sizes[split], config.size, config.seed)
+
+
+def object_count(index: int, examples: int) -> int:
+    """Objects in example `index` of a split: the split's five fifths hold 1, 2, 3, 4 and 5."""
+    return index * MAX_OBJECTS // examples + 1
+
+
+def make_example(task: str, split: str, index: int, examples: int, size: int, seed: int) -> dict[str, Any]:
+    """Example `index` of a split, a pure function of its arguments."""
+    rng = np.random.default_rng((seed, zlib.crc32(f"{task}/{split}".encode()), index))
+    count = 1 if task == "classes" else object_count(index, examples)
+
+    def draw() -> Scene:
+        if task == "vqa":  # questions about numbers need scenes of every size
+            return graph.sample_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), split == "compositional")
+        if task in ("pairs", "interleaved", "text"):
+            return graph.sample_scene(rng, int(rng.integers(1, count + 1)), split == "compositional")
+        return graph.sample_scene(rng, count, split == "compositional")
+
+    example = getattr(tasks, task)(rng, draw, size)
+    for name in ("image", "images"):
+        if name in example:
+            value = example[name]
+            example[name] = [io.BytesIO(v) for v in value] if isinstance(value, list) else io.BytesIO(value)
+    return {"key": f"{split}-{index:06d}", **example}
+
+
+def builder(
+    task: str = "captions",
+    *,
+    size: int = 64,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    data_dir: str | None = None,
+) -> Scenes:
+    """The builder of a task. Anything but the defaults goes into the config's name, so variants live side by side."""
+    if task not in TASKS:
+        raise ValueError(f"scenes has no task {task!r}; the tasks are {', '.join(TASKS)}")
+    sizes = {**SPLITS, **(sizes or {})}
+    if bad := {k: v for k, v in sizes.items() if k not in SPLITS or v < MAX_OBJECTS or v % MAX_OBJECTS}:
+        raise ValueError(f"scenes split sizes {bad}: need splits of {list(SPLITS)} and positive multiples of 5")
+    name = task
+    name += f"-{size}px" if size != 64 else ""
+    name += f"-seed{seed}" if seed else ""
+    name += "-" + "_".join(str(sizes[k]) for k in SPLITS) if sizes != SPLITS else ""
+    config = name if name == task else ScenesConfig(name=name, size=size, seed=seed, sizes=sizes)
+    return Scenes(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def prepare(task: str = "captions", **kwargs) -> Scenes:
+    """The builder of a task with its files on disk, prepared on first use."""
+    made = builder(task, **kwargs)
+    made.download_and_prepare()
+    return made
