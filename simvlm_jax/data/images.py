@@ -1,0 +1,73 @@
+"""Image bytes to RGB pixels, defensively: sizes are checked before decoding, every mode becomes 8-bit RGB."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970
+"""Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the message says why."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+    """RGB image of encoded bytes: first frame, upright by EXIF, alpha over white, 16-bit scaled to 8.
+
+    at_least: a JPEG may be decoded at a reduced scale whose shorter side is still at least this, which is faster.
+
+    Raises:
+      BadImage: empty, unreadable, truncated, or of more than `max_pixels`.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > max_pixels:
+                raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {max_pixels}")
+            if at_least is not None and image.format == "JPEG":
+                image.draft("RGB", (at_least, at_least))
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _to_rgb(image)
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError as e:
+        raise BadImage("not an image in a format that can be read") from e
+    except Exception as e:  # decoders raise whatever they like on broken input
+        raise BadImage(f"cannot be decoded: {e}") from e
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255
+        wide = np.asarray(image).astype(np.float64)
+        top = 65535.0 if wide.max() > 255 else 255.0
+        image = Image.fromarray(np.clip(wide * (255.0 / top) + 0.5, 0, 255).astype(np.uint8), "L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """uint8 [size,size,3] of a region (left, top, right, bottom) in pixels, by default the central square."""
+    if box is None:
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+    if image.size == (size, size) and tuple(box) == (0, 0, size, size):
+        return np.asarray(image)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+
+
+def random_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """A random square that covers between `smallest` and all of the central square's area."""
+    side = min(width, height) * float(np.sqrt(rng.uniform(smallest, 1.0)))
+    left, top = float(rng.uniform(0, width - side)), float(rng.uniform(0, height - side))
+    return left, top, left + side, top + side

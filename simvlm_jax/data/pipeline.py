@@ -1,0 +1,166 @@
+"""Batches by step: the global sample sequence is a pure function of (seed, step).
+
+Row r of part p in step s is global example g = s * rows + r. Its place in the shuffled data set and all its random
+draws depend on (seed, part, g) only, so hosts, devices and threads change nothing, and resuming is starting elsewhere.
+"""
+
+import dataclasses
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.core.types import Batch
+from simvlm_jax.data.sources import Source
+
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label")
+_MAX_TRIES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A source, how its examples become rows, and how many rows it gives to every batch.
+
+    group: "" for rows of the batch itself, or the key of the nested batch they belong to ("documents").
+    """
+
+    name: str
+    source: Source
+    transforms: Sequence[Transform]
+    rows: int
+    group: str = ""
+
+
+class Quarantine:
+    """Bad examples: replaced, counted, handed to `record`, and fatal past a share of all examples drawn."""
+
+    def __init__(self, limit: float = 0.05, record: Callable[[dict[str, Any]], None] | None = None):
+        self.limit, self.record = limit, record
+        self.bad, self.drawn = 0, 0
+        self._seen: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def good(self) -> None:
+        with self._lock:
+            self.drawn += 1
+
+    def add(self, part: str, key: str, error: Exception) -> None:
+        """Counts a bad example, records it once, and stops the run when there are too many."""
+        with self._lock:
+            self.bad, self.drawn = self.bad + 1, self.drawn + 1
+            new = (part, key) not in self._seen
+            self._seen.add((part, key))
+            if new and self.record is not None:
+                self.record({"part": part, "key": key, "error": f"{type(error).__name__}: {error}"})
+            if self.bad >= 10 and self.bad > self.limit * self.drawn:
+                raise RuntimeError(
+                    f"{self.bad} of {self.drawn} examples of {part!r} are bad, over the limit of {self.limit:.1%}; "
+                    f"the last was {key!r}: {error}. Mend the data or raise config.data.quarantine."
+                ) from error
+
+
+class Pipeline:
+    """Batches of a fixed make-up: every batch has exactly `rows` rows of each part."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        seed: int,
+        quarantine: Quarantine | None = None,
+        process: tuple[int, int] = (0, 1),
+    ):
+        import grain
+
+        self.parts, self.seed = tuple(parts), seed
+        self.quarantine = quarantine or Quarantine()
+        self._index, self._count = process
+        for p in self.parts:
+            if p.rows % self._count:
+                raise ValueError(
+                    f"{p.rows} rows of {p.name!r} a batch do not divide over {self._count} hosts; "
+                    f"make the batch a multiple of {self._count}"
+                )
+            if not len(p.source):
+                raise ValueError(f"data source {p.name!r} is empty")
+        self._order = [
+            grain.MapDataset.range(len(p.source)).seed(self._part_seed(p)).shuffle().repeat() for p in self.parts
+        ]
+
+    def _part_seed(self, part: Part) -> int:
+        return zlib.crc32(f"{self.seed}/{part.name}".encode())
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows of the batch of a step, as numpy arrays."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for p, order in zip(self.parts, self._order, strict=True):
+            for index in self._globals(p, step):
+                groups.setdefault(p.group, []).append(self._row(p, order, index))
+        batch = _stack(groups.pop(""))
+        return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
+
+    def keys(self, step: int) -> list[str]:
+        """The keys of all rows of a step's global batch, in order (a bad example's own, not its replacement's)."""
+        out = []
+        for p, order in zip(self.parts, self._order, strict=True):
+            out += [p.source.key(int(order[g])) for g in range(step * p.rows, (step + 1) * p.rows)]
+        return out
+
+    def _globals(self, p: Part, step: int) -> range:
+        mine = p.rows // self._count
+        first = step * p.rows + self._index * mine
+        return range(first, first + mine)
+
+    def _row(self, p: Part, order: Any, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self._part_seed(p), index))
+        position = int(order[index])
+        for _ in range(_MAX_TRIES):
+            try:
+                example = p.source[position]
+                for transform in p.transforms:
+                    example = transform(example, rng)
+                self.quarantine.good()
+                row = {k: example[k] for k in _ROW_KEYS if k in example}
+                return {**row, "id": np.int64(position), "weight": np.float32(1)}
+            except (ValueError, OSError, KeyError) as e:
+                self.quarantine.add(p.name, p.source.key(position), e)
+                position = int(rng.integers(len(p.source)))
+        raise RuntimeError(f"{_MAX_TRIES} replacements in a row were bad in {p.name!r}; the last was {position}")
+
+    def iterate(self, start: int, stop: int, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
+        """Batches of steps [start, stop), made ahead of time by threads."""
+        import grain
+
+        steps = grain.MapDataset.range(start, stop).map(self.batch)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        return iter(steps.to_iter_dataset(options))
+
+
+def _stack(rows: list[dict[str, Any]]) -> Batch:
+    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+class Stopwatch:
+    """The share of time that an iterator's consumer waits for it, since the last look."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches, self._waited, self._since = batches, 0.0, time.perf_counter()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def share(self) -> float:
+        """Fraction of the time since the last call that was spent waiting."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share

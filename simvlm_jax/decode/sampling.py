@@ -1,0 +1,44 @@
+"""From logits to the next token: greedy, or temperature, top-k and nucleus sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen.
+
+    temperature 0 is greedy. top_k keeps the k likeliest tokens (0: all); top_p the smallest set of likeliest tokens
+    whose probability reaches p (Holtzman et al., arXiv 1904.09751). All are fixed while compiling.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+
+    def __call__(self, logits_BV, keys_B):
+        """Token ids [B] int32; each row draws from its own key."""
+        if self.temperature == 0:
+            return logits_BV.argmax(-1).astype(jnp.int32)
+        kept = self.filter(logits_BV)
+        return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
+
+    def filter(self, logits_BV):
+        """Logits divided by the temperature, those outside top-k and nucleus at -inf."""
+        logits = logits_BV.astype(jnp.float32) / self.temperature
+        if self.top_k and self.top_k < logits.shape[-1]:
+            smallest = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
+            logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        if self.top_p < 1:
+            ordered = -jnp.sort(-logits, axis=-1)
+            probability = jax.nn.softmax(ordered, axis=-1)
+            before = jnp.cumsum(probability, axis=-1) - probability  # mass of strictly likelier tokens
+            last = jnp.where(before < self.top_p, ordered, jnp.inf).min(-1, keepdims=True)
+            logits = jnp.where(logits < last, -jnp.inf, logits)
+        return logits

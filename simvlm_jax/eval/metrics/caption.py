@@ -1,0 +1,135 @@
+"""BLEU, ROUGE-L and CIDEr-D exactly as the official COCO caption scorer computes them (pycocoevalcap), without Java.
+
+Inputs are raw captions; both sides go through the PTB tokenisation. METEOR and SPICE need Java and are not computed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from simvlm_jax.eval.metrics.ptb import ptb_tokenize
+
+Tokens = list[str]
+_TINY, _SMALL = 1e-15, 1e-9  # the official BLEU's guards against log(0)
+_ROUGE_BETA = 1.2
+_CIDER_SIGMA, _CIDER_N = 6.0, 4
+
+
+def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus scores `bleu1`..`bleu4`, `rouge_l` (0 to 1) and `cider` (CIDEr-D, native scale: 10 is a perfect match)."""
+    return {name: float(np.mean(v)) if isinstance(v, list) else v for name, v in _all(hypotheses, references).items()}
+
+
+def caption_scores_per_image(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """Each image's `rouge_l` and `cider` (their means are the corpus scores) and sentence-level `bleu1`..`bleu4`."""
+    scores = _all(hypotheses, references)
+    rows = []
+    for i, (h, refs) in enumerate(zip(hypotheses, references, strict=True)):
+        single = bleu([ptb_tokenize(h)], [[ptb_tokenize(r) for r in refs]])
+        rows.append({**single, "rouge_l": scores["rouge_l"][i], "cider": scores["cider"][i]})
+    return rows
+
+
+def _all(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
+    if not hypotheses:
+        raise ValueError("there are no captions to score")
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} captions for {len(references)} sets of references")
+    if empty := [i for i, refs in enumerate(references) if not refs]:
+        raise ValueError(f"no references for caption {empty[0]} ({len(empty)} in all lack them)")
+    said = [ptb_tokenize(h) for h in hypotheses]
+    refs = [[ptb_tokenize(r) for r in rs] for rs in references]
+    rouge = [rouge_l(h, r) for h, r in zip(said, refs, strict=True)]
+    return {**bleu(said, refs), "rouge_l": rouge, "cider": cider_d(said, refs)}
+
+
+def _ngrams(tokens: Tokens, n: int) -> Counter:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def bleu(hypotheses: list[Tokens], references: list[list[Tokens]]) -> dict[str, float]:
+    """Corpus BLEU-1..4 with the closest reference length (Papineni et al. 2002)."""
+    correct, guessed = [0] * 4, [0] * 4
+    length, reference_length = 0, 0
+    for h, refs in zip(hypotheses, references, strict=True):
+        length += len(h)
+        reference_length += min((abs(len(r) - len(h)), len(r)) for r in refs)[1]
+        for n in range(1, 5):
+            counts, most = _ngrams(h, n), Counter()
+            for r in refs:
+                most |= _ngrams(r, n)
+            guessed[n - 1] += max(len(h) - n + 1, 0)
+            correct[n - 1] += sum((counts & most).values())
+    ratio = (length + _TINY) / (reference_length + _SMALL)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    out, product = {}, 1.0
+    for n in range(4):
+        product *= (correct[n] + _TINY) / (guessed[n] + _SMALL)
+        out[f"bleu{n + 1}"] = product ** (1 / (n + 1)) * brevity
+    return out
+
+
+def rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:
+    """ROUGE-L F with beta 1.2; precision and recall are each the best over references (Lin 2004, as the scorer does)."""
+    if not hypothesis:
+        return 0.0
+    common = [_longest_common(hypothesis, r) for r in references]
+    precision = max(c / len(hypothesis) for c in common)
+    recall = max((c / len(r) if r else 0.0) for c, r in zip(common, references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    b = _ROUGE_BETA**2
+    return (1 + b) * precision * recall / (recall + b * precision)
+
+
+def _longest_common(a: Tokens, b: Tokens) -> int:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def document_frequency(references: list[list[Tokens]]) -> Counter:
+    """In how many images' references each n-gram occurs, n = 1..4."""
+    seen: Counter = Counter()
+    for refs in references:
+        seen.update({g for r in refs for n in range(1, _CIDER_N + 1) for g in _ngrams(r, n)})
+    return seen
+
+
+def cider_d(
+    hypotheses: list[Tokens],
+    references: list[list[Tokens]],
+    frequency: Counter | None = None,
+    images: int | None = None,
+) -> list[float]:
+    """CIDEr-D of each image (Vedantam et al. 2015). `frequency` and `images` default to those of the evaluated set."""
+    frequency = document_frequency(references) if frequency is None else frequency
+    log_images = math.log(images or len(references))
+
+    def weigh(tokens: Tokens) -> tuple[list[dict[tuple, float]], list[float], int]:
+        vectors = [
+            {g: c * (log_images - math.log(max(1.0, frequency[g]))) for g, c in _ngrams(tokens, n).items()}
+            for n in range(1, _CIDER_N + 1)
+        ]
+        norms = [math.sqrt(sum(v * v for v in vec.values())) for vec in vectors]
+        return vectors, norms, max(len(tokens) - 1, 0)  # the official "length" counts bigrams
+
+    out = []
+    for h, refs in zip(hypotheses, references, strict=True):
+        vectors, norms, length = weigh(h)
+        total = 0.0
+        for r in refs:
+            other, other_norms, other_length = weigh(r)
+            penalty = math.exp(-((length - other_length) ** 2) / (2 * _CIDER_SIGMA**2))
+            for n in range(_CIDER_N):
+                value = sum(min(v, other[n].get(g, 0.0)) * other[n].get(g, 0.0) for g, v in vectors[n].items())
+                if norms[n] and other_norms[n]:
+                    value /= norms[n] * other_norms[n]
+                total += value * penalty
+        out.append(10.0 * total / _CIDER_N / len(refs))
+    return out

@@ -1,0 +1,470 @@
+"""SimVLM: Simple Visual Language Model Pretraining with Weak Supervision (Wang et al., arXiv 2108.10904).
+
+One idea: a prefix language model over [image tokens; text]. The image and a random prefix of the text are seen in both
+directions, the rest is predicted left to right; nothing else is trained.
+
+An image [Y,X,C] becomes P tokens by the first three blocks of a ResNet (section 3.2), text is T pieces. The encoder
+sees [image; prefix], the decoder predicts the suffix and cross-attends to the encoder. Text keeps its absolute
+position on both sides, and slot t of the decoder predicts piece t, so that a random prefix is a matter of masks alone:
+encoder slots from the prefix length on and decoder slots before it are segment -1.
+
+What the paper does not state, and our choice: GroupNorm in the conv stem (see nn.norm); one table of text positions
+for encoder and decoder; prefix length uniform over [0, pieces] so that at least the EOS is predicted.
+
+The ablations of table 5 are fields: `stem_stages` 2, 3, 4, or 0 for plain patches (the token grid stays that of
+`patch`); `decoder_only`; `objective`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import BaseModel, Term, Vocabulary
+from simvlm_jax.nn.block import Shared
+from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
+from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.position import resize_grid, resize_relative
+from simvlm_jax.nn.sizes import Compute, Size
+from simvlm_jax.nn.stack import Stack
+from simvlm_jax.objectives.cross_entropy import cross_entropy
+
+_RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
+_RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
+_WIDE_RESNET152 = ConvStemSize(("conv7", 80), (320, 640, 1280, 2560), (3, 8, 36, 3))
+SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv stem
+    "tiny": (
+        Size(128, 3, 4, 512),
+        Size(128, 3, 4, 512),
+        ConvStemSize(("conv4", 32), (32, 64, 128, 128), (1, 1, 1, 1), bottleneck=False),
+    ),
+    "mini": (
+        Size(256, 4, 4, 1024),
+        Size(256, 4, 4, 1024),
+        ConvStemSize(("conv7", 32), (64, 128, 256, 256), (1, 1, 1, 1), bottleneck=False),
+    ),
+    "small": (Size(512, 8, 8, 2048), Size(512, 8, 8, 2048), _RESNET101),
+    "base": (Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), _RESNET101),
+    "large": (Size(1024, 24, 16, 4096), Size(1024, 24, 16, 4096), _RESNET152),
+    "huge": (Size(1280, 32, 16, 5120), Size(1280, 32, 16, 5120), _WIDE_RESNET152),
+}
+OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
+SENTINELS = 32
+SPAN_SHARE, SPAN_LENGTH = 0.15, 3  # T5 (arXiv 1910.10683, section 3.3.4)
+
+
+class Network(nn.Module):
+    """The parameters and the passes through them; see SimVLM for what the fields mean."""
+
+    model: "SimVLM"
+
+    def setup(self):
+        m = self.model
+        encoder, decoder, stem = m.sizes
+        dtype = m.compute.activation_dtype
+        if m.stem_stages:
+            self.stem = ConvStem(stem.first(m.stem_stages), encoder.width, m.patch, dtype, m.drop_path)
+        else:
+            self.stem = Patches(encoder.width, m.patch, dtype)
+        D = encoder.width
+        init = nn.initializers.normal(D**-0.5)
+        self.embedding = self.param("embedding", nn.with_logical_partitioning(init, ("V", "D")), (m.rows, D))
+        positions = nn.with_logical_partitioning(init, (None, "D"))
+        self.image_position = self.param("image_position", positions, (m.grid[0] * m.grid[1], D))
+        self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))
+        common = dict(compute=m.compute, dropout=m.dropout)
+        if m.decoder_only:
+            both = dataclasses.replace(decoder, depth=encoder.depth + decoder.depth)
+            self.decoder = Stack(both, relative_grid=m.grid, drop_path=m.drop_path, **common)
+        else:
+            self.encoder = Stack(encoder, relative_grid=m.grid, drop_path=m.drop_path, **common)
+            self.encoder_norm = LayerNorm(dtype)
+            self.decoder = Stack(decoder, cross=True, **common)
+        self.decoder_norm = LayerNorm(dtype)
+
+    def embed(self, image, image_mask, tokens, positions, sight: Sight):
+        """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
+        m = self.model
+        dtype = m.compute.activation_dtype
+        text = self.embedding.astype(dtype)[tokens] + self.text_position.astype(dtype)[positions]
+        if image is None:
+            return text, sight
+        B, M, Y, X, _ = image.shape
+        if M != 1 or (Y, X) != (m.image_size, m.image_size):
+            raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
+        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype)
+        valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
+        return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), sight)
+
+    def teacher_forced(self, batch, layout: "Layout"):
+        """Logits [B,T',V] of every decoder slot of a layout."""
+        image, image_mask = batch.get("image"), batch.get("image_mask")
+        given = bidirectional(layout.given)
+        if self.model.decoder_only:
+            x, sight = self.embed(image, image_mask, *layout.one_sequence())
+            x, _ = self.decoder(x, Shared(visible(sight, sight)), image_tokens=image is not None)
+            x = x[:, -layout.targets.shape[1] :]
+        else:
+            context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
+            x, _ = self.embed(None, None, layout.inputs, layout.input_positions, given)
+            sight = causal(layout.predicted)
+            everything = Sight(jnp.zeros_like(seen.block), seen.segment)
+            shared = Shared(visible(sight, sight), context, visible(sight, everything))
+            x, _ = self.decoder(x, shared)
+        return self.logits(x)
+
+    def encode(self, image, image_mask, tokens, positions, sight):
+        """The encoder's output [B,P+T,D] over [image; prefix] and its Sight."""
+        x, sight = self.embed(image, image_mask, tokens, positions, sight)
+        x, _ = self.encoder(x, Shared(visible(sight, sight)), image_tokens=image is not None)
+        return self.encoder_norm(x), sight
+
+    def logits(self, x):
+        """[B,T,D] -> [B,T,V] in fp32, by the transposed input embedding."""
+        x = self.decoder_norm(x)
+        return jnp.einsum("BTD,VD->BTV", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def step(self, tokens, positions, slots, shared_masks, cache, context=None):
+        """Decoder pass over new tokens with a cache; returns (logits [B,T,V], cache)."""
+        x, _ = self.embed(None, None, tokens, positions, None)
+        own, cross = shared_masks
+        x, cache = self.decoder(x, Shared(own, context, cross, slots), cache, image_tokens=False)
+        return self.logits(x), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the two sides see: encoder tokens where `given`, decoder inputs and targets where `predicted`; all [B,T]."""
+
+    tokens: Any
+    positions: Any
+    given: Any
+    inputs: Any
+    input_positions: Any
+    targets: Any
+    predicted: Any
+    aligned: bool
+
+    def one_sequence(self):
+        """(tokens, positions, Sight) for a single stack: the prefix in block 0, then one block a position.
+
+        In an aligned layout prefix and suffix fill disjoint slots of the same T; otherwise one follows the other.
+        """
+        block = jnp.broadcast_to(1 + jnp.arange(self.inputs.shape[1]), self.inputs.shape)
+        suffix = Sight(block, jnp.where(self.predicted, 0, -1))
+        prefix = bidirectional(self.given)
+        if not self.aligned:
+            tokens = jnp.concatenate([self.tokens, self.inputs], axis=1)
+            return tokens, jnp.concatenate([self.positions, self.input_positions], axis=1), join(prefix, suffix)
+        pick = lambda a, b: jnp.where(self.given, a, b)  # noqa: E731
+        return (
+            pick(self.tokens, self.inputs),
+            pick(self.positions, self.input_positions),
+            Sight(pick(prefix.block, suffix.block), jnp.where(self.given | self.predicted, 0, -1)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SimVLM(BaseModel):
+    """SimVLM by size and ablation.
+
+    Args:
+      vocabulary: of the run's tokenizer; its `length` is the longest text, T.
+      size: a row of SIZES.
+      image_size, patch: pixels; (image_size / patch)^2 image tokens.
+      stem_stages: ResNet stages of the conv stem, 0 for plain patches.
+      decoder_only: one stack of both depths instead of encoder and decoder.
+      objective: "prefix_lm", "lm" (no text in the prefix) or "span_corruption" (T5).
+      dropout, drop_path: off in pre-training, 0.1 in fine-tuning; drop_path acts on the conv stem and the encoder only.
+      compute: dtype, remat, scan.
+    """
+
+    vocabulary: Vocabulary
+    size: str = "tiny"
+    image_size: int = 64
+    patch: int = 16
+    stem_stages: int = 3
+    decoder_only: bool = False
+    objective: str = "prefix_lm"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"SimVLM size {self.size!r} is not one of {', '.join(SIZES)}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"SimVLM objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}")
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+
+    @property
+    def sizes(self) -> tuple[Size, Size, ConvStemSize]:
+        return SIZES[self.size]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.image_size // self.patch, self.image_size // self.patch
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the vocabulary, and sentinels where the objective needs them."""
+        return self.vocabulary.size + (SENTINELS if self.objective == "span_corruption" else 0)
+
+    @property
+    def network(self) -> Network:
+        return Network(self)
+
+    def init(self, rng, batch):
+        with_image = {k: v for k, v in batch.items() if k != "documents"}
+        if "image" not in with_image:
+            raise ValueError("SimVLM is initialised on a batch with images; this one has only text")
+        small = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), with_image)
+        variables = self.network.init(rng, small, self.layout(small), method="teacher_forced")
+        return variables["params"], {}
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        """The language-model loss, over images with text and over documents alike (section 3.1)."""
+        groups = {"text": {k: v for k, v in batch.items() if k != "documents"}}
+        if "documents" in batch:
+            groups["documents"] = batch["documents"]
+        aux, total, count = {}, 0.0, 0.0
+        for i, (name, group) in enumerate(groups.items()):
+            layout = self.layout(group)
+            streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}
+            logits = self.network.apply({"params": params}, group, layout, rngs=streams, method="teacher_forced")
+            weight = layout.predicted * group["weight"][:, None]
+            loss, tokens, correct = cross_entropy(logits, layout.targets, weight)
+            aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
+            total, count = total + loss, count + tokens
+        return {}, {"lm": Term(total, count)}, aux
+
+    def layout(self, group) -> Layout:
+        """Encoder inputs, decoder inputs and targets of a group of rows."""
+        text, valid = group["text"], group["text_mask"]
+        if self.objective == "span_corruption":
+            return span_layout(text, valid, group["seed"], self.vocabulary)
+        prefix = group["prefix_length"] if self.objective == "prefix_lm" else jnp.zeros_like(text[:, 0])
+        return prefix_layout(text, valid, prefix, self.vocabulary.bos)
+
+    def adapt(self, params, target):
+        """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size."""
+        shape = params["image_position"].shape
+        side = int(round(shape[0] ** 0.5))
+        out = {**params, "image_position": resize_grid(params["image_position"], (side, side), self.grid)}
+        name = "decoder" if self.decoder_only else "encoder"
+
+        def fit(path, leaf):
+            return resize_relative(leaf, self.grid) if path[-2].key == "relative" else leaf
+
+        out[name] = jax.tree_util.tree_map_with_path(fit, params[name])
+        return out
+
+    def capabilities(self):
+        return {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
+
+    def prefill(self, params, extra, batch, max_length):
+        """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
+
+        Returns (logits [B,V] of the first new piece, cache). Positions run to `vocabulary.length`: a prompt of width
+        T leaves room for `length - T` pieces.
+        """
+        text, valid = batch["text"], batch["text_mask"]
+        B, T = text.shape
+        room = self.vocabulary.length - T
+        if max_length > room:
+            raise ValueError(f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}")
+        size = valid.sum(1).astype(jnp.int32)
+        start = jnp.full((B, 1), self.vocabulary.bos, jnp.int32)
+        if self.objective == "lm":  # no text ever stands in the prefix: the prompt is forced on the decoder
+            start, fed = jnp.concatenate([start, text], axis=1), jnp.concatenate([jnp.ones((B, 1), bool), valid], 1)
+            text, valid, first = text[:, :0], valid[:, :0], jnp.zeros((B,), jnp.int32)
+        elif self.objective == "span_corruption":  # the rest of the text is one masked span
+            slots = jnp.arange(T + 1)
+            text = jnp.where(slots == size[:, None], self.vocabulary.size, jnp.pad(text, ((0, 0), (0, 1))))
+            valid, first = slots <= size[:, None], jnp.zeros((B,), jnp.int32)
+            start = jnp.concatenate([start, jnp.full((B, 1), self.vocabulary.size, jnp.int32)], axis=1)
+            fed = jnp.ones(start.shape, bool)
+        else:
+            fed, first = jnp.ones((B, 1), bool), size
+        if not text.shape[1]:  # keep one masked slot, so that shapes without prompt or image stay valid
+            text, valid = jnp.zeros((B, 1), jnp.int32), jnp.zeros((B, 1), bool)
+        return self._start(params, batch, text, valid, start, fed, first, max_length)
+
+    def _start(self, params, batch, text, valid, start, fed, first, max_length):
+        m, variables = self, {"params": params}
+        image, image_mask = batch.get("image"), batch.get("image_mask")
+        positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+        dtype, B, steps = self.compute.activation_dtype, text.shape[0], start.shape[1] + max_length
+        decoder = self.sizes[1]
+        given = bidirectional(valid)
+        if m.decoder_only:
+            x, sight = m.network.apply(variables, image, image_mask, text, positions, given, method="embed")
+            depth, P = self.sizes[0].depth + decoder.depth, x.shape[1]
+            layers = _empty_cache(B, depth, P + steps, decoder, dtype)
+            slots = jnp.broadcast_to(jnp.arange(P), (B, P))
+            unwritten = jnp.full((B, steps), -1, jnp.int32)
+            keys = Sight(jnp.pad(sight.block, ((0, 0), (0, steps))), jnp.concatenate([sight.segment, unwritten], 1))
+            _, layers = m.network.apply(
+                variables, x, Shared(visible(sight, keys), slots=slots), layers, image is not None, method=_run_decoder
+            )
+            cross, context = None, None
+        else:
+            context, cross = m.network.apply(
+                variables, image, image_mask, text, positions, given, method="encode"
+            )
+            cross = cross.segment
+            layers = _empty_cache(B, decoder.depth, steps, decoder, dtype)
+            keys = Sight(jnp.zeros((B, steps), jnp.int32), jnp.full((B, steps), -1, jnp.int32))
+        cache = {
+            "layers": layers,
+            "block": keys.block,
+            "segment": keys.segment,
+            "cross": jnp.zeros((B, 0), jnp.int32) if cross is None else cross,
+            "filled": jnp.full((B,), keys.block.shape[1] - steps, jnp.int32),
+            "base": jnp.full((B,), keys.block.shape[1] - steps, jnp.int32) - first,
+        }
+        logits, cache = self._advance(params, cache, start, fed, context)
+        last = jnp.maximum(fed.sum(1) - 1, 0)
+        return jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0], cache
+
+    def extend(self, params, extra, cache, tokens):
+        """Feeds tokens [B,T] and returns (logits [B,T,V] of what follows each, cache)."""
+        return self._advance(params, cache, tokens, jnp.ones(tokens.shape, bool), None)
+
+    def _advance(self, params, cache, tokens, fed, context):
+        """Writes the tokens that are `fed` (a prefix of each row) to the next slots and runs the decoder on them."""
+        B, T = tokens.shape
+        rows = jnp.arange(B)[:, None]
+        slots = cache["filled"][:, None] + jnp.arange(T)
+        positions = jnp.clip(slots - cache["base"][:, None], 0, self.vocabulary.length - 1)
+        query = Sight(1 + slots, jnp.where(fed, 0, -1))
+        keys = Sight(
+            cache["block"].at[rows, slots].set(query.block), cache["segment"].at[rows, slots].set(query.segment)
+        )
+        own = visible(query, keys)
+        cross = None
+        if not self.decoder_only:
+            zeros = jnp.zeros_like(cache["cross"])
+            cross = visible(query, Sight(zeros, cache["cross"]))
+        logits, layers = self.network.apply(
+            {"params": params}, tokens, positions, slots, (own, cross), cache["layers"], context, method="step"
+        )
+        filled = cache["filled"] + fed.sum(1).astype(jnp.int32)
+        return logits, {**cache, "layers": layers, "block": keys.block, "segment": keys.segment, "filled": filled}
+
+    def attention(self, params, extra, batch):
+        """Where each predicted piece looks: [B,T,P], the last decoder layer's weights on image tokens, mean over heads.
+
+        Row t belongs to piece t of `text`; all of it is predicted, as in captioning without a prompt.
+        """
+        layout = prefix_layout(batch["text"], batch["text_mask"], jnp.zeros_like(batch["text"][:, 0]), self.vocabulary.bos)
+        _, state = self.network.apply(
+            {"params": params}, batch, layout, method="teacher_forced", mutable=["intermediates"]
+        )
+        layers = state["intermediates"]["decoder"]
+        block = layers["layers"] if self.compute.scan else layers[f"layer_{len(layers) - 1}"]
+        weights = block["attention" if self.decoder_only else "cross_attention"]["weights"][0]
+        weights = weights[-1] if self.compute.scan else weights
+        P = self.grid[0] * self.grid[1]
+        return weights.mean(1)[:, -batch["text"].shape[1] :, :P]
+
+    def train_flops(self, batch):
+        """6 FLOPs a matrix parameter a token (2 forward, 4 backward), attention and convolutions beside them."""
+        encoder, decoder, stem = self.sizes
+        total = 0.0
+        for group in (batch, batch.get("documents", {})):
+            if "text" not in group:
+                continue
+            B, T = group["text"].shape
+            P = self.grid[0] * self.grid[1] if "image" in group else 0
+            per_row = 2.0 * T * self.rows * decoder.width
+            if P and self.stem_stages:
+                stem_used = stem.first(self.stem_stages)
+                per_row += conv_stem_flops(stem_used, encoder.width, self.patch, self.image_size)
+            elif P:
+                per_row += 2.0 * P * self.patch**2 * 3 * encoder.width
+            if self.decoder_only:
+                both = T if self.objective != "span_corruption" else 2 * T
+                deep = dataclasses.replace(decoder, depth=encoder.depth + decoder.depth)
+                per_row += stack_flops(deep, P + both)
+            else:
+                per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
+            total += 3 * B * per_row
+        return total
+
+
+def stack_flops(size: Size, tokens: int, context: int = 0) -> float:
+    """Forward FLOPs of a stack over one row; `context` keys of cross-attention, 0 for none."""
+    D = size.width
+    layer = tokens * (8.0 * D * D + 4.0 * D * size.mlp) + 4.0 * tokens * tokens * D
+    if context:
+        layer += 4.0 * D * D * (tokens + context) + 4.0 * tokens * context * D
+    return size.depth * layer
+
+
+def prefix_layout(text, valid, prefix_length, bos) -> Layout:
+    """Pieces before `prefix_length` are given, the others predicted; the first prediction starts from BOS."""
+    slots = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+    prefix = prefix_length[:, None]
+    shifted = jnp.pad(text, ((0, 0), (1, 0)))[:, :-1]
+    return Layout(
+        tokens=text,
+        positions=slots,
+        given=valid & (slots < prefix),
+        inputs=jnp.where(slots == prefix, bos, shifted),
+        input_positions=slots,
+        targets=text,
+        predicted=valid & (slots >= prefix),
+        aligned=True,
+    )
+
+
+def span_layout(text, valid, seed, vocabulary: Vocabulary) -> Layout:
+    """T5's span corruption: spans become sentinels, the decoder predicts each sentinel and its span, then EOS.
+
+    At least one piece is hidden in every row that has one; EOS never is. Sentinel k is row `vocabulary.size + k`.
+    """
+    T = text.shape[1]
+    slots = jnp.broadcast_to(jnp.arange(T), text.shape)
+    pieces = valid & (text != vocabulary.eos)
+    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.key(row), (T,)))(seed)
+    begins = pieces & (draw < SPAN_SHARE / SPAN_LENGTH)
+    draw = jnp.where(pieces, draw, 2.0)
+    begins = begins | (pieces & (slots == draw.argmin(1, keepdims=True)))
+    hidden = begins
+    for k in range(1, SPAN_LENGTH):
+        hidden = hidden | jnp.pad(begins, ((0, 0), (k, 0)))[:, :T]
+    hidden = hidden & pieces
+    first = hidden & ~jnp.pad(hidden, ((0, 0), (1, 0)))[:, :T]
+    number = jnp.minimum(jnp.cumsum(first, axis=1) - 1, SENTINELS - 1)
+    sentinel = vocabulary.size + number
+    # every hidden piece may be preceded by its sentinel: interleave both, then close the gaps with a stable sort
+    pairs = jnp.stack([sentinel, text], axis=-1).reshape(-1, 2 * T)
+    kept = jnp.stack([first, hidden | (valid & (text == vocabulary.eos))], axis=-1).reshape(-1, 2 * T)
+    order = jnp.argsort(~kept, axis=1, stable=True)[:, :T]
+    targets = jnp.take_along_axis(pairs, order, axis=1)
+    predicted = jnp.take_along_axis(kept, order, axis=1)
+    return Layout(
+        tokens=jnp.where(first, sentinel, text),
+        positions=slots,
+        given=pieces & (~hidden | first),
+        inputs=jnp.where(slots == 0, vocabulary.bos, jnp.pad(targets, ((0, 0), (1, 0)))[:, :T]),
+        input_positions=slots,
+        targets=targets,
+        predicted=predicted,
+        aligned=False,
+    )
+
+
+def _empty_cache(B, depth, steps, size: Size, dtype):
+    shape = (B, depth, steps, size.heads, size.width // size.heads)
+    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+
+def _run_decoder(network: Network, x, shared, cache, image_tokens):
+    return network.decoder(x, shared, cache, image_tokens)

@@ -1,0 +1,100 @@
+"""The pre-LN transformer block: self-attention, optional cross-attention, mlp; dropout and stochastic depth."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.nn.attention import Attention
+from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.position import RelativeBias2D
+from simvlm_jax.nn.sizes import Size
+
+
+class Shared(NamedTuple):
+    """What all blocks of a stack get alike.
+
+    visible: bool [B,T,S] of the self-attention. context [B,S,W] and context_visible [B,T,S]: of the cross-attention;
+    `context` is None when the cache holds its keys. slots [B,T]: where new keys go when there is a cache.
+    """
+
+    visible: Any
+    context: Any = None
+    context_visible: Any = None
+    slots: Any = None
+
+
+class Mlp(nn.Module):
+    """D -> F -> D with GELU (tanh form)."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        D = x.shape[-1]
+        xavier, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
+        up = self.param("up", nn.with_logical_partitioning(xavier, ("D", "F")), (D, self.width))
+        up_bias = self.param("up_bias", nn.with_logical_partitioning(zeros, ("F",)), (self.width,))
+        down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
+        down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
+        x = nn.gelu(x @ up.astype(self.dtype) + up_bias.astype(self.dtype))
+        return x @ down.astype(self.dtype) + down_bias.astype(self.dtype)
+
+
+class Block(nn.Module):
+    """One layer. Randomness is on exactly when `apply` gets a "dropout" rng, that is, while training.
+
+    relative_grid: (rows, columns) of image tokens at the front of the sequence that get a 2D relative bias.
+    """
+
+    size: Size
+    dtype: jnp.dtype
+    cross: bool = False
+    relative_grid: tuple[int, int] | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, cache, drop_path, shared: Shared):
+        """(x [B,T,D], cache, drop_path rate) -> (x, new cache). The cache is {} or a dict of keys and values."""
+        new_cache = {}
+        bias = None
+        if self.relative_grid is not None:
+            bias = RelativeBias2D(self.relative_grid, self.size.heads, name="relative")(*shared.visible.shape[1:])
+        h = LayerNorm(self.dtype, name="norm_attention")(x)
+        kept = (cache["key"], cache["value"]) if cache else None
+        h, kv = Attention(self.size.heads, self.dtype, name="attention")(
+            h, h, shared.visible, bias=bias, cache=kept, slots_BT=shared.slots
+        )
+        x = x + self._thin(h, drop_path)
+        if cache:
+            new_cache["key"], new_cache["value"] = kv
+        if self.cross:
+            h = LayerNorm(self.dtype, name="norm_cross")(x)
+            kept = None if shared.context is not None else (cache["cross_key"], cache["cross_value"])
+            h, kv = Attention(self.size.heads, self.dtype, name="cross_attention")(
+                h, shared.context, shared.context_visible, cache=kept
+            )
+            x = x + self._thin(h, drop_path)
+            if cache:
+                new_cache["cross_key"], new_cache["cross_value"] = kv
+        h = LayerNorm(self.dtype, name="norm_mlp")(x)
+        h = Mlp(self.size.mlp, self.dtype, name="mlp")(h)
+        return x + self._thin(h, drop_path), new_cache
+
+    def _thin(self, h, drop_path):
+        """Dropout, then stochastic depth: a whole residual branch is dropped for a sample with odds `drop_path`."""
+        if not self.has_rng("dropout"):
+            return h
+        if self.dropout:
+            h = nn.Dropout(self.dropout, deterministic=False)(h)
+        if drop_path is None:
+            return h
+        return drop_branch(self.make_rng("dropout"), h, drop_path)
+
+
+def drop_branch(rng, h, rate):
+    """Stochastic depth (Huang et al. 2016): zeroes samples of `h` [B,...] with odds `rate`, scales the others up."""
+    keep = jax.random.bernoulli(rng, 1 - rate, (h.shape[0],) + (1,) * (h.ndim - 1))
+    return jnp.where(keep, h / (1 - rate), 0).astype(h.dtype)

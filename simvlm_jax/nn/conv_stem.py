@@ -1,0 +1,153 @@
+"""Image to tokens: the first blocks of a ResNet (SimVLM's conv stage), or plain patches."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.nn.block import drop_branch
+from simvlm_jax.nn.norm import GroupNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvStemSize:
+    """A ResNet's first stages (He et al. 2015). widths: channels out of each stage. depths: blocks a stage.
+
+    root: ("conv7", width) is the 7x7/2 convolution and 3x3/2 pooling of ResNet; ("conv4", width) one 4x4/4 convolution.
+    bottleneck: 1x1, 3x3, 1x1 blocks of a quarter of the width, or two 3x3.
+    """
+
+    root: tuple[str, int]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    bottleneck: bool = True
+
+    def first(self, stages: int) -> "ConvStemSize":
+        """The same stem with its first `stages` stages."""
+        if not 1 <= stages <= len(self.widths):
+            raise ValueError(f"a conv stem has 1 to {len(self.widths)} stages, not {stages}")
+        return dataclasses.replace(self, widths=self.widths[:stages], depths=self.depths[:stages])
+
+
+def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
+    """Strides of the stages after the root's 4: 1, then 2 each, as long as the net stride stays within `patch`."""
+    strides, net = [], 4
+    for i in range(stages):
+        stride = 2 if i and net * 2 <= patch else 1
+        strides.append(stride)
+        net *= stride
+    return tuple(strides)
+
+
+def conv(features: int, kernel: int, stride: int, dtype, name: str):
+    """A convolution without bias (a norm follows), He initialisation."""
+    init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, None, "C"))
+    return nn.Conv(
+        features, (kernel, kernel), (stride, stride), use_bias=False, dtype=dtype, kernel_init=init, name=name
+    )
+
+
+class ResidualBlock(nn.Module):
+    """conv-norm-relu, twice or in a bottleneck, plus the input; the stride sits on a 3x3 (ResNet v1.5)."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    dtype: jnp.dtype
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        inner = self.width // 4 if self.bottleneck else self.width
+        plan = [(inner, 1, 1), (inner, 3, self.stride), (self.width, 1, 1)]
+        if not self.bottleneck:
+            plan = [(inner, 3, self.stride), (inner, 3, 1)]
+        h = x
+        for i, (features, kernel, stride) in enumerate(plan):
+            h = conv(features, kernel, stride, self.dtype, f"conv_{i}")(h)
+            h = GroupNorm(self.dtype, name=f"norm_{i}")(h)
+            if i < len(plan) - 1:
+                h = nn.relu(h)
+        if x.shape[-1] != self.width or self.stride != 1:
+            x = conv(self.width, 1, self.stride, self.dtype, "conv_shortcut")(x)
+            x = GroupNorm(self.dtype, name="norm_shortcut")(x)
+        if self.drop_path and self.has_rng("dropout"):
+            h = drop_branch(self.make_rng("dropout"), h, self.drop_path)
+        return nn.relu(x + h)
+
+
+class ConvStem(nn.Module):
+    """[B,Y,X,C] -> [B,P,D]: root, residual stages, and a linear map of what is left of a patch to width D."""
+
+    size: ConvStemSize
+    width: int
+    patch: int
+    dtype: jnp.dtype
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, image):
+        kind, root_width = self.size.root
+        if kind == "conv7":
+            x = conv(root_width, 7, 2, self.dtype, "root")(image)
+            x = nn.relu(GroupNorm(self.dtype, name="root_norm")(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        elif kind == "conv4":
+            x = conv(root_width, 4, 4, self.dtype, "root")(image)
+            x = nn.relu(GroupNorm(self.dtype, name="root_norm")(x))
+        else:
+            raise ValueError(f"conv stem root {kind!r} is not conv7 or conv4")
+        strides = stage_strides(len(self.size.widths), self.patch)
+        for i, (width, depth) in enumerate(zip(self.size.widths, self.size.depths, strict=True)):
+            for j in range(depth):
+                x = ResidualBlock(
+                    width,
+                    strides[i] if j == 0 else 1,
+                    self.size.bottleneck,
+                    self.dtype,
+                    self.drop_path,
+                    name=f"stage_{i}_block_{j}",
+                )(x)
+        return Patches(self.width, self.patch // (4 * math.prod(strides)), self.dtype, name="project")(x)
+
+
+class Patches(nn.Module):
+    """[B,Y,X,C] -> [B,P,D]: the linear map of every patch of `patch` x `patch` pixels (ViT, arXiv 2010.11929)."""
+
+    width: int
+    patch: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        B, Y, X, C = x.shape
+        p = self.patch
+        x = x.reshape(B, Y // p, p, X // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("C", "D"))
+        kernel = self.param("kernel", init, (p * p * C, self.width))
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def conv_stem_flops(size: ConvStemSize, width: int, patch: int, side: int) -> float:
+    """FLOPs of one forward pass of a ConvStem over one image (norms and activations left out)."""
+    kind, channels = size.root
+    here = side // 2 if kind == "conv7" else side // 4
+    total = 2.0 * here**2 * channels * 3 * (49 if kind == "conv7" else 16)
+    here = side // 4
+    strides = stage_strides(len(size.widths), patch)
+    for out, depth, stage_stride in zip(size.widths, size.depths, strides, strict=True):
+        for j in range(depth):
+            stride = stage_stride if j == 0 else 1
+            before, here = here, here // stride
+            if size.bottleneck:
+                inner = out // 4
+                total += 2.0 * (before**2 * channels * inner + here**2 * (9 * inner * inner + inner * out))
+            else:
+                total += 2.0 * here**2 * 9 * (channels * out + out * out)
+            if channels != out or stride != 1:
+                total += 2.0 * here**2 * channels * out
+            channels = out
+    rest = patch // (4 * math.prod(strides))
+    return total + 2.0 * (side // patch) ** 2 * rest**2 * channels * width

@@ -1,0 +1,134 @@
+"""Sentencepiece behind a contract: the tokenizer travels with the checkpoint, and a mismatch is an error.
+
+A tokenizer folder holds `tokenizer.model` and `contract.json` (size, special ids, text length, sha256 of the model).
+Ids of our own models: pad 0, bos 1, eos 2, unk 3.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from simvlm_jax.core.types import Vocabulary
+
+MODEL, CONTRACT = "tokenizer.model", "contract.json"
+
+
+class Tokenizer:
+    """A sentencepiece model and the text length of the run.
+
+    A model without a pad piece pads with its eos, one without bos starts from its pad: neither is ever a target.
+    """
+
+    def __init__(self, model: bytes, length: int):
+        import sentencepiece
+
+        if length < 2:
+            raise ValueError(f"text length {length} leaves no room for a piece and the end-of-text id")
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as e:
+            raise ValueError(f"not a sentencepiece model ({len(model)} bytes): {e}") from e
+        p = self._processor
+        if p.eos_id() < 0:
+            raise ValueError("the sentencepiece model has no eos piece; train one with eos_id set")
+        pad = p.pad_id() if p.pad_id() >= 0 else p.eos_id()
+        bos = p.bos_id() if p.bos_id() >= 0 else pad
+        self.vocabulary = Vocabulary(size=p.get_piece_size(), length=length, pad=pad, bos=bos, eos=p.eos_id())
+
+    @classmethod
+    def from_file(cls, path: str | Path, length: int) -> "Tokenizer":
+        """Reads a `.model` file."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"tokenizer model {str(path)!r} does not exist")
+        return cls(Path(path).read_bytes(), length)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int, length: int) -> "Tokenizer":
+        """Trains a byte-pair model of `size` pieces, or of as many as the corpus holds."""
+        import sentencepiece
+
+        texts = list(texts)
+
+        def attempt(size: int) -> bytes:
+            model = io.BytesIO()
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                vocab_size=size,
+                model_type="bpe",
+                character_coverage=0.9999,
+                **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "unk_surface": "?"},
+                minloglevel=2,
+            )
+            return model.getvalue()
+
+        try:
+            return cls(attempt(size), length)
+        except RuntimeError as e:
+            largest = re.search(r"value <= (\d+)", str(e))
+            if largest is None:
+                raise ValueError(f"a tokenizer of {size} pieces cannot be trained on {len(texts)} texts: {e}") from e
+            return cls(attempt(int(largest[1])), length)
+
+    def encode(self, text: str) -> list[int]:
+        """Piece ids, without special ids."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; stops at EOS, skips pad and bos, and ignores ids outside the vocabulary."""
+        kept = []
+        for i in ids:
+            if i == self.vocabulary.eos:
+                break
+            if i not in (self.vocabulary.pad, self.vocabulary.bos) and 0 <= i < self.vocabulary.size:
+                kept.append(int(i))
+        return self._processor.decode(kept)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The pieces behind ids, as a person reads them."""
+        return [self._processor.id_to_piece(int(i)).replace("▁", " ") for i in ids]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.model).hexdigest()
+
+    def contract(self) -> dict:
+        """What must agree between a run and its tokenizer."""
+        v = self.vocabulary
+        return {"size": v.size, "length": v.length, "pad": v.pad, "bos": v.bos, "eos": v.eos, "sha256": self.sha256}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model and then the contract; a folder without a contract is not a tokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODEL).write_bytes(self.model)
+        partial = folder / (CONTRACT + ".partial")
+        partial.write_text(json.dumps(self.contract(), indent=1))
+        partial.replace(folder / CONTRACT)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Reads a saved tokenizer and checks it against its contract."""
+        folder = Path(folder)
+        if not (folder / CONTRACT).is_file():
+            raise FileNotFoundError(f"{folder} holds no tokenizer ({CONTRACT} is missing)")
+        contract = json.loads((folder / CONTRACT).read_text())
+        found = cls.from_file(folder / MODEL, contract["length"])
+        differing = {k: (contract[k], found.contract()[k]) for k in contract if contract[k] != found.contract()[k]}
+        if differing:
+            raise ValueError(f"tokenizer in {folder} breaks its contract (recorded, found): {differing}")
+        return found
+
+
+_SPACE = re.compile(r"\s+")
+
+
+def clean(text: str | bytes) -> str:
+    """One line of text: decoded, white space collapsed."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    return _SPACE.sub(" ", text).strip()

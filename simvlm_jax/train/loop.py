@@ -1,0 +1,218 @@
+"""A whole training run, from top to bottom, for any model."""
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from simvlm_jax.core.types import Model, Term, TrainState
+from simvlm_jax.parallel.devices import peak_flops
+from simvlm_jax.parallel.mesh import place_batch
+from simvlm_jax.run.checkpoints import Checkpoints
+from simvlm_jax.run.directory import Metrics, RunDir
+from simvlm_jax.train.optimizer import averaged
+from simvlm_jax.train.progress import Progress
+from simvlm_jax.train.state import prepare_state
+from simvlm_jax.train.step import make_train_step
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class NonFiniteLoss(Exception):
+    """The loss stayed non-finite after all retries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When things happen, in steps (0: never), and how often a non-finite loss is retried."""
+
+    steps: int
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 500
+    accumulate: int = 1
+    retries: int = 2
+
+
+def train(
+    model: Model,
+    pipeline: Any,
+    optimizer: Any,
+    run: RunDir,
+    checkpoints: Checkpoints,
+    mesh: jax.sharding.Mesh,
+    schedule: Schedule,
+    *,
+    seed: int = 0,
+    trainable: Any = (),
+    threads: int = 2,
+    initialise: Callable[[TrainState], TrainState] = lambda state: state,
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+) -> tuple[Any, Any]:
+    """Trains to `schedule.steps`, from the newest checkpoint if there is one, and returns (params, extra) to evaluate.
+
+    Raises:
+      Interrupted: on SIGTERM or Ctrl-C, after a checkpoint.
+      NonFiniteLoss: naming the samples of the batch.
+    """
+    # ---- state: fresh or restored --------------------------------------------------------------------------------
+    first = pipeline.batch(0)
+    make, abstract, tx, flags = prepare_state(
+        model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable
+    )
+    resumed = checkpoints.latest_step()
+    state = initialise(make()) if resumed is None else checkpoints.restore(resumed, abstract)
+    step = resumed or 0
+    metrics = Metrics(run, step)
+    progress = Progress(schedule.steps)
+    if resumed is not None:
+        progress.say(f"continuing {run.path} from step {resumed}")
+
+    # ---- what a step does and costs ------------------------------------------------------------------------------
+    train_step = jax.jit(make_train_step(model, tx, flags, schedule.accumulate), donate_argnums=0)
+    flops, peak = model.train_flops(first), peak_flops() * mesh.size
+    images = len(first["image"]) * jax.process_count() if "image" in first else 0
+    stop = _StopSignal()
+    retries = schedule.retries
+    batches = pipeline.iterate(step, schedule.steps, threads)
+    waited = _Waited()
+
+    def log(n: int, values: dict[str, Any]) -> None:
+        nonlocal tokens, logged
+        if n % schedule.log_every and n != schedule.steps:
+            return
+        seconds, done = progress.lap(), n - logged
+        row = {
+            **_numbers(values),
+            "learning_rate": float(optimizer.schedule_for(schedule.steps)(n - 1)),
+            "images_per_s": images * done / seconds,
+            "tokens_per_s": tokens / seconds,
+            "mfu": flops * done / seconds / peak,
+            "input_bound": waited.share(seconds),
+        }
+        metrics.write(n, "train", row)
+        progress.show(n, row, seconds / max(done, 1))
+        tokens, logged = 0, n
+
+    # ---- steps; the loss is looked at one step late, so that the device never waits for the host -------------------
+    pending: tuple[int, dict[str, Any]] | None = None
+    tokens, logged, compiled = 0, step, False
+    try:
+        while step < schedule.steps and not stop.asked:
+            batch = waited.next(batches)
+            tokens += _tokens(batch) * jax.process_count()
+            state, measured = train_step(state, place_batch(mesh, batch))
+            step += 1
+            if not compiled:
+                jax.block_until_ready(measured["loss"])
+                progress.restart()
+                waited.share(1.0)
+                compiled = True
+            at_end = step == schedule.steps
+            at_eval = bool(schedule.eval_every and step % schedule.eval_every == 0) and not at_end
+            at_save = bool(schedule.checkpoint_every and step % schedule.checkpoint_every == 0) or at_end
+            checked, pending = ([pending] if pending else []), (step, measured)
+            if at_eval or at_save:
+                checked, pending = [*checked, pending], None
+
+            # ---- a non-finite loss: back to the last good checkpoint ------------------------------------------------
+            if (bad := next((n for n, m in checked if not _finite(m)), None)) is not None:
+                if not retries:
+                    raise NonFiniteLoss(
+                        f"the loss of step {bad} is not finite, also after {schedule.retries} retries; "
+                        f"its samples: {', '.join(pipeline.keys(bad - 1))}"
+                    )
+                retries -= 1
+                checkpoints.wait()
+                good = checkpoints.latest_step()
+                progress.say(f"the loss of step {bad} is not finite; back to step {good or 0} ({retries} retries left)")
+                state = initialise(make()) if good is None else checkpoints.restore(good, abstract)
+                step, pending, logged, tokens = good or 0, None, good or 0, 0
+                metrics.close()
+                metrics = Metrics(run, step)
+                batches = pipeline.iterate(step, schedule.steps, threads)
+                continue
+
+            # ---- log, evaluate, save --------------------------------------------------------------------------------
+            for n, values in checked:
+                log(n, values)
+            scores = None
+            if at_eval and evaluate is not None:
+                scores = evaluate(averaged(state.params, state.opt), state.extra)
+                metrics.write(step, "validation", scores)
+                progress.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+                progress.restart()
+            if at_save:
+                metrics.flush()
+                checkpoints.save(step, state, scores)
+        if stop.asked and step < schedule.steps:
+            if pending is not None and _finite(pending[1]):
+                log(*pending)
+                metrics.flush()
+                checkpoints.save(step, state)
+            checkpoints.wait()
+            raise Interrupted(f"stopped at step {checkpoints.latest_step() or 0}; the same command continues")
+        checkpoints.wait()
+    finally:
+        stop.restore()
+        metrics.close()
+    return averaged(state.params, state.opt), state.extra
+
+
+class _StopSignal:
+    """SIGTERM and the first Ctrl-C ask for a stop; a second Ctrl-C is Python's own."""
+
+    def __init__(self):
+        self.asked = False
+        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number, frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def restore(self):
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
+
+
+class _Waited:
+    """Time spent waiting for input."""
+
+    def __init__(self):
+        self._seconds = 0.0
+
+    def next(self, batches):
+        import time
+
+        began = time.perf_counter()
+        batch = next(batches)
+        self._seconds += time.perf_counter() - began
+        return batch
+
+    def share(self, seconds: float) -> float:
+        """The share of `seconds` spent waiting since the last call."""
+        share, self._seconds = self._seconds / seconds, 0.0
+        return min(share, 1.0)
+
+
+def _finite(measured: dict[str, Any]) -> bool:
+    return math.isfinite(float(measured["loss"])) and math.isfinite(float(measured["grad_norm"]))
+
+
+def _numbers(measured: dict[str, Any]) -> dict[str, float]:
+    """Terms as means, arrays as numbers."""
+    return {
+        k: float(v.sum) / max(float(v.count), 1.0) if isinstance(v, Term) else float(v)
+        for k, v in jax.device_get(measured).items()
+    }
+
+
+def _tokens(batch: Any) -> int:
+    masks = [g["text_mask"] for g in (batch, batch.get("documents", {})) if "text_mask" in g]
+    return int(sum(np.asarray(m).sum() for m in masks))

@@ -1,0 +1,110 @@
+"""Optimizers and schedules by config: AdamW or Adafactor, warm-up and decay, clipping, regex lists, weight EMA."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simvlm_jax.core.trees import match
+from simvlm_jax.train.step import merge
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer in figures.
+
+    Args:
+      name: "adamw" or "adafactor" (Shazeer & Stern 2018, with decoupled weight decay and momentum b1).
+      learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
+      warmup: steps, or a share of all steps when below 1.
+      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases and position tables have none.
+      multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
+      clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.02
+    final: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.01
+    decay: Sequence[tuple[str, float]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative", 0.0),)
+    multipliers: Sequence[tuple[str, float]] = ()
+    clip: float | None = 1.0
+    ema: float = 0.0
+
+    def schedule_for(self, steps: int) -> optax.Schedule:
+        """The learning rate by step, over a run of `steps`."""
+        warmup = int(self.warmup * steps if self.warmup < 1 else self.warmup)
+        rest, peak = max(steps - warmup, 1), self.learning_rate
+        after = {
+            "linear": lambda: optax.linear_schedule(peak, peak * self.final, rest),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, rest, self.final),
+            "constant": lambda: optax.constant_schedule(peak),
+            "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
+        }
+        if self.schedule not in after:
+            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(after)}")
+        if not warmup:
+            return after[self.schedule]()
+        return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup])
+
+    def make(self, params: Any, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a tree of trainable parameters."""
+        schedule = self.schedule_for(steps)
+        decay = match(params, self.decay, 1.0, "optimizer.decay")
+        if self.name == "adamw":
+            scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2)]
+        elif self.name == "adafactor":
+            scale = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(self.b1, debias=False)]
+        else:
+            raise ValueError(f"optimizer {self.name!r} is not adamw or adafactor")
+        chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        chain += [*scale, _add_decay(self.weight_decay, decay)]
+        if self.multipliers:
+            factors = match(params, self.multipliers, 1.0, "optimizer.multipliers")
+            chain.append(optax.stateless(lambda u, p: jax.tree.map(lambda x, f: x * f, u, factors)))
+        chain.append(optax.scale_by_learning_rate(schedule))
+        if self.ema:
+            chain.append(weight_ema(self.ema))
+        return optax.chain(*chain)
+
+
+def _add_decay(weight_decay: float, factors: Any) -> optax.GradientTransformation:
+    def add(updates, params):
+        return jax.tree.map(lambda u, p, f: u + weight_decay * f * p, updates, params, factors)
+
+    return optax.stateless(add)
+
+
+class WeightEma(NamedTuple):
+    """The running average of the weights and the number of updates in it."""
+
+    average: Any
+    count: Any
+
+
+def weight_ema(decay: float) -> optax.GradientTransformation:
+    """Averages the weights after each update; early on the decay is (1 + n) / (10 + n), so that zeros never weigh in."""
+
+    def init(params):
+        return WeightEma(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params):
+        n = state.count + 1
+        d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+        new = jax.tree.map(lambda a, p, u: d * a + (1 - d) * (p + u), state.average, params, updates)
+        return updates, WeightEma(new, n)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: Any, opt: Any) -> Any:
+    """The parameters to evaluate: with the weight average, where the optimizer keeps one, in place of its leaves."""
+    found = [s for s in jax.tree.leaves(opt, is_leaf=lambda s: isinstance(s, WeightEma)) if isinstance(s, WeightEma)]
+    return merge(found[0].average, params) if found else params

@@ -1,0 +1,54 @@
+"""The progress line: where the run is, how fast, how well the device is used, how long it will take."""
+
+import sys
+import time
+
+
+class Progress:
+    """Prints a line a log interval to stderr; on a terminal the line is rewritten in place."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._live = sys.stderr.isatty()
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Starts the clock anew, after work that is not training (compiling, evaluation, a checkpoint)."""
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return max(seconds, 1e-9)
+
+    def show(self, step: int, values: dict[str, float], seconds_a_step: float) -> None:
+        left = (self._total - step) * seconds_a_step
+        text = (
+            f"step {step}/{self._total}  loss {values['loss']:.4f}  {values['images_per_s']:,.0f} images/s  "
+            f"{values['tokens_per_s']:,.0f} tokens/s  MFU {100 * values['mfu']:.0f}%  "
+            f"input {100 * values['input_bound']:.0f}%  {duration(left)} left"
+        )
+        self._print(text)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(("\r\033[K" if self._live else "") + text, file=sys.stderr, flush=True)
+
+    def _print(self, text: str) -> None:
+        if self._live:
+            print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "42s", "3m05s", "2h10m", "4d03h"."""
+    s = int(max(seconds, 0) + 0.5)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"

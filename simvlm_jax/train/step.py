@@ -1,0 +1,119 @@
+"""The one train step, for every model.
+
+The gradient is that of `sum over terms of weight * sum / max(count, 1)`, with counts over the whole global batch. With
+`accumulate` > 1 it is still exactly that: features and counts of all micro-batches come first, without gradient, then
+the gradient of `across_batch`, then the vjp of `per_example` with the same rngs (GradCache, arXiv 2101.06983).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simvlm_jax.core.types import Batch, Model, Term, Terms, TrainState
+
+
+def total_loss(terms: Terms) -> jax.Array:
+    """The loss of summed terms."""
+    return sum((t.weight * t.sum / jnp.maximum(t.count, 1) for t in terms.values()), jnp.zeros(()))
+
+
+def split(batch: Batch, parts: int) -> Batch:
+    """[B,...] -> [parts, B/parts, ...]; micro-batch i takes every `parts`-th row, so device shards stay whole."""
+
+    def cut(x):
+        if x.shape[0] % parts:
+            raise ValueError(f"{x.shape[0]} rows do not divide into {parts} micro-batches; mend config.train.accumulate")
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, batch)
+
+
+def merge(trainable: dict, frozen: dict) -> dict:
+    """One nested dict of two with different leaves."""
+    out = dict(frozen)
+    for k, v in trainable.items():
+        out[k] = merge(v, out[k]) if isinstance(v, dict) and k in out else v
+    return out
+
+
+def partition(params: dict, flags: dict) -> tuple[dict, dict]:
+    """(trainable, frozen): nested dicts of the leaves whose flag is true, and of the others."""
+    kept, rest = {}, {}
+    for k, v in params.items():
+        if isinstance(v, dict):
+            a, b = partition(v, flags[k])
+            kept.update({k: a} if a else {})
+            rest.update({k: b} if b else {})
+        else:
+            (kept if flags[k] else rest)[k] = v
+    return kept, rest
+
+
+def make_train_step(
+    model: Model, tx: optax.GradientTransformation, flags: dict, accumulate: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """`(state, batch) -> (state, measurements)`. Measurements are Terms under their names, `loss` and `grad_norm`."""
+
+    def train_step(state: TrainState, batch: Batch):
+        step_rng = jax.random.fold_in(state.rng, state.step)
+        trainable, frozen = partition(state.params, flags)
+        kwargs = {"step": state.step, "train": True}
+
+        def per_example(trainable, micro, rng):
+            return model.per_example(merge(trainable, frozen), state.extra, micro, rngs=rng, **kwargs)
+
+        def across(trainable, features):
+            return model.across_batch(merge(trainable, frozen), state.extra, features, **kwargs)
+
+        if accumulate == 1:
+
+            def whole(trainable):
+                features, terms, aux = per_example(trainable, batch, step_rng)
+                more, more_aux = across(trainable, features)
+                terms = {**terms, **more}
+                return total_loss(terms), (terms, {**aux, **more_aux})
+
+            (loss, (terms, aux)), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
+        else:
+            loss, terms, aux, grads = accumulated(
+                per_example, across, trainable, split(batch, accumulate), jax.random.split(step_rng, accumulate)
+            )
+        updates, opt = tx.update(grads, state.opt, trainable)
+        params = merge(optax.apply_updates(trainable, updates), frozen)
+        extra = model.after_update(params, state.extra, step=state.step, rng=step_rng)
+        measured = {**terms, **aux, "loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt, extra, state.rng), measured
+
+    return train_step
+
+
+def accumulated(per_example, across, trainable, micros, rngs):
+    """(loss, terms, aux, gradients) of a batch cut into micro-batches [N, B/N, ...], equal to the whole batch's."""
+    features, terms, aux = jax.lax.map(lambda m: per_example(trainable, *m), (micros, rngs))
+    aux = {k: Term(t.sum.sum(), t.count.sum()) for k, t in aux.items()}
+    terms = {k: Term(t.sum.sum(), t.count.sum(), t.weight.mean()) for k, t in terms.items()}
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
+
+    def second_half(trainable, joined):
+        more, more_aux = across(trainable, joined)
+        return total_loss(more), (more, more_aux)
+
+    (loss, (more, more_aux)), (grads, pulls) = jax.value_and_grad(second_half, (0, 1), has_aux=True)(trainable, joined)
+    pulls = jax.tree.map(lambda pull, f: pull.reshape(f.shape), pulls, features)
+
+    def first_half(grads, inputs):
+        micro, rng, pull = inputs
+
+        def scalar(trainable):
+            features, own, _ = per_example(trainable, micro, rng)
+            share = {k: Term(t.sum, terms[k].count, t.weight) for k, t in own.items()}
+            pulled = jax.tree.map(lambda a, b: (a * b).sum(), features, pull)
+            return total_loss(share) + sum(jax.tree.leaves(pulled), jnp.zeros(()))
+
+        return jax.tree.map(jnp.add, grads, jax.grad(scalar)(trainable)), None
+
+    grads, _ = jax.lax.scan(first_half, grads, (micros, rngs, pulls))
+    return loss + total_loss(terms), {**terms, **more}, {**aux, **more_aux}, grads
