@@ -1,0 +1,29 @@
+"""The `simvlm` command. Each subcommand is one file here, imported only when it is called."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "caption": "caption images with a trained run",
+    "metrics": "score captions as the official tools do",
+    "data": "prepare data sets, train tokenizers, look at batches",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`simvlm COMMAND ...`; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: simvlm COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\nTraining: python -m simvlm_jax.main --config configs/prefixlm.py")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"simvlm_jax.cli.{argv[0]}")
+    try:
+        return command.main(argv[1:])
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1

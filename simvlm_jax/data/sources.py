@@ -40,7 +40,7 @@ class TfdsSource:
         if name.split("/")[0] == "scenes":
             from simvlm_jax.data.scenes.builder import prepare
 
-            builder = prepare(*name.split("/")[1:2])
+            builder = prepare(name.partition("/")[2] or "captions")
         else:
             builder = tfds.builder(name)
             if not Path(builder.data_path).exists():

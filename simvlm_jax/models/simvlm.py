@@ -37,14 +37,14 @@ _RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
 _WIDE_RESNET152 = ConvStemSize(("conv7", 80), (320, 640, 1280, 2560), (3, 8, 36, 3))
 SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv stem
     "tiny": (
-        Size(128, 3, 4, 512),
-        Size(128, 3, 4, 512),
-        ConvStemSize(("conv4", 32), (32, 64, 128, 128), (1, 1, 1, 1), bottleneck=False),
+        Size(128, 2, 2, 256),
+        Size(128, 2, 2, 256),
+        ConvStemSize(("conv3", 32), (32, 64, 128, 128), (1, 1, 1, 1), bottleneck=False),
     ),
     "mini": (
         Size(256, 4, 4, 1024),
         Size(256, 4, 4, 1024),
-        ConvStemSize(("conv7", 32), (64, 128, 256, 256), (1, 1, 1, 1), bottleneck=False),
+        ConvStemSize(("conv3", 48), (64, 128, 256, 256), (1, 1, 1, 1), bottleneck=False),
     ),
     "small": (Size(512, 8, 8, 2048), Size(512, 8, 8, 2048), _RESNET101),
     "base": (Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), _RESNET101),
@@ -89,13 +89,14 @@ class Network(nn.Module):
         """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
         m = self.model
         dtype = m.compute.activation_dtype
-        text = self.embedding.astype(dtype)[tokens] + self.text_position.astype(dtype)[positions]
+        scale = jnp.asarray(self.embedding.shape[1] ** 0.5, dtype)  # unit variance, as image tokens have
+        text = (self.embedding.astype(dtype)[tokens] + self.text_position.astype(dtype)[positions]) * scale
         if image is None:
             return text, sight
         B, M, Y, X, _ = image.shape
         if M != 1 or (Y, X) != (m.image_size, m.image_size):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
-        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype)
+        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype) * scale
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
         return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), sight)
 

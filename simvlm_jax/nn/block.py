@@ -25,6 +25,22 @@ class Shared(NamedTuple):
     slots: Any = None
 
 
+@jax.custom_vjp
+def gelu(x):
+    """GELU, tanh form. Its derivative is kept from the forward pass: recomputing tanh costs more than the memory."""
+    return _gelu_and_slope(x)[0]
+
+
+def _gelu_and_slope(x):
+    c = jnp.asarray((2 / jnp.pi) ** 0.5, x.dtype)
+    t = jnp.tanh(c * (x + 0.044715 * x * x * x))
+    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * x * (1 + t), slope
+
+
+gelu.defvjp(_gelu_and_slope, lambda slope, g: (g * slope,))
+
+
 class Mlp(nn.Module):
     """D -> F -> D with GELU (tanh form)."""
 
@@ -39,7 +55,7 @@ class Mlp(nn.Module):
         up_bias = self.param("up_bias", nn.with_logical_partitioning(zeros, ("F",)), (self.width,))
         down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
         down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
-        x = nn.gelu(x @ up.astype(self.dtype) + up_bias.astype(self.dtype))
+        x = gelu(x @ up.astype(self.dtype) + up_bias.astype(self.dtype))
         return x @ down.astype(self.dtype) + down_bias.astype(self.dtype)
 
 

@@ -14,8 +14,9 @@ from simvlm_jax.nn.norm import GroupNorm
 class ConvStemSize:
     """A ResNet's first stages (He et al. 2015). widths: channels out of each stage. depths: blocks a stage.
 
-    root: ("conv7", width) is the 7x7/2 convolution and 3x3/2 pooling of ResNet; ("conv4", width) one 4x4/4 convolution.
-    bottleneck: 1x1, 3x3, 1x1 blocks of a quarter of the width, or two 3x3.
+    root: ("conv7", width) is the 7x7/2 convolution and 3x3/2 pooling of ResNet; ("conv3", width) two 3x3/2 convolutions,
+    the first of half the width, for small images.
+    bottleneck: normalised 1x1, 3x3, 1x1 blocks of a quarter of the width, or two 3x3 without norm.
     """
 
     root: tuple[str, int]
@@ -40,34 +41,30 @@ def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def conv(features: int, kernel: int, stride: int, dtype, name: str):
-    """A convolution without bias (a norm follows), He initialisation."""
+def conv(features: int, kernel: int, stride: int, dtype, name: str, bias: bool = False):
+    """A convolution, He initialisation; without bias where a norm follows."""
     init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, None, "C"))
     return nn.Conv(
-        features, (kernel, kernel), (stride, stride), use_bias=False, dtype=dtype, kernel_init=init, name=name
+        features, (kernel, kernel), (stride, stride), use_bias=bias, dtype=dtype, kernel_init=init, name=name
     )
 
 
-class ResidualBlock(nn.Module):
-    """conv-norm-relu, twice or in a bottleneck, plus the input; the stride sits on a 3x3 (ResNet v1.5)."""
+class Bottleneck(nn.Module):
+    """conv-norm-relu 1x1, 3x3, 1x1 plus the input; the stride sits on the 3x3 (ResNet v1.5)."""
 
     width: int
     stride: int
-    bottleneck: bool
     dtype: jnp.dtype
     drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x):
-        inner = self.width // 4 if self.bottleneck else self.width
-        plan = [(inner, 1, 1), (inner, 3, self.stride), (self.width, 1, 1)]
-        if not self.bottleneck:
-            plan = [(inner, 3, self.stride), (inner, 3, 1)]
+        inner = self.width // 4
         h = x
-        for i, (features, kernel, stride) in enumerate(plan):
+        for i, (features, kernel, stride) in enumerate(((inner, 1, 1), (inner, 3, self.stride), (self.width, 1, 1))):
             h = conv(features, kernel, stride, self.dtype, f"conv_{i}")(h)
             h = GroupNorm(self.dtype, name=f"norm_{i}")(h)
-            if i < len(plan) - 1:
+            if i < 2:
                 h = nn.relu(h)
         if x.shape[-1] != self.width or self.stride != 1:
             x = conv(self.width, 1, self.stride, self.dtype, "conv_shortcut")(x)
@@ -75,6 +72,25 @@ class ResidualBlock(nn.Module):
         if self.drop_path and self.has_rng("dropout"):
             h = drop_branch(self.make_rng("dropout"), h, self.drop_path)
         return nn.relu(x + h)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions plus the input, without norm: a few such blocks need none, and learn faster so."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(conv(self.width, 3, self.stride, self.dtype, "conv_0", bias=True)(x))
+        h = conv(self.width, 3, 1, self.dtype, "conv_1", bias=True)(h)
+        if x.shape[-1] != self.width or self.stride != 1:
+            x = conv(self.width, self.stride, self.stride, self.dtype, "conv_shortcut", bias=True)(x)
+        if self.drop_path and self.has_rng("dropout"):
+            h = drop_branch(self.make_rng("dropout"), h, self.drop_path)
+        return x + h
 
 
 class ConvStem(nn.Module):
@@ -93,22 +109,18 @@ class ConvStem(nn.Module):
             x = conv(root_width, 7, 2, self.dtype, "root")(image)
             x = nn.relu(GroupNorm(self.dtype, name="root_norm")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
-        elif kind == "conv4":
-            x = conv(root_width, 4, 4, self.dtype, "root")(image)
-            x = nn.relu(GroupNorm(self.dtype, name="root_norm")(x))
+        elif kind == "conv3":
+            x = image
+            for i, width in enumerate((root_width // 2, root_width)):
+                x = nn.relu(conv(width, 3, 2, self.dtype, f"root_{i}", bias=True)(x))
         else:
-            raise ValueError(f"conv stem root {kind!r} is not conv7 or conv4")
+            raise ValueError(f"conv stem root {kind!r} is not conv7 or conv3")
         strides = stage_strides(len(self.size.widths), self.patch)
+        block = Bottleneck if self.size.bottleneck else BasicBlock
         for i, (width, depth) in enumerate(zip(self.size.widths, self.size.depths, strict=True)):
             for j in range(depth):
-                x = ResidualBlock(
-                    width,
-                    strides[i] if j == 0 else 1,
-                    self.size.bottleneck,
-                    self.dtype,
-                    self.drop_path,
-                    name=f"stage_{i}_block_{j}",
-                )(x)
+                stride = strides[i] if j == 0 else 1
+                x = block(width, stride, self.dtype, self.drop_path, name=f"stage_{i}_block_{j}")(x)
         return Patches(self.width, self.patch // (4 * math.prod(strides)), self.dtype, name="project")(x)
 
 
@@ -133,9 +145,11 @@ class Patches(nn.Module):
 def conv_stem_flops(size: ConvStemSize, width: int, patch: int, side: int) -> float:
     """FLOPs of one forward pass of a ConvStem over one image (norms and activations left out)."""
     kind, channels = size.root
-    here = side // 2 if kind == "conv7" else side // 4
-    total = 2.0 * here**2 * channels * 3 * (49 if kind == "conv7" else 16)
-    here = side // 4
+    half, here = side // 2, side // 4
+    if kind == "conv7":
+        total = 2.0 * half**2 * channels * 3 * 49
+    else:
+        total = 2.0 * 9 * (half**2 * 3 * channels // 2 + here**2 * channels**2 // 2)
     strides = stage_strides(len(size.widths), patch)
     for out, depth, stage_stride in zip(size.widths, size.depths, strides, strict=True):
         for j in range(depth):
@@ -147,7 +161,7 @@ def conv_stem_flops(size: ConvStemSize, width: int, patch: int, side: int) -> fl
             else:
                 total += 2.0 * here**2 * 9 * (channels * out + out * out)
             if channels != out or stride != 1:
-                total += 2.0 * here**2 * channels * out
+                total += 2.0 * here**2 * channels * out * (1 if size.bottleneck else stride**2)
             channels = out
     rest = patch // (4 * math.prod(strides))
     return total + 2.0 * (side // patch) ** 2 * rest**2 * channels * width

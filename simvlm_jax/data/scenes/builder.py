@@ -8,6 +8,7 @@ Splits: train, validation, test, and compositional, whose scenes hold a (colour,
 
 import dataclasses
 import io
+import re
 import zlib
 from typing import Any
 
@@ -18,6 +19,7 @@ from simvlm_jax.data.scenes import graph, tasks
 from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
 
 SPLITS = {"train": 15_000, "validation": 500, "test": 1_250, "compositional": 500}
+TEXT_SPLITS = {"train": 5_000, "validation": 250, "test": 250, "compositional": 250}
 _TEXT = tfds.features.Text()
 
 
@@ -63,7 +65,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """Rendered scenes with an exact scene graph, one builder config a task."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [ScenesConfig(name=task) for task in TASKS]
+    BUILDER_CONFIGS = [
+        ScenesConfig(name=task, sizes=dict(TEXT_SPLITS if task == "text" else SPLITS)) for task in TASKS
+    ]
 
     def _info(self) -> tfds.core.DatasetInfo:
         task = self.builder_config.name.split("-")[0]
@@ -108,30 +112,35 @@ def make_example(task: str, split: str, index: int, examples: int, size: int, se
     return {"key": f"{split}-{index:06d}", **example}
 
 
-def builder(
-    task: str = "captions",
-    *,
-    size: int = 64,
-    seed: int = 0,
-    sizes: dict[str, int] | None = None,
-    data_dir: str | None = None,
-) -> Scenes:
-    """The builder of a task. Anything but the defaults goes into the config's name, so variants live side by side."""
-    if task not in TASKS:
-        raise ValueError(f"scenes has no task {task!r}; the tasks are {', '.join(TASKS)}")
-    sizes = {**SPLITS, **(sizes or {})}
-    if bad := {k: v for k, v in sizes.items() if k not in SPLITS or v < MAX_OBJECTS or v % MAX_OBJECTS}:
-        raise ValueError(f"scenes split sizes {bad}: need splits of {list(SPLITS)} and positive multiples of 5")
-    name = task
-    name += f"-{size}px" if size != 64 else ""
-    name += f"-seed{seed}" if seed else ""
-    name += "-" + "_".join(str(sizes[k]) for k in SPLITS) if sizes != SPLITS else ""
-    config = name if name == task else ScenesConfig(name=name, size=size, seed=seed, sizes=sizes)
+_NAME = re.compile(r"(?P<task>[a-z]+)(-(?P<size>\d+)px)?(-seed(?P<seed>\d+))?(-(?P<sizes>\d+(_\d+){3}))?")
+
+
+def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
+    """The builder behind a name: TASK[-SIZEpx][-seedSEED][-TRAIN_VALIDATION_TEST_COMPOSITIONAL], in that order.
+
+    "captions" is the default; "captions-112px" has larger pictures, "vqa-seed1-100_10_50_10" another seed and fewer
+    examples. Variants lie side by side on disk.
+
+    Raises:
+      ValueError: no such task, or numbers that are not positive multiples of 5.
+    """
+    parts = _NAME.fullmatch(name)
+    if parts is None or parts["task"] not in TASKS:
+        raise ValueError(
+            f"scenes has no {name!r}; a name is TASK[-SIZEpx][-seedSEED][-TRAIN_VALIDATION_TEST_COMPOSITIONAL] "
+            f"with a task of {', '.join(TASKS)}"
+        )
+    if name in TASKS:
+        return Scenes(config=name, data_dir=data_dir, file_format="array_record")
+    sizes = dict(zip(SPLITS, map(int, parts["sizes"].split("_")), strict=True)) if parts["sizes"] else dict(SPLITS)
+    if bad := {k: v for k, v in sizes.items() if v < MAX_OBJECTS or v % MAX_OBJECTS}:
+        raise ValueError(f"scenes split sizes {bad} are not positive multiples of {MAX_OBJECTS}")
+    config = ScenesConfig(name=name, size=int(parts["size"] or 64), seed=int(parts["seed"] or 0), sizes=sizes)
     return Scenes(config=config, data_dir=data_dir, file_format="array_record")
 
 
-def prepare(task: str = "captions", **kwargs) -> Scenes:
-    """The builder of a task with its files on disk, prepared on first use."""
-    made = builder(task, **kwargs)
+def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
+    """The builder behind a name with its files on disk, prepared on first use."""
+    made = builder(name, data_dir)
     made.download_and_prepare()
     return made

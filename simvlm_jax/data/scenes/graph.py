@@ -22,7 +22,7 @@ COLOURS = {
     "black": (15, 15, 15),
 }
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "moon")
-SIZES = {"small": 0.095, "large": 0.145}  # radius as a fraction of the image side
+SIZES = {"small": 0.115, "large": 0.155}  # radius as a fraction of the image side
 TEXTURES = ("plain", "striped", "dotted")
 BACKGROUNDS = ("plain", "gradient", "grain", "vignette")
 RELATIONS = ("left", "right", "above", "below")
@@ -116,13 +116,13 @@ def sample_scene(rng: np.random.Generator, count: int, compositional: bool = Fal
                 shape=shape,
                 colour=colour,
                 size=size,
-                texture=pick(rng, ("plain", "plain", "striped", "dotted")),
+                texture=pick(rng, ("plain", "plain", "plain", "striped", "dotted")),
                 x=round((column + 0.5) / 3 + float(rng.uniform(-room, room)), 4),
                 y=round((row + 0.5) / 3 + float(rng.uniform(-room, room)), 4),
             )
         )
-    base = int(rng.integers(95, 190))
-    tint = tuple(int(np.clip(base + d, 0, 255)) for d in rng.integers(-22, 23, size=3))
+    base = int(rng.integers(115, 150))
+    tint = tuple(int(np.clip(base + d, 0, 255)) for d in rng.integers(-12, 13, size=3))
     order = rng.permutation(count)  # the held-out object must not always come first
     return Scene(
         objects=tuple(objects[i] for i in order),

@@ -9,14 +9,14 @@ import itertools
 
 from simvlm_jax.data.scenes import graph
 from simvlm_jax.data.scenes.graph import Object, Scene
-from simvlm_jax.data.scenes.language import Phrase, Statement, parse
+from simvlm_jax.data.scenes.language import Phrase, Statement, noun_phrase, parse
 
 _MAX_SLOTS = graph.MAX_OBJECTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The judgement of one caption. Counts are claims; `by` maps a slice to (true, said)."""
+    """The judgement of one caption. Counts are claims; `by` maps a slice to (true, said); `claims` says which is true."""
 
     true: int
     said: int
@@ -25,7 +25,7 @@ class Verdict:
     attributes: int
     mentioned: int
     by: dict[str, tuple[int, int]]
-    statement: Statement
+    claims: tuple[tuple[str, bool], ...]
 
     @property
     def accurate(self) -> bool:
@@ -55,7 +55,7 @@ def judge(scene: Scene, caption: str | Statement) -> Verdict:
         attributes=sum(len(p.attributes()) * len(m) for p, m in zip(s.phrases, members, strict=True)),
         mentioned=sum(len(m) for m in members),
         by=by,
-        statement=s,
+        claims=_claims(s, phrase_true, relation_true, place_true),
     )
 
 
@@ -100,6 +100,16 @@ def _best_assignment(scene: Scene, s: Statement) -> list[list[Object]]:
             best, best_score = members, (true, agree)
     assert best is not None  # the empty assignment scores (0, 0)
     return best
+
+
+def _claims(s: Statement, phrase_true, relation_true, place_true) -> tuple[tuple[str, bool], ...]:
+    said = [noun_phrase(p) for p in s.phrases]
+    out = list(zip(said, phrase_true, strict=True))
+    of = {"left": "left of", "right": "right of"}
+    for r, ok in zip(s.relations, relation_true, strict=True):
+        out.append((f"{said[r.a]} {of.get(r.word, r.word)} {said[r.b]}", ok))
+    out += [(f"{said[p.a]} {p.where}", ok) for p, ok in zip(s.places, place_true, strict=True)]
+    return tuple(out + [(word, False) for word in s.unread])
 
 
 def _agreement(p: Phrase, o: Object) -> int:

@@ -31,28 +31,31 @@ def _background(scene: Scene, size: int) -> np.ndarray:
     if scene.background == "gradient":
         angle = rng.uniform(0, 2 * np.pi)
         slope = np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]
-        canvas += 60 * slope[..., None]
+        canvas += 36 * slope[..., None]
     elif scene.background == "grain":
-        cells = rng.normal(0, 9, size=(32, 32)).astype(np.float32)  # the grain's size follows the image's
+        cells = rng.normal(0, 6, size=(32, 32)).astype(np.float32)  # the grain's size follows the image's
         index = np.arange(size) * 32 // size
         canvas += cells[index][:, index, None]
     elif scene.background == "vignette":
-        canvas -= 90 * (ramp[None, :, None] ** 2 + ramp[:, None, None] ** 2)
+        canvas -= 60 * (ramp[None, :, None] ** 2 + ramp[:, None, None] ** 2)
     return canvas
 
 
 def _draw(canvas: np.ndarray, o: Object) -> None:
-    """Paints an object in place, touching only its own patch of the canvas."""
+    """Paints an object with a contrasting outline, in place, touching only its own patch of the canvas."""
     side = canvas.shape[0]
     radius = SIZES[o.size] * side
     x0, x1 = int(max(o.x * side - radius - 2, 0)), int(min(o.x * side + radius + 3, side))
     y0, y1 = int(max(o.y * side - radius - 2, 0)), int(min(o.y * side + radius + 3, side))
     u = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - o.x * side) / radius)[None, :]
     v = ((np.arange(y0, y1, dtype=np.float32) + 0.5 - o.y * side) / radius)[:, None]
-    distance = _DISTANCE[o.shape](u, v)
-    coverage = np.clip(0.5 - distance * radius, 0, 1)[..., None]
+    distance = _DISTANCE[o.shape](u, v) * radius
+    outline = max(0.14 * radius, 0.9)
+    coverage = np.clip(0.5 - distance, 0, 1)[..., None]
+    inside = np.clip(0.5 - distance - outline, 0, 1)[..., None]
+    edge = 235.0 if o.colour == "black" else 25.0
     patch = canvas[y0:y1, x0:x1]
-    patch += coverage * (_paint(o, u, v, radius) - patch)
+    patch += coverage * (edge + inside * (_paint(o, u, v, radius) - edge) - patch)
 
 
 def _paint(o: Object, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
@@ -69,7 +72,7 @@ def _paint(o: Object, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray
     ink = np.clip(0.5 + wave * sharp * 0.5, 0, 1)[..., None]
     luminance = colour @ np.asarray((0.3, 0.59, 0.11), np.float32)
     contrast = 255.0 if luminance < 130 else 20.0
-    return colour + 0.62 * ink * (contrast - colour)
+    return colour + 0.5 * ink * (contrast - colour)
 
 
 def _box(u, v, half_width, half_height):

@@ -1,0 +1,49 @@
+"""What configs share: sections with every field that the machine reads, at their defaults."""
+
+from ml_collections import ConfigDict, config_dict
+
+from simvlm_jax.core.build import spec
+
+TRANSFORMS = "simvlm_jax.data.transforms"
+
+
+def text_transforms():
+    """Text to ids, and the draws that objectives need."""
+    return (spec(f"{TRANSFORMS}:Tokenize"), spec(f"{TRANSFORMS}:DrawPrefix"), spec(f"{TRANSFORMS}:DrawSeed"))
+
+
+def image_text_transforms(image_size, smallest: float = 1.0):
+    """Pixels first (`smallest`: least area of a random crop; 1 for the central square), then one caption as text."""
+    pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest)
+    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms())
+
+
+def base() -> ConfigDict:
+    """An experiment without a model."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(
+                image_size=64,
+                train=dict(path="scenes/captions", split="train[:60%]", transforms=(), cache=False),
+                documents=dict(path="scenes/text", split="train", batch_size=0, transforms=text_transforms()),
+                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test[:60%]")),
+                held_out=0.05,
+                quarantine=0.05,
+                threads=2,
+            ),
+            text=dict(model=config_dict.placeholder(str), vocabulary=256, length=32, corpus=10_000),
+            optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
+            train=dict(steps=1000, batch_size=64, accumulate=1, retries=2, trainable=(), init_from=()),
+            eval=dict(
+                every=0,
+                examples=0,
+                batch_size=100,
+                prompt="",
+                max_length=0,
+                sampler=spec("simvlm_jax.decode.sampling:Sampler"),
+            ),
+            checkpoint=dict(every=500, latest=2, keep_every=0, best=config_dict.placeholder(str)),
+            log=dict(every=10),
+        )
+    )

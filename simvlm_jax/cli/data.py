@@ -1,0 +1,54 @@
+"""`simvlm data prepare | tokenizer`: what training needs on disk, made ahead of time."""
+
+import argparse
+import json
+import sys
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="simvlm data", description="Data sets and tokenizers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="render the built-in scenes into TFDS_DATA_DIR")
+    prepare.add_argument(
+        "name",
+        nargs="+",
+        help="captions, vqa, text, noisy, interleaved, entail, pairs, translate or classes; variants such as "
+        "captions-112px, vqa-seed1, classes-1000_50_200_50 (examples a split)",
+    )
+    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece model on a data set's texts")
+    tokenizer.add_argument("path", help="tars, a folder with a table, or a TFDS name such as scenes/captions")
+    tokenizer.add_argument("--out", required=True, help="the folder to write tokenizer.model and contract.json to")
+    tokenizer.add_argument("--split", default="train")
+    tokenizer.add_argument("--vocabulary", type=int, default=32_000)
+    tokenizer.add_argument("--length", type=int, default=256, help="text length of the runs that will use it")
+    tokenizer.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    return {"prepare": _prepare, "tokenizer": _tokenizer}[args.command](args)
+
+
+def _prepare(args) -> int:
+    from simvlm_jax.data.scenes.builder import prepare
+
+    for name in args.name:
+        builder = prepare(name)
+        counts = ", ".join(f"{k} {split.num_examples}" for k, split in builder.info.splits.items())
+        print(f"{name}: {builder.data_path} ({counts})")
+    return 0
+
+
+def _tokenizer(args) -> int:
+    from simvlm_jax.data.sources import open_source
+    from simvlm_jax.text.tokenizer import Tokenizer
+
+    source = open_source(args.path, args.split)
+    texts: list[str] = []
+    for i in range(len(source)):
+        example = source[i]
+        texts += [*example.get("captions", ()), *([example["text"]] if "text" in example else ())]
+    made = Tokenizer.train(texts, args.vocabulary, args.length)
+    made.save(args.out)
+    if args.json:
+        print(json.dumps(made.contract()))
+    else:
+        print(f"{made.vocabulary.size} pieces from {len(texts)} texts in {args.out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,157 @@
+"""The entry point: `python -m simvlm_jax.main --config configs/prefixlm.py [--config.FIELD=VALUE ...] [--workdir DIR]`.
+
+Builds what the config names and hands it to the loop. Exit codes: 0 done, 75 interrupted (state saved, the same command
+continues), 1 an error.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+EXIT_INTERRUPTED = 75
+
+
+def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
+    """Trains (or only evaluates) a config in a run directory, and leaves results and the page there."""
+    import jax
+
+    from simvlm_jax.core.build import build
+    from simvlm_jax.data import assemble
+    from simvlm_jax.eval.captioning import Captioner, CaptionSuite
+    from simvlm_jax.eval.final import evaluate_run
+    from simvlm_jax.parallel.mesh import make_mesh, replicated
+    from simvlm_jax.run.checkpoints import Checkpoints
+    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.run.load import build_model
+    from simvlm_jax.text.tokenizer import Tokenizer
+    from simvlm_jax.train.init_from import initialiser
+    from simvlm_jax.train.loop import Schedule, train
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    directory = RunDir(workdir)
+    if mode == "train":
+        directory.start(config, variant)
+    if mode == "train" and directory.results().get("step") == config.train.steps:
+        say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
+        return
+
+    say("data ...")
+    images, documents = assemble.train_source(config), assemble.documents_source(config)
+    sources = assemble.eval_sources(config)
+    if (directory.tokenizer / "contract.json").exists():
+        tokenizer = Tokenizer.load(directory.tokenizer)
+    else:
+        tokenizer = assemble.make_tokenizer(config, images, documents)
+        tokenizer.save(directory.tokenizer)
+    process = (jax.process_index(), jax.process_count())
+    pipeline = assemble.make_pipeline(config, tokenizer, images, documents, directory.quarantine, process)
+
+    mesh = make_mesh()
+    model = build_model(config, tokenizer)
+    keep = config.checkpoint
+    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best)
+    e = config.eval
+    captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
+    validation = CaptionSuite("validation", sources["test"], config.data.image_size, e.examples or 200)
+    if mode == "train":
+        say(f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ...")
+        params, extra = train(
+            model,
+            pipeline,
+            build(config.optimizer),
+            directory,
+            checkpoints,
+            mesh,
+            Schedule(
+                config.train.steps,
+                config.log.every,
+                e.every,
+                keep.every,
+                config.train.accumulate,
+                config.train.retries,
+            ),
+            seed=config.seed,
+            trainable=config.train.trainable,
+            threads=config.data.threads,
+            initialise=initialiser(model, config.train.init_from, mesh),
+            evaluate=lambda params, extra: validation.run(captioner, params, extra)[0],
+        )
+    step = checkpoints.best_step()
+    if step is None:
+        raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
+    if mode == "eval" or step != config.train.steps:
+        params, extra = checkpoints.restore_params(step, replicated(mesh))
+    say(f"evaluating step {step} ...")
+    constants = list(assemble.constant_captions(config, images))
+    evaluate_run(
+        directory,
+        captioner,
+        sources,
+        params,
+        extra,
+        step,
+        final_step=config.train.steps,
+        image_size=config.data.image_size,
+        limit=e.examples,
+        constants=constants,
+        say=say,
+    )
+    checkpoints.close()
+    say(f"report: {directory.report}")
+
+
+def setup_jax() -> None:
+    """The compilation cache, so that a second run starts at once; JAX_COMPILATION_CACHE_DIR overrides the place."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses flags and runs; errors of users are one line."""
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    from simvlm_jax.core.build import add_config_root
+
+    argv = list(sys.argv if argv is None else argv)
+    for i, word in enumerate(argv):
+        if word in ("--config", "-config") and i + 1 < len(argv):
+            add_config_root(argv[i + 1].partition(":")[0])
+        elif word.startswith(("--config=", "-config=")):
+            add_config_root(word.partition("=")[2].partition(":")[0])
+    config_flag = config_flags.DEFINE_config_file("config", None, "a config, FILE.py or FILE.py:VARIANT")
+    workdir = flags.DEFINE_string("workdir", None, "the run directory; by default runs/CONFIG[-VARIANT]")
+    mode = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate, or evaluate only")
+    flags.mark_flag_as_required("config")
+
+    def go(_):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax and TFDS say a great deal
+        from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
+
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        file, _, variant = path.partition(":")
+        name = Path(file).stem + (f"-{variant}" if variant else "")
+        setup_jax()
+        try:
+            run(config_flag.value, workdir.value or f"runs/{name}", f"{Path(file).stem}:{variant}", mode.value)
+        except Interrupted as e:
+            print(e, file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except (ValueError, FileNotFoundError, NonFiniteLoss) as e:
+            if os.environ.get("SIMVLM_TRACEBACK"):
+                raise
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(go, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A run, ready for use: its config, tokenizer, model and weights, from the run directory alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from simvlm_jax.core.build import build
+from simvlm_jax.core.types import Model
+from simvlm_jax.parallel.mesh import make_mesh, replicated
+from simvlm_jax.run.checkpoints import Checkpoints
+from simvlm_jax.run.directory import RunDir
+from simvlm_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model and what belongs to it."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    model: Model
+    params: Any
+    extra: Any
+    step: int
+    mesh: jax.sharding.Mesh
+
+
+def build_model(config: ConfigDict, tokenizer: Tokenizer) -> Model:
+    """The model of a config, for a tokenizer's vocabulary and the config's image size."""
+    return build(config.model, vocabulary=tokenizer.vocabulary, image_size=config.data.image_size)
+
+
+def load_run(path: str | Path, step: int | None = None) -> Loaded:
+    """The best checkpoint of a run (by its metric, else the newest), or that of a step.
+
+    Raises:
+      FileNotFoundError: no run directory, or no checkpoint in it.
+    """
+    run = RunDir(path)
+    config = ConfigDict(run.config())
+    tokenizer = Tokenizer.load(run.tokenizer)
+    if not run.checkpoints.is_dir():
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet")
+    checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best, read_only=True)
+    chosen = checkpoints.best_step() if step is None else step
+    if chosen is None:
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet")
+    mesh = make_mesh()
+    params, extra = checkpoints.restore_params(chosen, replicated(mesh))
+    checkpoints.close()
+    return Loaded(config, tokenizer, build_model(config, tokenizer), params, extra, chosen, mesh)

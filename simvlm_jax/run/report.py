@@ -1,0 +1,165 @@
+"""The page a run ends in: curves, scores by slice, pictures with what was said of them. One file, nothing to fetch."""
+
+import base64
+import dataclasses
+import html
+import json
+from typing import Any
+
+from simvlm_jax.run.directory import RunDir, write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One picture of the gallery.
+
+    claims: (what was said, whether it is true); right: all of it true, None where truth is not known. words: each word
+    of the caption with its attention over the image, rows of a grid of values between 0 and 1.
+    """
+
+    key: str
+    png: bytes
+    caption: str
+    references: list[str]
+    claims: list[tuple[str, bool]]
+    right: bool | None
+    words: list[tuple[str, list[list[float]]]]
+
+
+def write_report(run: RunDir, entries: list[dict[str, Any]], galleries: dict[str, list[Card]]) -> None:
+    """Writes `report.html` from the run's metrics, its results and the cards of each split."""
+    rows = run.rows()
+    config = run.config()
+    body = [
+        f"<h1>{html.escape(run.path.name)}</h1>",
+        f"<p class=sub>{html.escape(config['model']['target'])} · step {max((r['step'] for r in rows), default=0)}</p>",
+        "<h2>Scores</h2>",
+        _scores(entries),
+        "<h2>Training</h2>",
+        "<div class=curves>" + "".join(_curves(rows)) + "</div>",
+    ]
+    for split, cards in galleries.items():
+        body += [f"<h2>{html.escape(split)}</h2>", _legend(cards), "<div class=cards>"]
+        body += [_card(card) for card in cards]
+        body.append("</div>")
+    text = json.dumps(config, indent=1)
+    body += ["<h2>Config</h2>", f"<details><summary>all fields</summary><pre>{html.escape(text)}</pre></details>"]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.path.name)}</title>"
+    write_whole(run.report, page + f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>")
+
+
+def _scores(entries: list[dict[str, Any]]) -> str:
+    """One table: headline scores; then one for the slices, where the scene graph gives them."""
+    names = list(dict.fromkeys(name for e in entries for name in e["scores"]))
+    slices = [n for n in names if n.startswith("accuracy_")]
+    head = [n for n in names if n not in slices]
+    tables = _table(entries, head)
+    if slices:
+        tables += "<h3>Share of true claims, by what they speak of</h3>" + _table(entries, slices)
+    return tables
+
+
+def _table(entries: list[dict[str, Any]], names: list[str]) -> str:
+    cells = "".join(f"<th>{html.escape(n.removeprefix('accuracy_').replace('_', ' '))}</th>" for n in names)
+    out = [f"<table><tr><th></th>{cells}</tr>"]
+    for e in entries:
+        label = e["split"] + (f" · {e['control']}" if e["control"] else "")
+        values = "".join(f"<td>{e['scores'][n]:.3f}</td>" if n in e["scores"] else "<td>–</td>" for n in names)
+        style = " class=control" if e["control"] else ""
+        out.append(f"<tr{style}><th>{html.escape(label)}</th>{values}</tr>")
+    return "".join(out) + "</table>"
+
+
+def _curves(rows: list[dict[str, Any]]) -> list[str]:
+    """One small chart a measurement; validation is drawn over training where both have it."""
+    series: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "split"):
+                series.setdefault(name, {}).setdefault(row["split"], []).append((row["step"], value))
+    return [_chart(name, lines) for name, lines in series.items() if any(len(v) > 1 for v in lines.values())]
+
+
+def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 300, height: int = 150) -> str:
+    points = [p for line in lines.values() for p in line]
+    x1 = max(x for x, _ in points) or 1
+    ys = sorted(y for _, y in points)
+    low, high = ys[0], ys[min(len(ys) - 1, int(len(ys) * 0.995))]  # one early spike must not flatten the curve
+    low, high = (low, high) if high > low else (low - 1, high + 1)
+    left, bottom = 46, 18
+
+    def place(x: float, y: float) -> str:
+        px = left + (width - left - 6) * x / x1
+        py = 6 + (height - bottom - 6) * (1 - (min(max(y, low), high) - low) / (high - low))
+        return f"{px:.1f},{py:.1f}"
+
+    colours = {"train": "#2864c8", "validation": "#d06414"}
+    paths = "".join(
+        f'<polyline fill=none stroke="{colours.get(split, "#555")}" stroke-width=1.6 '
+        f'points="{" ".join(place(x, y) for x, y in line)}"/>'
+        for split, line in lines.items()
+    )
+    labels = "".join(
+        f'<text x={left - 4} y={y:.0f} text-anchor=end>{_short(v)}</text>' for v, y in ((high, 13), (low, height - bottom + 2))
+    )
+    labels += f'<text x={width - 6} y={height - 3} text-anchor=end>step {x1}</text>'
+    frame = f'<path d="M{left},6V{height - bottom}H{width - 6}" stroke="#999" fill=none />'
+    title = html.escape(name.replace("_", " "))
+    return f"<figure><figcaption>{title}</figcaption><svg viewBox='0 0 {width} {height}'>{frame}{paths}{labels}</svg></figure>"
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.3g}"
+
+
+def _legend(cards: list[Card]) -> str:
+    known = [c for c in cards if c.right is not None]
+    right = f" {sum(bool(c.right) for c in known)} of the {len(known)} captions shown are wholly true." if known else ""
+    hint = " Point at a word to see where the model looked while writing it." if any(c.words for c in cards) else ""
+    return f"<p class=sub>{right}{hint}</p>"
+
+
+def _card(card: Card) -> str:
+    mark = {True: "right", False: "wrong", None: ""}[card.right]
+    data = base64.b64encode(card.png).decode()
+    words = "".join(
+        f"<span class=w data-a='{html.escape(json.dumps(grid))}'>{html.escape(word)}</span> " for word, grid in card.words
+    )
+    claims = "".join(
+        f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(said)}</span>" for said, ok in card.claims
+    )
+    references = "".join(f"<li>{html.escape(r)}</li>" for r in card.references)
+    return (
+        f"<div class='card {mark}'><div class=pic><img alt='{html.escape(card.key)}' src='data:image/png;base64,{data}'>"
+        f"<div class=heat></div></div><p class=cap>{words or html.escape(card.caption)}</p><p class=claims>{claims}</p>"
+        f"<ul>{references}</ul><p class=key>{html.escape(card.key)}</p></div>"
+    )
+
+
+_STYLE = """
+body{margin:0;background:#f6f6f4;color:#1c1c1c;font:15px/1.45 system-ui,"DejaVu Sans",sans-serif}
+main{max-width:1180px;margin:auto;padding:24px}h1{margin:0}h2{margin:32px 0 8px}h3{margin:16px 0 4px;font-size:15px}
+.sub{color:#666;margin:2px 0 10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto}
+th,td{padding:5px 10px;border-bottom:1px solid #e4e4e0;text-align:right;font-variant-numeric:tabular-nums}
+th:first-child{text-align:left}.control{color:#888}.curves{display:flex;flex-wrap:wrap;gap:12px}
+figure{margin:0;background:#fff;padding:8px;width:270px}figcaption{font-size:13px;color:#444}svg text{font-size:10px;fill:#666}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(215px,1fr));gap:14px}
+.card{background:#fff;border-top:5px solid #bbb;padding:10px}.right{border-color:#2a9c4a}.wrong{border-color:#d33}
+.pic{position:relative}.pic img{width:100%;display:block;image-rendering:auto}
+.heat{position:absolute;inset:0;display:grid;pointer-events:none}.cap{font-weight:600;margin:8px 0 4px}
+.w{cursor:default;border-radius:3px}.w.on{background:#ffe08a}.claims span{display:inline-block;font-size:12px;margin:0 6px 2px 0}
+.yes{color:#1c7a38}.no{color:#c22}ul{margin:6px 0;padding-left:16px;font-size:12px;color:#666}.key{font-size:10px;color:#aaa;margin:0}
+pre{font-size:12px;overflow-x:auto}
+"""
+
+_SCRIPT = """
+function show(w){const c=w.closest('.card'),h=c.querySelector('.heat'),a=JSON.parse(w.dataset.a);
+c.querySelectorAll('.w.on').forEach(x=>x.classList.remove('on'));w.classList.add('on');
+h.style.gridTemplateColumns='repeat('+a[0].length+',1fr)';h.replaceChildren(...a.flat().map(v=>{
+const d=document.createElement('div');d.style.background='rgba(10,10,30,'+(0.72*(1-v))+')';return d}))}
+function hide(w){const c=w.closest('.card');w.classList.remove('on');c.querySelector('.heat').replaceChildren()}
+document.querySelectorAll('.w').forEach(w=>{w.onmouseenter=()=>show(w);w.onmouseleave=()=>hide(w)});
+document.querySelectorAll('.cards').forEach(g=>{const w=g.querySelectorAll('.card:first-child .w');if(w.length)show(w[Math.min(2,w.length-1)])});
+"""

@@ -1,0 +1,65 @@
+"""Starting from other runs' weights."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from simvlm_jax.core.types import Model, TrainState
+from simvlm_jax.parallel.mesh import replicated
+from simvlm_jax.run.checkpoints import Checkpoints
+from simvlm_jax.run.directory import RunDir
+
+
+def initialiser(model: Model, sources: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable[[TrainState], TrainState]:
+    """`state -> state` with parameters taken from runs.
+
+    sources: `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}` in order. The first
+    pattern found in a loaded parameter's path rewrites it; None drops it; without a match the path is kept. Position
+    tables of another resolution are resized by the model. Parameters no source names stay as initialised.
+
+    Raises:
+      ValueError: a loaded parameter has no place in the model, or another shape there.
+    """
+
+    def initialise(state: TrainState) -> TrainState:
+        params = flatten_dict(state.params, sep="/")
+        for source in sources:
+            loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
+            loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
+            wrong = [
+                f"{k}: {v.shape} loaded, {params[k].shape if k in params else 'nothing'} in the model"
+                for k, v in loaded.items()
+                if k not in params or params[k].shape != v.shape
+            ]
+            if wrong:
+                raise ValueError(f"weights of {source['run']} do not fit; use `map` to rename or drop\n  " + "\n  ".join(wrong))
+            params.update({k: v.astype(params[k].dtype) for k, v in loaded.items()})
+        if not sources:
+            return state
+        placed = jax.device_put(unflatten_dict(params, sep="/"), replicated(mesh))
+        return state._replace(params=placed, opt=state.opt)
+
+    return initialise
+
+
+def _load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    checkpoints = Checkpoints(RunDir(path).checkpoints, read_only=True)
+    chosen = checkpoints.latest_step() if step is None else step
+    if chosen is None:
+        raise FileNotFoundError(f"init_from: {path} has no checkpoint")
+    return flatten_dict(checkpoints.restore_params(chosen, replicated(mesh))[0], sep="/")
+
+
+def _renamed(params: dict[str, Any], rules: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    out = {}
+    for name, value in params.items():
+        for pattern, replacement in rules:
+            if re.search(pattern, name):
+                name = None if replacement is None else re.sub(pattern, replacement, name)
+                break
+        if name is not None:
+            out[name] = value
+    return out

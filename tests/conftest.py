@@ -1,0 +1,92 @@
+"""Eight CPU devices, warnings as errors where they are ours, one compilation cache outside the clone, tiny shared data."""
+
+import os
+import tempfile
+from pathlib import Path
+
+_FLAG = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+_TFDS = tempfile.TemporaryDirectory(prefix="simvlm-tests-")
+os.environ["TFDS_DATA_DIR"] = _TFDS.name
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+SCENES = "scenes/captions-60_10_20_10"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """`shared(folder)`: real data beside the project, or a skip that names what is missing."""
+
+    def find(folder: str) -> Path:
+        if not (SHARED / folder).is_dir():
+            pytest.skip(f"needs {SHARED / folder}")
+        return SHARED / folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """`tiny_config(**overrides)`: the public config, shrunken; keys are flattened names such as "train.steps"."""
+    from simvlm_jax.core.build import load_config
+
+    def make(variant: str = "", **overrides):
+        config = load_config(f"{ROOT / 'configs' / 'prefixlm.py'}{':' + variant if variant else ''}")
+        small = {
+            "data.train.path": SCENES,
+            "data.documents.path": "scenes/text-20_5_5_5",
+            "train.steps": 4,
+            "train.batch_size": 8,
+            "eval.batch_size": 8,
+            "log.every": 1,
+            "checkpoint.every": 2,
+            **overrides,
+        }
+        config.update_from_flattened_dict(small)
+        if config.data.documents.batch_size:
+            config.data.documents.batch_size = 8
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config, tmp_path_factory):
+    """A run directory of a few steps, with everything a run leaves."""
+    from simvlm_jax import main
+
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    main.run(tiny_config(), str(path))
+    return path
+
+
+@pytest.fixture
+def text_batch():
+    """`text_batch(rows, length)`: numpy rows of random pieces ended by EOS, with every key a model may read."""
+
+    def make(rows: int, length: int = 12, image: int = 32, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        size = rng.integers(3, length, rows)
+        slots = np.arange(length)
+        text = rng.integers(4, 50, (rows, length)).astype(np.int32)
+        text = np.where(slots == size[:, None] - 1, 2, text) * (slots < size[:, None])
+        batch = {
+            "text": text.astype(np.int32),
+            "text_mask": slots < size[:, None],
+            "prefix_length": rng.integers(0, size).astype(np.int32),
+            "seed": rng.integers(0, 2**32, rows, dtype=np.uint32),
+            "weight": np.ones(rows, np.float32),
+        }
+        if image:
+            batch["image"] = rng.integers(0, 256, (rows, 1, image, image, 3), dtype=np.uint8)
+        return batch
+
+    return make

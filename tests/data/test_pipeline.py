@@ -1,0 +1,147 @@
+"""The global sample sequence is a pure function of (seed, step), whatever hosts and threads; bad items are replaced."""
+
+import numpy as np
+import pytest
+
+from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
+from simvlm_jax.data.sources import Cached, HashSplit
+from simvlm_jax.data.transforms import DrawPrefix, DrawSeed, Tokenize
+from simvlm_jax.text.tokenizer import Tokenizer
+
+
+class Words:
+    """A source of numbered sentences, some of them bad."""
+
+    def __init__(self, count, bad=()):
+        self.count, self.bad = count, set(bad)
+
+    def __len__(self):
+        return self.count
+
+    def key(self, index):
+        return f"w{index}"
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise ValueError("truncated")
+        return {"key": self.key(index), "text": f"number {index} of the words " + "more " * (index % 5)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([f"number {i} of the words more more" for i in range(200)], 40, 16)
+
+
+def pipeline(tokenizer, source=None, seed=0, process=(0, 1), **kwargs):
+    steps = [Tokenize(tokenizer), DrawPrefix(), DrawSeed()]
+    parts = [
+        Part("a", source or Words(50), steps, 8),
+        Part("documents", Words(30), steps, 4, "documents"),
+    ]
+    return Pipeline(parts, seed, process=process, **kwargs)
+
+
+def same(a, b):
+    for k in a:
+        if isinstance(a[k], dict):
+            same(a[k], b[k])
+        else:
+            np.testing.assert_array_equal(a[k], b[k])
+
+
+def test_resuming_is_starting_elsewhere_and_threads_do_not_matter(tokenizer):
+    p = pipeline(tokenizer)
+    straight = list(p.iterate(0, 12, threads=1))
+    resumed = list(pipeline(tokenizer).iterate(7, 12, threads=4))
+    for a, b in zip(straight[7:], resumed, strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_out_the_same_batch(tokenizer, hosts):
+    whole = pipeline(tokenizer).batch(3)
+    slices = [pipeline(tokenizer, process=(i, hosts)).batch(3) for i in range(hosts)]
+    for k in ("text", "prefix_length", "seed", "id"):
+        np.testing.assert_array_equal(whole[k], np.concatenate([s[k] for s in slices]))
+        np.testing.assert_array_equal(whole["documents"][k], np.concatenate([s["documents"][k] for s in slices]))
+
+
+def test_seeds_differ_and_epochs_hold_every_example_once(tokenizer):
+    a, b = pipeline(tokenizer, seed=0), pipeline(tokenizer, seed=1)
+    assert a.batch(0)["id"].tolist() != b.batch(0)["id"].tolist()
+    ids = np.concatenate([a.batch(s)["id"] for s in range(25)])  # 200 rows: four epochs of 50
+    for epoch in range(4):
+        assert sorted(ids[epoch * 50 : epoch * 50 + 50]) == list(range(50))
+    assert ids[:50].tolist() != ids[50:100].tolist()
+
+
+def test_mixture_is_exact_in_every_batch(tokenizer):
+    for step in range(5):
+        batch = pipeline(tokenizer).batch(step)
+        assert len(batch["text"]) == 8 and len(batch["documents"]["text"]) == 4 and "image" not in batch["documents"]
+
+
+def test_keys_name_the_rows(tokenizer):
+    p = pipeline(tokenizer)
+    assert p.keys(3)[:8] == [f"w{i}" for i in p.batch(3)["id"]]
+
+
+def test_prefix_leaves_a_target_and_is_uniform(tokenizer):
+    p = pipeline(tokenizer)
+    batches = [p.batch(s) for s in range(150)]
+    prefix = np.concatenate([b["prefix_length"] for b in batches])
+    size = np.concatenate([b["text_mask"].sum(1) for b in batches])
+    assert (prefix >= 0).all() and (prefix < size).all()
+    share = (prefix + 0.5) / size
+    assert abs(share.mean() - 0.5) < 0.03  # three standard errors of a uniform mean over 1200 draws
+    for b in batches[:20]:
+        last = b["text_mask"].sum(1) - 1
+        assert (b["text"][np.arange(8), last] == 2).all() and (b["text"][~b["text_mask"]] == 0).all()
+
+
+def test_a_cut_text_has_no_eos(tokenizer):
+    row = Tokenize(tokenizer)({"text": "number 1 of the words " * 10}, np.random.default_rng(0))
+    assert row["text_mask"].all() and 2 not in row["text"]
+
+
+def test_bad_items_are_replaced_counted_and_listed(tokenizer):
+    rows = []
+    source = Words(50, bad=[3, 7])
+    p = pipeline(tokenizer, source, quarantine=Quarantine(0.5, rows.append))
+    first = [p.batch(s) for s in range(13)]
+    again = pipeline(tokenizer, Words(50, bad=[3, 7]), quarantine=Quarantine(0.5))
+    for a, b in zip(first, [again.batch(s) for s in range(13)], strict=True):
+        same(a, b)
+    assert sorted(r["key"] for r in rows) == ["w3", "w7"] and "truncated" in rows[0]["error"]
+    assert p.quarantine.bad >= 2 and not {3, 7} & set(np.concatenate([b["id"] for b in first]).tolist())
+
+
+def test_too_many_bad_items_stop_the_run(tokenizer):
+    p = pipeline(tokenizer, Words(50, bad=range(0, 50, 2)), quarantine=Quarantine(0.1))
+    with pytest.raises(RuntimeError, match="over the limit of 10.0%"):
+        for s in range(10):
+            p.batch(s)
+
+
+def test_rows_must_divide_over_hosts(tokenizer):
+    with pytest.raises(ValueError, match="do not divide over 3 hosts"):
+        pipeline(tokenizer, process=(0, 3))
+
+
+def test_hash_split_parts_the_keys():
+    source = Words(2000)
+    out, rest = HashSplit(source, 0.05, True), HashSplit(source, 0.05, False)
+    keys = [{s.key(i) for i in range(len(s))} for s in (out, rest)]
+    assert not keys[0] & keys[1] and len(keys[0] | keys[1]) == 2000 and 60 < len(out) < 140
+
+
+def test_cached_source_reads_once():
+    reads = []
+
+    class Counting(Words):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    cached = Cached(Counting(5), [lambda e, rng: {**e, "seen": True}])
+    assert cached[2] is cached[2] and cached[2]["seen"] and reads == [2]

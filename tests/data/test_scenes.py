@@ -1,0 +1,171 @@
+"""Scenes: captions mean what they say, the judge finds what is false, examples are pure functions of their index."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from simvlm_jax.data.scenes import builder, graph, judge, language, render, tasks, translation
+
+
+def scenes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [graph.sample_scene(rng, 1 + i % 5, i % 7 == 0) for i in range(count)]
+
+
+def test_captions_read_back_as_they_were_meant():
+    rng = np.random.default_rng(1)
+    for scene in scenes(300):
+        statement = language.plan(scene, rng)
+        assert language.parse(language.english(statement, rng)) == statement
+
+
+def test_references_are_true_complete_and_different():
+    rng = np.random.default_rng(2)
+    for scene in scenes(150):
+        captions = language.references(scene, rng)
+        assert len(set(captions)) == 5
+        for caption in captions:
+            verdict = judge.judge(scene, caption)
+            assert verdict.accurate and verdict.covered == len(scene.objects), (caption, scene)
+
+
+def test_wrong_captions_are_found_out():
+    rng = np.random.default_rng(3)
+    for a, b in zip(scenes(60), scenes(60, seed=9), strict=True):
+        other = language.english(language.plan(b, rng), rng)
+        told = {(o.colour, o.shape) for o in b.objects}
+        if not told & {(o.colour, o.shape) for o in a.objects} and "shapes" not in other:
+            assert judge.judge(a, other).true < judge.judge(a, other).said
+
+
+def object_(shape, colour, x, y, size="large", texture="plain"):
+    return graph.Object(shape, colour, size, texture, x, y)
+
+
+@pytest.mark.parametrize(
+    ("caption", "accurate", "covered"),
+    [
+        ("a red circle left of a blue star", True, 2),
+        ("a blue star right of a red circle", True, 2),
+        ("a blue star left of a red circle", False, 2),
+        ("a red circle and a green star", False, 1),
+        ("a red circle with a blue star to its right", True, 2),
+        ("two shapes", True, 2),
+        ("three shapes", False, 0),
+        ("two red shapes", False, 0),
+        ("a red circle on the left", True, 1),
+        ("a red circle in the top left", False, 1),
+        ("a shape", True, 0),
+        ("a striped red circle", False, 0),
+        ("a red circle dancing", False, 1),
+        ("", False, 0),
+        ("left of", False, 0),
+    ],
+)
+def test_judge(caption, accurate, covered):
+    scene = graph.Scene((object_("circle", "red", 0.17, 0.5), object_("star", "blue", 0.83, 0.5)), "plain", (90,) * 3, 0)
+    verdict = judge.judge(scene, caption)
+    assert (verdict.accurate, verdict.covered) == (accurate, covered)
+
+
+def test_two_means_exactly_two():
+    three = [object_("circle", "red", x, 0.5) for x in (0.17, 0.5, 0.83)]
+    scene = graph.Scene(tuple(three), "plain", (90,) * 3, 0)
+    assert not judge.judge(scene, "two red circles").accurate
+    assert judge.judge(scene, "three red circles").accurate
+    striped = graph.Scene((dataclasses.replace(three[0], texture="striped"), *three[1:]), "plain", (90,) * 3, 0)
+    assert judge.judge(striped, "two red circles and a striped red circle").accurate
+
+
+def test_scores_of_nothing_said():
+    scores = judge.scores(scenes(4), [""] * 4)
+    assert scores["scene_accuracy"] == 0 and scores["coverage"] == 0 and scores["hallucination"] == 0
+
+
+def test_held_out_pairs_only_in_compositional():
+    rng = np.random.default_rng(4)
+    pairs = lambda scene: {(o.colour, o.shape) for o in scene.objects}  # noqa: E731
+    for i in range(200):
+        assert not pairs(graph.sample_scene(rng, 1 + i % 5)) & graph.HELD_OUT
+        assert pairs(graph.sample_scene(rng, 1 + i % 5, compositional=True)) & graph.HELD_OUT
+    assert len(graph.CLASSES) >= 50 and len(graph.HELD_OUT) == 8
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_render_is_deterministic_at_any_size(size):
+    scene = scenes(5)[4]
+    picture = render.render(scene, size)
+    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
+    assert (picture == render.render(graph.Scene.from_json(scene.to_json()), size)).all()
+    assert (picture.reshape(-1, 3).std(0) > 1).all()
+
+
+@pytest.mark.parametrize("task", builder.TASKS)
+def test_every_task_makes_true_examples(task):
+    for index in range(0, 50, 7):
+        example = builder.make_example(task, "test", index, 50, 64, 0)
+        again = builder.make_example(task, "test", index, 50, 64, 0)
+        assert {k: v for k, v in example.items() if "image" not in k} == {k: v for k, v in again.items() if "image" not in k}
+        found = tasks.scenes_of(example)
+        if task == "captions":
+            assert len(found[0].objects) == builder.object_count(index, 50)
+        if task == "vqa":
+            assert check_answer(found[0], example)
+        if task == "entail" and example["label"] != "neutral":
+            assert judge.judge(found[0], example["hypothesis"]).accurate == (example["label"] == "entailment")
+        if task == "noisy" and example["truth"] == "exact":
+            caption = example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
+            assert judge.judge(found[0], caption).accurate
+
+
+def check_answer(scene, example):
+    """An independent answer to a question about a scene."""
+    words = example["question"].rstrip("?").split()
+    singular = lambda w: w if w in graph.SHAPES else w.removesuffix("es") if w.removesuffix("es") in graph.SHAPES else w[:-1]  # noqa: E731
+    count = lambda shape: sum(o.shape == singular(shape) for o in scene.objects)  # noqa: E731
+    if example["kind"] == "existence":
+        seen = any((o.colour, o.shape) == (words[-2], words[-1]) for o in scene.objects)
+        return example["answer"] == ("yes" if seen else "no")
+    if example["kind"] == "count":
+        return example["answer"] == str(count(words[2]))
+    if example["kind"] == "attribute":
+        return [o.colour for o in scene.objects if o.shape == words[-1]] == [example["answer"]]
+    if example["kind"] == "comparison":
+        return example["answer"] == ("yes" if count(words[3]) > count(words[-1]) else "no")
+    find = lambda colour, shape: next(o for o in scene.objects if (o.colour, o.shape) == (colour, shape))  # noqa: E731
+    a, b = find(words[2], words[3]), find(words[-2], words[-1])
+    return example["answer"] == ("yes" if graph.holds(words[4], a, b) else "no")
+
+
+def test_vqa_answers_are_uniform_within_a_kind():
+    answers = {}
+    for index in range(600):
+        e = builder.make_example("vqa", "train", index, 600, 16, 0)
+        answers.setdefault(e["kind"], []).append(e["answer"])
+    guess = [max(map(a.count, set(a))) / len(a) for a in answers.values()]
+    assert np.mean(guess) == pytest.approx(tasks.BLIND_VQA_ACCURACY, abs=0.06)  # 120 a kind: two standard errors
+
+
+def test_translation_has_one_truth():
+    s = language.parse("a small red circle above a blue star")
+    assert translation.sulari(s) == "oru rubi tini un asti azu un upa"
+
+
+def test_builder_names():
+    made = builder.builder("captions-32px-seed3-10_5_5_5")
+    assert made.builder_config.size == 32 and made.builder_config.seed == 3 and made.builder_config.sizes["train"] == 10
+    with pytest.raises(ValueError, match="no 'films'"):
+        builder.builder("films")
+    with pytest.raises(ValueError, match="multiples of 5"):
+        builder.builder("captions-7_5_5_5")
+
+
+def test_prepared_without_tensorflow():
+    import sys
+
+    made = builder.prepare("captions-30_5_10_5")
+    source = made.as_data_source("train[:60%]")
+    assert len(source) == 18 and "tensorflow" not in sys.modules
+    counts = [len(graph.Scene.from_json(source[i]["scene"]).objects) for i in range(18)]
+    assert counts == sorted(counts) and set(counts) == {1, 2, 3}

@@ -1,0 +1,180 @@
+"""Every way to name data: tars, folders with tables, TFDS; and what goes wrong, said plainly."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simvlm_jax.data.images import BadImage, decode, resize
+from simvlm_jax.data.sources import open_source
+
+
+def picture(mode="RGB", size=(40, 30), fmt="PNG", **save):
+    rng = np.random.default_rng(0)
+    shape = size[::-1] + ((len(mode),) if mode in ("RGB", "RGBA", "LA") else ())
+    image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode if mode != "P" else "L")
+    buffer = io.BytesIO()
+    (image.convert("P") if mode == "P" else image).save(buffer, fmt, **save)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_bytes(picture())
+    return tmp_path
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset(tmp_path):
+    for shard in range(2):
+        files = {}
+        for i in range(3):
+            files[f"a{shard}{i}.jpg"] = picture(fmt="JPEG")
+            files[f"a{shard}{i}.json"] = json.dumps({"captions": [f"one {i}", f" two\n{i} "]}).encode()
+        files["note.txt"] = b"no picture"
+        write_tar(tmp_path / f"train-{shard:04d}.tar", files)
+    for path in (tmp_path, tmp_path / "train-*.tar", tmp_path / "train-0000.tar"):
+        source = open_source(str(path))
+        assert len(source) == (3 if "0000" in str(path) else 6)
+        assert source[1]["captions"] == ["one 1", "two 1"] and source.key(0) == "a00"
+        assert decode(source[len(source) - 1]["image"]).size == (40, 30)
+    write_tar(tmp_path / "text.tar", {"x.jpg": picture(fmt="JPEG"), "x.txt": b"a dog"})
+    assert open_source(str(tmp_path / "text.tar"))[0]["captions"] == ["a dog"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_folder_with_a_table(folder, kind):
+    rows = [("0.png", "first"), ("0.png", "first, again"), ("1.png", "second"), ("2.png", "third")]
+    if kind == "jsonl":
+        text = "\n".join(json.dumps({"file_name": n, "captions": [c]}) for n, c in rows)
+        (folder / "t.jsonl").write_text(text)
+    elif kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.table({"image": [n for n, _ in rows], "caption": [c for _, c in rows]})
+        pyarrow.parquet.write_table(table, folder / "t.parquet")
+    else:
+        mark = {"csv": ",", "tsv": "\t"}[kind]
+        lines = [f"image{mark}caption"] + [f'{n}{mark}"{c}"' for n, c in rows]
+        (folder / f"t.{kind}").write_text("\n".join(lines))
+    for path in (folder, folder / f"t.{kind}"):
+        source = open_source(str(path))
+        assert len(source) == 3 and source[0]["captions"] == ["first", "first, again"]
+        assert decode(source[2]["image"]).size == (40, 30)
+    (folder / "images" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"'1\.png' is in the table but not in"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/x-*.tar", "matches no .tar"),
+        ("/nowhere", "does not exist"),
+        ("scenes/films", "no 'films'"),
+    ],
+)
+def test_paths_that_name_nothing(name, message):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_source(name)
+
+
+def test_folders_that_hold_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"neither \.tar shards nor a table"):
+        open_source(str(tmp_path))
+    (tmp_path / "t.csv").write_text("picture,words\n1,2\n")
+    with pytest.raises(ValueError, match="needs an image and a caption column"):
+        open_source(str(tmp_path))
+    write_tar(tmp_path / "e.tar", {"a.txt": b"x"})
+    with pytest.raises(ValueError, match="no images in"):
+        open_source(str(tmp_path / "e.tar"))
+
+
+def test_a_tfds_split_that_is_not_there():
+    from tests.conftest import SCENES
+
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        open_source(SCENES, "dev")
+    example = open_source(SCENES, "test")[0]
+    assert len(example["captions"]) == 5 and isinstance(example["image"], bytes) and "objects" in example["scene"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_every_mode_becomes_rgb(mode):
+    data = picture("L" if mode == "1" else mode)
+    if mode == "1":
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert("1").save(buffer, "PNG")
+        data = buffer.getvalue()
+    assert resize(decode(data), 16).shape == (16, 16, 3)
+
+
+def test_sixteen_bit_is_scaled_not_clipped():
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)).save(buffer, "PNG")
+    values = np.asarray(decode(buffer.getvalue()))[0, :, 0]
+    np.testing.assert_allclose(values, np.arange(256), atol=1)
+
+
+def test_transparency_lies_on_white():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(buffer, "PNG")
+    assert (np.asarray(decode(buffer.getvalue())) == 255).all()
+
+
+def test_exif_rotation_is_undone():
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, quality=95)
+    upright = decode(buffer.getvalue())
+    assert upright.size == (20, 40)
+    assert np.asarray(upright)[5, 10, 0] > 200 and np.asarray(upright)[35, 10, 2] > 200
+
+
+def test_gif_gives_its_first_frame_and_webp_reads():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode(buffer.getvalue()))[0, 0].tolist() == [255, 0, 0]
+    assert decode(picture(fmt="WEBP")).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"hello, I am text", "not an image"),
+        (picture(fmt="JPEG", size=(200, 200))[:3000], "cannot be decoded"),
+        (picture(size=(200, 200))[:3000], "cannot be decoded"),
+    ],
+)
+def test_broken_images(data, message):
+    with pytest.raises(BadImage, match=message):
+        decode(data)
+
+
+def test_bombs_are_refused_before_they_are_decoded():
+    with pytest.raises(BadImage, match="40 x 30 pixels are more than the limit of 1000"):
+        decode(picture(), max_pixels=1000)
+
+
+def test_crops():
+    image = Image.new("RGB", (300, 100), "blue")
+    image.paste("red", (100, 0, 200, 100))
+    assert (resize(image, 20) == [255, 0, 0]).all()

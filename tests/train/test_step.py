@@ -1,0 +1,151 @@
+"""Laws of the step: accumulated = whole, frozen stays, the average follows, schedules hit their figures. In fp64."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from simvlm_jax.core.trees import match
+from simvlm_jax.core.types import BaseModel, Term, TrainState
+from simvlm_jax.train.optimizer import Optimizer, averaged
+from simvlm_jax.train.step import make_train_step, merge, partition, split
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy(BaseModel):
+    """A model with both halves: a masked regression, and a softmax over all pairs of the global batch."""
+
+    noise: float = 0.1
+
+    def init(self, rng, batch):
+        k1, k2 = jax.random.split(rng)
+        return {"a": {"kernel": jax.random.normal(k1, (5, 3))}, "b": {"kernel": jax.random.normal(k2, (5, 3))}}, {}
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        x = batch["x"]
+        f = {"a": x @ params["a"]["kernel"], "b": x @ params["b"]["kernel"]}
+        error = ((f["a"] - batch["y"]) ** 2).sum(-1) * batch["weight"]
+        return f, {"regression": Term(error.sum(), batch["weight"].sum(), 0.7)}, {"size": Term(error.sum(), 1.0)}
+
+    def across_batch(self, params, extra, features, *, step, train):
+        logits = features["a"] @ features["b"].T * params["a"]["kernel"][0, 0]
+        loss = -jax.nn.log_softmax(logits).diagonal()
+        return {"pairs": Term(loss.sum(), jnp.asarray(loss.shape[0], float), 2.0)}, {}
+
+
+def toy_batch(rows=24):
+    rng = np.random.default_rng(0)
+    return {
+        "x": jnp.asarray(rng.normal(size=(rows, 5))),
+        "y": jnp.asarray(rng.normal(size=(rows, 3))),
+        "weight": jnp.asarray((rng.random(rows) < 0.6).astype(np.float64)),  # uneven counts a micro-batch
+    }
+
+
+def one_step(accumulate, flags=None, optimizer=None):
+    model, batch = Toy(), toy_batch()
+    params, extra = model.init(jax.random.key(0), batch)
+    flags = flags or jax.tree.map(lambda _: True, params)
+    tx = optimizer or optax.sgd(1.0)
+    state = TrainState(jnp.zeros((), int), params, tx.init(partition(params, flags)[0]), extra, jax.random.key(1))
+    new, measured = jax.jit(make_train_step(model, tx, flags, accumulate))(state, batch)
+    return params, new, measured
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulated_is_the_whole_batch(parts):
+    _, whole, measured = one_step(1)
+    _, cut, cut_measured = one_step(parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), whole.params, cut.params)
+    np.testing.assert_allclose(measured["loss"], cut_measured["loss"], rtol=1e-12)
+    np.testing.assert_allclose(measured["regression"].sum, cut_measured["regression"].sum, rtol=1e-12)
+
+
+def test_a_mean_of_means_would_fail_this_law():
+    """The counts of the micro-batches differ, so the law above has teeth."""
+    counts = split(toy_batch(), 4)["weight"].sum(1)
+    assert len(set(np.asarray(counts).tolist())) > 1
+
+
+def test_rows_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError, match="24 rows do not divide into 5"):
+        one_step(5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_frozen_parameters_stay_and_have_no_optimizer_state(parts):
+    old, new, _ = one_step(parts, {"a": {"kernel": False}, "b": {"kernel": True}}, optax.adam(0.1))
+    assert (old["a"]["kernel"] == new.params["a"]["kernel"]).all()
+    assert (old["b"]["kernel"] != new.params["b"]["kernel"]).any()
+    moments: Any = new.opt[0].mu
+    assert list(moments) == ["b"]
+
+
+def test_partition_and_merge_are_inverse():
+    tree = {"a": {"x": 1, "y": 2}, "b": {"z": {"w": 3}}, "c": 4}
+    flags = {"a": {"x": True, "y": False}, "b": {"z": {"w": True}}, "c": False}
+    kept, rest = partition(tree, flags)
+    assert kept == {"a": {"x": 1}, "b": {"z": {"w": 3}}} and rest == {"a": {"y": 2}, "c": 4}
+    assert merge(kept, rest) == tree
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "rsqrt", "constant"])
+def test_schedules(schedule):
+    rate = Optimizer(learning_rate=0.5, schedule=schedule, warmup=0.1).schedule_for(100)
+    assert float(rate(9)) == pytest.approx(0.5, rel=0.11) and float(rate(10)) == pytest.approx(0.5)
+    assert float(rate(0)) == pytest.approx(0.05)
+    end = {"linear": 0.0, "cosine": 0.0, "constant": 0.5, "rsqrt": 0.5 * (10 / 100) ** 0.5}[schedule]
+    assert float(rate(100)) == pytest.approx(end, abs=1e-6)
+    with pytest.raises(ValueError, match="schedule 'square'"):
+        Optimizer(schedule="square").schedule_for(10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_optimizers_decay_only_what_they_should(name):
+    params = {"mlp": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, "norm": {"scale": jnp.ones(4)}}
+    tx = Optimizer(name=name, learning_rate=0.1, warmup=0.0, weight_decay=0.5, schedule="constant").make(params, 10)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["mlp"]["kernel"], -0.05)
+    assert not updates["mlp"]["bias"].any() and not updates["norm"]["scale"].any()
+
+
+def test_adamw_is_optax_adamw():
+    params = {"mlp": {"kernel": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}}
+    ours = Optimizer(learning_rate=0.1, warmup=0.0, weight_decay=0.5, schedule="constant", clip=None, decay=()).make(params, 10)
+    theirs = optax.adamw(0.1, b1=0.9, b2=0.999, weight_decay=0.5)
+    grads = jax.tree.map(lambda p: p * 0.3, params)
+    a, b = (tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), a, b)
+
+
+def test_multipliers_scale_the_rate():
+    params = {"mlp": {"kernel": jnp.ones((4, 4))}, "stem": {"kernel": jnp.ones((4, 4))}}
+    kwargs = dict(learning_rate=0.1, warmup=0.0, schedule="constant", decay=(), clip=None)
+    tx = Optimizer(multipliers=(("stem", 0.1),), **kwargs).make(params, 10)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["stem"]["kernel"], 0.1 * updates["mlp"]["kernel"])
+
+
+def test_weight_average():
+    flags = {"a": {"kernel": False}, "b": {"kernel": True}}
+    tx = Optimizer(learning_rate=0.1, warmup=0.0, ema=0.9, decay=()).make({"b": {"kernel": jnp.ones((5, 3))}}, 10)
+    old, new, _ = one_step(1, flags, tx)
+    d = min(0.9, 2 / 11)
+    mean = averaged(new.params, new.opt)
+    np.testing.assert_allclose(mean["b"]["kernel"], d * old["b"]["kernel"] + (1 - d) * new.params["b"]["kernel"], rtol=1e-6)
+    assert (mean["a"]["kernel"] == new.params["a"]["kernel"]).all()
+
+
+def test_an_idle_pattern_is_an_error():
+    with pytest.raises(ValueError, match="no parameter is left for"):
+        match({"a": 1}, [("b", 2)], 0)
