@@ -1,15 +1,77 @@
-"""SimVLM (arXiv 2108.10904): prefix language modelling over images and text."""
+"""SimVLM (arXiv 2108.10904): prefix language modelling over images and text.
+
+    python -m simvlm_jax.main --config configs/prefixlm.py
+
+trains a tiny SimVLM on the built-in scenes with one to three objects. Variants: `photos` (real photographs, named by
+--config.data.train.path), `base`, `large`, `huge` (the paper's sizes and recipe), and the paper's ablations on the
+built-in data: `decoder_only`, `lm`, `span`, `patches`, `stem2`, `stem4`, `with_text`.
+"""
 
 from configs import parts
 from simvlm_jax.core.build import spec
 
+ABLATIONS = {
+    "decoder_only": {"decoder_only": True},
+    "lm": {"objective": "lm"},
+    "span": {"objective": "span_corruption"},
+    "patches": {"stem_stages": 0},
+    "stem2": {"stem_stages": 2},
+    "stem4": {"stem_stages": 4},
+}
+
 
 def get_config(variant: str = ""):
+    """The built-in run, or a variant of it."""
+    if variant in ("base", "large", "huge"):
+        return paper(variant)
+    if variant == "photos":
+        return photos()
+    if variant not in ("", "with_text", *ABLATIONS):
+        known = ", ".join(["photos", "base", "large", "huge", "with_text", *ABLATIONS])
+        raise ValueError(f"prefixlm has no variant {variant!r}; it has {known}")
     config = parts.base()
-    config.model = spec("simvlm_jax.models.simvlm:SimVLM", size="tiny", compute=spec("simvlm_jax.nn.sizes:Compute"))
-    config.data.train.transforms = parts.image_text_transforms(64)
+    config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
+    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"))
     config.data.train.cache = True
     config.data.eval.splits = dict(test="test[:60%]", compositional="compositional[:60%]", many="test[60%:]")
-    config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup=50.0)
-    config.train.steps = 800
+    config.data.documents.batch_size = 8 if variant == "with_text" else 0
+    config.optimizer.update(learning_rate=2e-3, b2=0.98, schedule="cosine", warmup=50.0)
+    config.train.update(steps=1000, batch_size=32)
+    config.checkpoint.every = 250
     return config
+
+
+def photos():
+    """Real photographs at 112 px on a small machine: random crops, a 4k vocabulary from the run's own captions."""
+    config = parts.base()
+    config.model = model("mini", scan=False, dropout=0.1)
+    config.data.image_size = 112
+    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), smallest=0.6)
+    config.text.update(vocabulary=4000, length=32)
+    config.optimizer.update(learning_rate=1e-3, b2=0.98, schedule="cosine", warmup=200.0, weight_decay=0.05)
+    config.train.update(steps=4000, batch_size=32)
+    config.eval.update(every=500, max_length=24)
+    config.checkpoint.update(every=250, best="cider")
+    return config
+
+
+def paper(size: str):
+    """Section 4.1: 4,096 image-text pairs and 512 documents a batch, AdamW, linear decay; 224 px, 32k pieces."""
+    config = parts.base()
+    config.model = model(size, remat="full")
+    config.data.image_size = 224
+    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), smallest=0.5)
+    config.data.documents.batch_size = 512
+    config.data.threads = 16
+    config.text.update(vocabulary=32_000, length=256, corpus=10_000_000)
+    config.optimizer.update(learning_rate=5e-4, b1=0.9, b2=0.999, schedule="linear", warmup=0.02, weight_decay=0.01)
+    config.train.update(steps=1_000_000, batch_size=4096)
+    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
+    config.log.every = 50
+    return config
+
+
+def model(size: str, scan: bool = True, remat: str = "none", **fields):
+    """The network of a size; `fields` are those of models/simvlm.py."""
+    compute = spec("simvlm_jax.nn.sizes:Compute", dtype="auto", remat=remat, scan=scan)
+    return spec("simvlm_jax.models.simvlm:SimVLM", size=size, compute=compute, **fields)

@@ -56,7 +56,9 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
     validation = CaptionSuite("validation", sources["test"], config.data.image_size, e.examples or 200)
     if mode == "train":
-        say(f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ...")
+        say(
+            f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ..."
+        )
         params, extra = train(
             model,
             pipeline,
@@ -82,7 +84,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     if mode == "eval" or step != config.train.steps:
-        params, extra = checkpoints.restore_params(step, replicated(mesh))
+        params, extra = checkpoints.restore_weights(step, replicated(mesh))
     say(f"evaluating step {step} ...")
     constants = list(assemble.constant_captions(config, images))
     evaluate_run(

@@ -12,10 +12,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="a run directory")
     parser.add_argument("images", nargs="+", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
     parser.add_argument("--prompt", default="", help='how the caption begins, such as "a picture of"')
-    parser.add_argument("--json", action="store_true", help='one line an input: {"image", "caption"} or {"image", "error"}')
+    parser.add_argument(
+        "--json", action="store_true", help='one line an input: {"image", "caption"} or {"image", "error"}'
+    )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max-length", type=int, default=0, help="pieces after the prompt (default: all there is room for)")
+    parser.add_argument(
+        "--max-length", type=int, default=0, help="pieces after the prompt (default: all there is room for)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -37,9 +41,7 @@ def main(argv: list[str]) -> int:
     run = load_run(args.run, args.step)
     size = run.config.data.image_size
     rows = -(-min(args.batch_size, len(args.images)) // run.mesh.size) * run.mesh.size
-    captioner = Captioner(
-        run.model, run.tokenizer, run.mesh, rows, args.prompt, args.max_length, sampler, args.seed
-    )
+    captioner = Captioner(run.model, run.tokenizer, run.mesh, rows, args.prompt, args.max_length, sampler, args.seed)
 
     ok = True
     for start in range(0, len(args.images), rows):

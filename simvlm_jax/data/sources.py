@@ -44,7 +44,9 @@ class TfdsSource:
         else:
             builder = tfds.builder(name)
             if not Path(builder.data_path).exists():
-                raise FileNotFoundError(f"TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it first")
+                raise FileNotFoundError(
+                    f"TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it first"
+                )
         if builder.info.file_format.value != "array_record":
             raise ValueError(f"TFDS data set {name!r} is {builder.info.file_format.value}; prepare it as array_record")
         features = builder.info.features
@@ -52,7 +54,9 @@ class TfdsSource:
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)
         except ValueError as e:
-            raise ValueError(f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}") from e
+            raise ValueError(
+                f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"
+            ) from e
         self._name = f"{name}/{split}"
         self._fingerprint = f"{name}:{builder.version}:{split}"
 

@@ -54,7 +54,14 @@ class Captioner:
 
         def run(params, extra, batch):
             return generate(
-                capabilities, params, extra, batch, vocabulary=vocabulary, max_length=length, sampler=self.sampler, seed=self.seed
+                capabilities,
+                params,
+                extra,
+                batch,
+                vocabulary=vocabulary,
+                max_length=length,
+                sampler=self.sampler,
+                seed=self.seed,
             )
 
         object.__setattr__(self, "_prompt", np.asarray(prompt, np.int32))

@@ -65,7 +65,9 @@ def evaluate_run(
         scores, samples = suite.run(captioner, params, extra)
         entries.append(_entry(split, None, scores, why))
         say(_line(split, scores))
-        galleries[split] = [_card(s, captioner, params, extra) for s in samples[:: max(len(samples) // cards, 1)][:cards]]
+        galleries[split] = [
+            _card(s, captioner, params, extra) for s in samples[:: max(len(samples) // cards, 1)][:cards]
+        ]
         if split != "test":
             continue
         blind, _ = suite.run(captioner, params, extra, blind=True)
@@ -111,7 +113,9 @@ def _attention(sample: Sample, captioner: Captioner, params: Any, extra: Any) ->
     text = np.zeros((1, captioner.tokenizer.vocabulary.length), np.int32)
     text[0, : len(ids)] = ids
     mask = np.arange(text.shape[1])[None] < len(ids)
-    weights = np.asarray(_jitted(attention)(params, extra, {"image": sample.pixels[None, None], "text": text, "text_mask": mask}))[0]
+    weights = np.asarray(
+        _jitted(attention)(params, extra, {"image": sample.pixels[None, None], "text": text, "text_mask": mask})
+    )[0]
     side = int(round(weights.shape[-1] ** 0.5))
     words: list[tuple[str, np.ndarray]] = []
     for piece, row in zip(captioner.tokenizer.pieces(ids), weights[: len(ids)], strict=True):

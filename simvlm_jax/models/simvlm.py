@@ -94,7 +94,7 @@ class Network(nn.Module):
         if image is None:
             return text, sight
         B, M, Y, X, _ = image.shape
-        if M != 1 or (Y, X) != (m.image_size, m.image_size):
+        if M != 1 or (m.image_size, m.image_size) != (Y, X):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
         seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype) * scale
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
@@ -278,7 +278,9 @@ class SimVLM(BaseModel):
         B, T = text.shape
         room = self.vocabulary.length - T
         if max_length > room:
-            raise ValueError(f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}")
+            raise ValueError(
+                f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}"
+            )
         size = valid.sum(1).astype(jnp.int32)
         start = jnp.full((B, 1), self.vocabulary.bos, jnp.int32)
         if self.objective == "lm":  # no text ever stands in the prefix: the prompt is forced on the decoder
@@ -315,9 +317,7 @@ class SimVLM(BaseModel):
             )
             cross, context = None, None
         else:
-            context, cross = m.network.apply(
-                variables, image, image_mask, text, positions, given, method="encode"
-            )
+            context, cross = m.network.apply(variables, image, image_mask, text, positions, given, method="encode")
             cross = cross.segment
             layers = _empty_cache(B, decoder.depth, steps, decoder, dtype)
             keys = Sight(jnp.zeros((B, steps), jnp.int32), jnp.full((B, steps), -1, jnp.int32))
@@ -363,7 +363,9 @@ class SimVLM(BaseModel):
 
         Row t belongs to piece t of `text`; all of it is predicted, as in captioning without a prompt.
         """
-        layout = prefix_layout(batch["text"], batch["text_mask"], jnp.zeros_like(batch["text"][:, 0]), self.vocabulary.bos)
+        layout = prefix_layout(
+            batch["text"], batch["text_mask"], jnp.zeros_like(batch["text"][:, 0]), self.vocabulary.bos
+        )
         _, state = self.network.apply(
             {"params": params}, batch, layout, method="teacher_forced", mutable=["intermediates"]
         )

@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-_STATE = "state"
+_STATE, _WEIGHTS = "state", "weights"
 
 
 class Checkpoints:
@@ -25,18 +25,22 @@ class Checkpoints:
             # Orbax keeps the last of the sorted list
             policies.append(
                 keep.BestN(
-                    get_metric_fn=lambda m: m[best], reverse=best.endswith("loss"), n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda m: m[best],
+                    reverse=best.endswith("loss"),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
                 )
             )
         self._best = best
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(policies),
+            best_fn=(lambda m: m[best]) if best else None,  # Orbax writes metrics down only when it has one
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
             save_interval_steps=1,
         )
-        self._manager = ocp.CheckpointManager(path.absolute(), options=options, item_names=(_STATE,))
+        self._manager = ocp.CheckpointManager(path.absolute(), options=options, item_names=(_STATE, _WEIGHTS))
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -51,36 +55,40 @@ class Checkpoints:
         pick = min if self._best.endswith("loss") else max
         return pick(scored, key=lambda s: (scored[s], s)) if scored else self.latest_step()
 
-    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Starts a save; it is visible once complete. A step that exists is left alone."""
+    def save(self, step: int, state: Any, weights: Any, metrics: dict[str, float] | None = None) -> None:
+        """Starts a save of the train state and of the weights to evaluate, (params, extra); a step that exists stays.
+
+        The weights stand beside the state so that a run can be used without knowing its optimizer.
+        """
         if step in self._manager.all_steps():
             return
         scored = metrics if self._best and metrics and self._best in metrics else None
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=scored, force=True)
+        items = {
+            _STATE: ocp.args.StandardSave(state),
+            _WEIGHTS: ocp.args.StandardSave({"params": weights[0], "extra": weights[1]}),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of a step, onto the shapes, dtypes and shardings of `abstract`."""
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))[_STATE]
 
-    def restore_params(self, step: int, sharding: Any) -> tuple[Any, Any]:
-        """(params, extra) of a step, without the optimizer; shapes as saved. The weight average stands in, if there is one."""
-        directory = Path(str(self._manager.directory)) / str(step) / _STATE
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.metadata(directory).item_metadata.tree
-            wanted = {k: tree[k] for k in ("params", "extra", "opt") if tree.get(k)}
-            wanted["opt"] = {k: v for k, v in _averages(wanted.get("opt", {})).items()}
+    def restore_weights(self, step: int, sharding: Any) -> tuple[Any, Any]:
+        """(params, extra) to evaluate at a step, shapes and dtypes as saved."""
+        if step not in self._manager.all_steps():
+            raise FileNotFoundError(
+                f"{self._manager.directory} has no step {step}; it has {list(self._manager.all_steps())}"
+            )
+        folder = Path(str(self._manager.directory)) / str(step) / _WEIGHTS
+        with ocp.StandardCheckpointer() as reader:
+            saved = reader.metadata(folder).item_metadata.tree
             abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), wanted, is_leaf=lambda m: hasattr(m, "dtype")
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
+                saved,
+                is_leaf=lambda m: hasattr(m, "dtype"),
             )
-            args = jax.tree.map(lambda a: ocp.ArrayRestoreArgs(sharding=sharding, global_shape=a.shape), abstract)
-            got = reader.restore(
-                directory, args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True)
-            )
-        average = next(iter(jax.tree.leaves(got["opt"], is_leaf=lambda x: isinstance(x, dict) and "average" in x)), None)
-        params = got["params"]
-        if isinstance(average, dict):
-            params = _overlay(params, average["average"])
-        return params, got.get("extra", {})
+            got = reader.restore(folder, abstract)
+        return got["params"], got.get("extra") or {}
 
     def wait(self) -> None:
         """Blocks until saves under way are complete."""
@@ -88,20 +96,3 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def _averages(opt: Any) -> dict:
-    """The part of a saved optimizer state that holds a weight average."""
-    if not isinstance(opt, dict):
-        return {}
-    out = {}
-    for k, v in opt.items():
-        if isinstance(v, dict) and "average" in v:
-            out[k] = {"average": v["average"]}
-        elif inner := _averages(v):
-            out[k] = inner
-    return out
-
-
-def _overlay(params: dict, other: dict) -> dict:
-    return {k: _overlay(v, other.get(k, {})) if isinstance(v, dict) else other.get(k, v) for k, v in params.items()}

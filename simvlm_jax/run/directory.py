@@ -34,7 +34,9 @@ class RunDir:
             changed = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
             if changed:
                 lines = "\n".join(f"  {k}: {a.get(k)!r} in the run, {b.get(k)!r} now" for k in changed)
-                raise ValueError(f"{self.path} holds a run with another config; use another --workdir, or mend\n{lines}")
+                raise ValueError(
+                    f"{self.path} holds a run with another config; use another --workdir, or mend\n{lines}"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(recorded, json.dumps(new, indent=1))
 

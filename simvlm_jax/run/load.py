@@ -49,6 +49,6 @@ def load_run(path: str | Path, step: int | None = None) -> Loaded:
     if chosen is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
     mesh = make_mesh()
-    params, extra = checkpoints.restore_params(chosen, replicated(mesh))
+    params, extra = checkpoints.restore_weights(chosen, replicated(mesh))
     checkpoints.close()
     return Loaded(config, tokenizer, build_model(config, tokenizer), params, extra, chosen, mesh)

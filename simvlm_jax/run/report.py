@@ -45,7 +45,9 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], galleries: dict[str
     text = json.dumps(config, indent=1)
     body += ["<h2>Config</h2>", f"<details><summary>all fields</summary><pre>{html.escape(text)}</pre></details>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.path.name)}</title>"
-    write_whole(run.report, page + f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>")
+    write_whole(
+        run.report, page + f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>"
+    )
 
 
 def _scores(entries: list[dict[str, Any]]) -> str:
@@ -100,9 +102,10 @@ def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 30
         for split, line in lines.items()
     )
     labels = "".join(
-        f'<text x={left - 4} y={y:.0f} text-anchor=end>{_short(v)}</text>' for v, y in ((high, 13), (low, height - bottom + 2))
+        f"<text x={left - 4} y={y:.0f} text-anchor=end>{_short(v)}</text>"
+        for v, y in ((high, 13), (low, height - bottom + 2))
     )
-    labels += f'<text x={width - 6} y={height - 3} text-anchor=end>step {x1}</text>'
+    labels += f"<text x={width - 6} y={height - 3} text-anchor=end>step {x1}</text>"
     frame = f'<path d="M{left},6V{height - bottom}H{width - 6}" stroke="#999" fill=none />'
     title = html.escape(name.replace("_", " "))
     return f"<figure><figcaption>{title}</figcaption><svg viewBox='0 0 {width} {height}'>{frame}{paths}{labels}</svg></figure>"
@@ -125,10 +128,12 @@ def _card(card: Card) -> str:
     mark = {True: "right", False: "wrong", None: ""}[card.right]
     data = base64.b64encode(card.png).decode()
     words = "".join(
-        f"<span class=w data-a='{html.escape(json.dumps(grid))}'>{html.escape(word)}</span> " for word, grid in card.words
+        f"<span class=w data-a='{html.escape(json.dumps(grid))}'>{html.escape(word)}</span> "
+        for word, grid in card.words
     )
     claims = "".join(
-        f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(said)}</span>" for said, ok in card.claims
+        f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(said)}</span>"
+        for said, ok in card.claims
     )
     references = "".join(f"<li>{html.escape(r)}</li>" for r in card.references)
     return (

@@ -35,7 +35,9 @@ def initialiser(model: Model, sources: Sequence[Any], mesh: jax.sharding.Mesh) -
                 if k not in params or params[k].shape != v.shape
             ]
             if wrong:
-                raise ValueError(f"weights of {source['run']} do not fit; use `map` to rename or drop\n  " + "\n  ".join(wrong))
+                raise ValueError(
+                    f"weights of {source['run']} do not fit; use `map` to rename or drop\n  " + "\n  ".join(wrong)
+                )
             params.update({k: v.astype(params[k].dtype) for k, v in loaded.items()})
         if not sources:
             return state
@@ -50,7 +52,7 @@ def _load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> dict[str, Any
     chosen = checkpoints.latest_step() if step is None else step
     if chosen is None:
         raise FileNotFoundError(f"init_from: {path} has no checkpoint")
-    return flatten_dict(checkpoints.restore_params(chosen, replicated(mesh))[0], sep="/")
+    return flatten_dict(checkpoints.restore_weights(chosen, replicated(mesh))[0], sep="/")
 
 
 def _renamed(params: dict[str, Any], rules: Sequence[tuple[str, str | None]]) -> dict[str, Any]:

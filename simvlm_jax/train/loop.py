@@ -150,12 +150,12 @@ def train(
                 progress.restart()
             if at_save:
                 metrics.flush()
-                checkpoints.save(step, state, scores)
+                checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
         if stop.asked and step < schedule.steps:
             if pending is not None and _finite(pending[1]):
                 log(*pending)
                 metrics.flush()
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra))
             checkpoints.wait()
             raise Interrupted(f"stopped at step {checkpoints.latest_step() or 0}; the same command continues")
         checkpoints.wait()

@@ -46,13 +46,15 @@ class Optimizer:
             "linear": lambda: optax.linear_schedule(peak, peak * self.final, rest),
             "cosine": lambda: optax.cosine_decay_schedule(peak, rest, self.final),
             "constant": lambda: optax.constant_schedule(peak),
-            "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
+            "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(n, 0) + max(warmup, 1))),
         }
         if self.schedule not in after:
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(after)}")
         if not warmup:
             return after[self.schedule]()
-        return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup])
+        return optax.join_schedules(
+            [optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup]
+        )
 
     def make(self, params: Any, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a tree of trainable parameters."""

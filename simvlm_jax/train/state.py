@@ -37,7 +37,9 @@ def prepare_state(
     def fresh() -> TrainState:
         init_key, state_key = jax.random.split(jax.random.key(seed))
         params, extra = params_and_extra(init_key)
-        return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, tx.init(partition(params, flags)[0]), extra, state_key)
+        return TrainState(
+            jax.numpy.zeros((), jax.numpy.int32), params, tx.init(partition(params, flags)[0]), extra, state_key
+        )
 
     sharding = replicated(mesh)
     abstract: Any = jax.tree.map(

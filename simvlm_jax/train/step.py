@@ -25,7 +25,9 @@ def split(batch: Batch, parts: int) -> Batch:
 
     def cut(x):
         if x.shape[0] % parts:
-            raise ValueError(f"{x.shape[0]} rows do not divide into {parts} micro-batches; mend config.train.accumulate")
+            raise ValueError(
+                f"{x.shape[0]} rows do not divide into {parts} micro-batches; mend config.train.accumulate"
+            )
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(cut, batch)
@@ -84,7 +86,7 @@ def make_train_step(
         updates, opt = tx.update(grads, state.opt, trainable)
         params = merge(optax.apply_updates(trainable, updates), frozen)
         extra = model.after_update(params, state.extra, step=state.step, rng=step_rng)
-        measured = {**terms, **aux, "loss": loss, "grad_norm": optax.global_norm(grads)}
+        measured = {**terms, **aux, "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt, extra, state.rng), measured
 
     return train_step

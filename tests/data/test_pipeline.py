@@ -29,7 +29,7 @@ class Words:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train([f"number {i} of the words more more" for i in range(200)], 40, 16)
+    return Tokenizer.train([f"number {i} of the words more more" for i in range(200)], 40, 32)
 
 
 def pipeline(tokenizer, source=None, seed=0, process=(0, 1), **kwargs):
@@ -100,7 +100,7 @@ def test_prefix_leaves_a_target_and_is_uniform(tokenizer):
 
 
 def test_a_cut_text_has_no_eos(tokenizer):
-    row = Tokenize(tokenizer)({"text": "number 1 of the words " * 10}, np.random.default_rng(0))
+    row = Tokenize(tokenizer)({"text": "number 1 of the words " * 20}, np.random.default_rng(0))
     assert row["text_mask"].all() and 2 not in row["text"]
 
 

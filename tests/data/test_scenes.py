@@ -64,7 +64,9 @@ def object_(shape, colour, x, y, size="large", texture="plain"):
     ],
 )
 def test_judge(caption, accurate, covered):
-    scene = graph.Scene((object_("circle", "red", 0.17, 0.5), object_("star", "blue", 0.83, 0.5)), "plain", (90,) * 3, 0)
+    scene = graph.Scene(
+        (object_("circle", "red", 0.17, 0.5), object_("star", "blue", 0.83, 0.5)), "plain", (90,) * 3, 0
+    )
     verdict = judge.judge(scene, caption)
     assert (verdict.accurate, verdict.covered) == (accurate, covered)
 
@@ -106,7 +108,9 @@ def test_every_task_makes_true_examples(task):
     for index in range(0, 50, 7):
         example = builder.make_example(task, "test", index, 50, 64, 0)
         again = builder.make_example(task, "test", index, 50, 64, 0)
-        assert {k: v for k, v in example.items() if "image" not in k} == {k: v for k, v in again.items() if "image" not in k}
+        assert {k: v for k, v in example.items() if "image" not in k} == {
+            k: v for k, v in again.items() if "image" not in k
+        }
         found = tasks.scenes_of(example)
         if task == "captions":
             assert len(found[0].objects) == builder.object_count(index, 50)
@@ -115,14 +119,18 @@ def test_every_task_makes_true_examples(task):
         if task == "entail" and example["label"] != "neutral":
             assert judge.judge(found[0], example["hypothesis"]).accurate == (example["label"] == "entailment")
         if task == "noisy" and example["truth"] == "exact":
-            caption = example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
+            caption = (
+                example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
+            )
             assert judge.judge(found[0], caption).accurate
 
 
 def check_answer(scene, example):
     """An independent answer to a question about a scene."""
     words = example["question"].rstrip("?").split()
-    singular = lambda w: w if w in graph.SHAPES else w.removesuffix("es") if w.removesuffix("es") in graph.SHAPES else w[:-1]  # noqa: E731
+    singular = lambda w: (
+        w if w in graph.SHAPES else w.removesuffix("es") if w.removesuffix("es") in graph.SHAPES else w[:-1]
+    )
     count = lambda shape: sum(o.shape == singular(shape) for o in scene.objects)  # noqa: E731
     if example["kind"] == "existence":
         seen = any((o.colour, o.shape) == (words[-2], words[-1]) for o in scene.objects)

@@ -177,4 +177,4 @@ def test_bombs_are_refused_before_they_are_decoded():
 def test_crops():
     image = Image.new("RGB", (300, 100), "blue")
     image.paste("red", (100, 0, 200, 100))
-    assert (resize(image, 20) == [255, 0, 0]).all()
+    assert (resize(image, 20)[:, 2:-2] == [255, 0, 0]).all()

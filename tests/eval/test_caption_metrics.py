@@ -7,7 +7,14 @@ import pytest
 from simvlm_jax.eval.metrics.caption import caption_scores, caption_scores_per_image
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
 
-NAMES = {"Bleu_1": "bleu1", "Bleu_2": "bleu2", "Bleu_3": "bleu3", "Bleu_4": "bleu4", "ROUGE_L": "rouge_l", "CIDEr": "cider"}
+NAMES = {
+    "Bleu_1": "bleu1",
+    "Bleu_2": "bleu2",
+    "Bleu_3": "bleu3",
+    "Bleu_4": "bleu4",
+    "ROUGE_L": "rouge_l",
+    "CIDEr": "cider",
+}
 
 
 def test_published_scores(shared):

@@ -118,5 +118,3 @@ def test_a_changed_config_is_an_error_that_names_the_field(uninterrupted):
     process = start(uninterrupted, "--config.optimizer.learning_rate=9.0")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "optimizer.learning_rate" in err and "9.0 now" in err, err
-
-

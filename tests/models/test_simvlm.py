@@ -48,7 +48,9 @@ def test_every_ablation_has_a_finite_loss_and_reaches_every_parameter(text_batch
     batch["documents"] = text_batch(2, image=0, seed=5)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch)))(params)
     assert np.isfinite(loss)
-    still = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_flatten_with_path(grads)[0] if not np.abs(g).max() > 0]
+    still = [
+        jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_flatten_with_path(grads)[0] if not np.abs(g).max() > 0
+    ]
     assert not still, still
 
 

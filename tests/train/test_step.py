@@ -121,7 +121,9 @@ def test_optimizers_decay_only_what_they_should(name):
 
 def test_adamw_is_optax_adamw():
     params = {"mlp": {"kernel": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}}
-    ours = Optimizer(learning_rate=0.1, warmup=0.0, weight_decay=0.5, schedule="constant", clip=None, decay=()).make(params, 10)
+    ours = Optimizer(learning_rate=0.1, warmup=0.0, weight_decay=0.5, schedule="constant", clip=None, decay=()).make(
+        params, 10
+    )
     theirs = optax.adamw(0.1, b1=0.9, b2=0.999, weight_decay=0.5)
     grads = jax.tree.map(lambda p: p * 0.3, params)
     a, b = (tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs))
@@ -142,7 +144,9 @@ def test_weight_average():
     old, new, _ = one_step(1, flags, tx)
     d = min(0.9, 2 / 11)
     mean = averaged(new.params, new.opt)
-    np.testing.assert_allclose(mean["b"]["kernel"], d * old["b"]["kernel"] + (1 - d) * new.params["b"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(
+        mean["b"]["kernel"], d * old["b"]["kernel"] + (1 - d) * new.params["b"]["kernel"], rtol=1e-6
+    )
     assert (mean["a"]["kernel"] == new.params["a"]["kernel"]).all()
 
 

@@ -65,9 +65,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """Rendered scenes with an exact scene graph, one builder config a task."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [
-        ScenesConfig(name=task, sizes=dict(TEXT_SPLITS if task == "text" else SPLITS)) for task in TASKS
-    ]
+    BUILDER_CONFIGS = [ScenesConfig(name=task, sizes=dict(TEXT_SPLITS if task == "text" else SPLITS)) for task in TASKS]
 
     def _info(self) -> tfds.core.DatasetInfo:
         task = self.builder_config.name.split("-")[0]

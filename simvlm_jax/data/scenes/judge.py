@@ -140,8 +140,6 @@ def _slices(s, members, phrase_true, relation_true, place_true) -> dict[str, tup
     groups = [ok for p, ok in zip(s.phrases, phrase_true, strict=True) if p.count > 1]
     by["count"] = (sum(groups), len(groups))
     for name in ("size", "texture", "colour", "shape"):
-        told = [
-            (getattr(p, name), o) for p, m in zip(s.phrases, members, strict=True) for o in m if getattr(p, name)
-        ]
+        told = [(getattr(p, name), o) for p, m in zip(s.phrases, members, strict=True) for o in m if getattr(p, name)]
         by[name] = (sum(value == getattr(o, name) for value, o in told), len(told))
     return by

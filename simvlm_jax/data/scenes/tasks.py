@@ -226,5 +226,3 @@ def scenes_of(example: dict) -> list[Scene]:
     """The scene graphs behind an example of any task (none for `text`)."""
     stored = example.get("scenes", [example["scene"]] if "scene" in example else [])
     return [Scene.from_json(s) for s in stored]
-
-

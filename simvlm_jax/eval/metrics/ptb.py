@@ -31,7 +31,14 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _CLITIC = re.compile(r"^(.+?)(n't|'s|'re|'ve|'ll|'d|'m)$")
-_JOINED = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me", "lemme": "lem me"}
+_JOINED = {
+    "cannot": "can not",
+    "gonna": "gon na",
+    "gotta": "got ta",
+    "wanna": "wan na",
+    "gimme": "gim me",
+    "lemme": "lem me",
+}
 _AMPERSAND = re.compile(r"(?<![A-Za-z0-9])[A-Z]+&[A-Z]+(?![A-Za-z0-9])")
 
 
@@ -73,4 +80,3 @@ def _words(token: str) -> list[str]:
         return _JOINED[token].split()
     split = _CLITIC.match(token)
     return [split[1], split[2]] if split else [token]
-

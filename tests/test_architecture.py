@@ -1,0 +1,123 @@
+"""The house: arrows between rooms, light imports, configs that build, models that nobody else names."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from simvlm_jax.core.build import build, load_config, spec
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "simvlm_jax"
+EVERYTHING = {"core", "objectives", "parallel", "text", "data", "run", "train", "decode", "eval"}
+ARROWS = {
+    "core": set(),
+    "nn": {"core"},
+    "objectives": {"core"},
+    "parallel": {"core"},
+    "text": {"core"},
+    "decode": {"core"},
+    "models": {"nn", "objectives", "core"},
+    "data": {"text", "core"},
+    "run": {"text", "parallel", "core"},
+    "train": {"run", "parallel", "core"},
+    "eval": {"decode", "data", "run", "parallel", "text", "core"},
+    "main": EVERYTHING,
+    "cli": EVERYTHING | {"main"},
+}
+FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
+MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
+VARIANTS = [
+    "",
+    "photos",
+    "base",
+    "large",
+    "huge",
+    "decoder_only",
+    "lm",
+    "span",
+    "patches",
+    "stem2",
+    "stem4",
+    "with_text",
+]
+
+
+def rooms_imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" if node.module == "simvlm_jax" else node.module for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "simvlm_jax" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_parse_and_arrows_hold(path):
+    imported = set(rooms_imported(path))
+    relative = path.relative_to(ROOT)
+    if relative.parts[0] != "simvlm_jax" or (relative.name == "__init__.py" and len(relative.parts) == 2):
+        return
+    room = relative.parts[1].removesuffix(".py")
+    assert imported <= ARROWS[room] | {room}, f"{relative} may not import {sorted(imported - ARROWS[room] - {room})}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_only_its_own_files_name_a_model(model):
+    word = re.compile(rf"(?<![A-Za-z0-9_]){model}(?![A-Za-z0-9_])")
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).as_posix() in (f"models/{model}.py", f"interop/maps/{model}.py"):
+            continue
+        text = path.read_text()
+        code = [n.module or "" for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+        names = [n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)]
+        dotted = re.findall(r"simvlm_jax\.models\.\w+", text)
+        assert not [c for c in [*code, *names, *dotted] if word.search(c.replace("simvlm_jax", ""))], path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_config_builds(variant):
+    from simvlm_jax.core.types import Vocabulary
+
+    config = load_config(str(ROOT / "configs" / "prefixlm.py") + (f":{variant}" if variant else ""))
+    model = build(
+        config.model,
+        vocabulary=Vocabulary(config.text.vocabulary, config.text.length),
+        image_size=config.data.image_size,
+    )
+    assert model.capabilities()
+    schedule = build(config.optimizer).schedule_for(config.train.steps)
+    assert 0 < float(schedule(config.train.steps // 2)) <= config.optimizer.learning_rate
+    build(config.eval.sampler)
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'tall'"):
+        load_config(str(ROOT / "configs" / "prefixlm.py") + ":tall")
+
+
+def test_an_unknown_field_lists_the_fields():
+    with pytest.raises(ValueError, match=r"no field colour; its fields are temperature, top_k, top_p"):
+        build(spec("simvlm_jax.decode.sampling:Sampler", colour=1))
+    with pytest.raises(ValueError, match="cannot be imported"):
+        build(spec("simvlm_jax.decode.sampling:Smpler"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import simvlm_jax",
+        "from simvlm_jax.cli import main; main(['--help'])",
+        "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
+    ],
+)
+def test_light_imports(code):
+    heavy = "('jax', 'tensorflow', 'torch', 'flax', 'tensorflow_datasets')"
+    check = f"import sys; {code}; bad = [m for m in {heavy} if m in sys.modules]; sys.exit(str(bad) if bad else 0)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
