@@ -116,7 +116,7 @@ def _attention(sample: Sample, captioner: Captioner, params: Any, extra: Any) ->
     weights = np.asarray(
         _jitted(attention)(params, extra, {"image": sample.pixels[None, None], "text": text, "text_mask": mask})
     )[0]
-    side = int(round(weights.shape[-1] ** 0.5))
+    side = round(weights.shape[-1] ** 0.5)
     words: list[tuple[str, np.ndarray]] = []
     for piece, row in zip(captioner.tokenizer.pieces(ids), weights[: len(ids)], strict=True):
         if piece.startswith(" ") or not words:

@@ -93,7 +93,7 @@ class Network(nn.Module):
         text = (self.embedding.astype(dtype)[tokens] + self.text_position.astype(dtype)[positions]) * scale
         if image is None:
             return text, sight
-        B, M, Y, X, _ = image.shape
+        _, M, Y, X, _ = image.shape
         if M != 1 or (m.image_size, m.image_size) != (Y, X):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
         seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype) * scale
@@ -255,7 +255,7 @@ class SimVLM(BaseModel):
     def adapt(self, params, target):
         """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size."""
         shape = params["image_position"].shape
-        side = int(round(shape[0] ** 0.5))
+        side = round(shape[0] ** 0.5)
         out = {**params, "image_position": resize_grid(params["image_position"], (side, side), self.grid)}
         name = "decoder" if self.decoder_only else "encoder"
 

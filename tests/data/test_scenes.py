@@ -128,9 +128,10 @@ def test_every_task_makes_true_examples(task):
 def check_answer(scene, example):
     """An independent answer to a question about a scene."""
     words = example["question"].rstrip("?").split()
-    singular = lambda w: (
-        w if w in graph.SHAPES else w.removesuffix("es") if w.removesuffix("es") in graph.SHAPES else w[:-1]
-    )
+
+    def singular(w):
+        return next(s for s in (w, w.removesuffix("es"), w.removesuffix("s")) if s in graph.SHAPES)
+
     count = lambda shape: sum(o.shape == singular(shape) for o in scene.objects)  # noqa: E731
     if example["kind"] == "existence":
         seen = any((o.colour, o.shape) == (words[-2], words[-1]) for o in scene.objects)

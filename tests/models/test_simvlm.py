@@ -33,7 +33,7 @@ VARIANTS = {
 def make(text_batch, rows=4, **kwargs):
     model = SimVLM(V, image_size=32, **kwargs)
     batch = text_batch(rows)
-    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
     return model, nn.unbox(params), batch
 
 

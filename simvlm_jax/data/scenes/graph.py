@@ -121,7 +121,7 @@ def sample_scene(rng: np.random.Generator, count: int, compositional: bool = Fal
                 y=round((row + 0.5) / 3 + float(rng.uniform(-room, room)), 4),
             )
         )
-    base = int(rng.integers(115, 150))
+    base = int(rng.integers(190, 220))
     tint = tuple(int(np.clip(base + d, 0, 255)) for d in rng.integers(-12, 13, size=3))
     order = rng.permutation(count)  # the held-out object must not always come first
     return Scene(

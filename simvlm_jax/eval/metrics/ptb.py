@@ -18,16 +18,15 @@ _ABBREVIATIONS = (
     "|rd|ave|blvd|hwy|bldg|inc|ltd|co|corp|bros|assn|dept|univ|etc|vs|cf|al|approx|ed|est|fig|vol|ph"
 )
 _TOKEN = re.compile(
-    r"""
-    (?P<abbreviation> (?:[a-z]\.){2,} | (?:%s)\.(?![a-z0-9]) )
+    rf"""
+    (?P<abbreviation> (?:[a-z]\.){{2,}} | (?:{_ABBREVIATIONS})\.(?![a-z0-9]) )
   | (?P<url> https?://\S+ | www\.\S+[a-z0-9/] )
   | (?P<number> \d+(?:[,.:]\d+)+ | \.\d+ )
-  | (?P<special> o'clock | rock\s'n'\sroll | 'n' | '\d0s | y'all | ma'am | o'[a-z]{3,} )
-  | (?P<slashed> [a-z0-9]+(?:-[a-z]+){0,2}(?:/[a-z0-9]+(?:-[a-z]+){0,2}){1,2} )
+  | (?P<special> o'clock | rock\s'n'\sroll | 'n' | '\d0s | y'all | ma'am | o'[a-z]{{3,}} )
+  | (?P<slashed> [a-z0-9]+(?:-[a-z]+){{0,2}}(?:/[a-z0-9]+(?:-[a-z]+){{0,2}}){{1,2}} )
   | (?P<word> [^\W_]+ (?: [-_]+ [^\W_]+ | ' [^\W\d_]+ )* )
-  | (?P<dots> \.{2,} | … ) | (?P<dashes> -{2,} | [–—] ) | (?P<other> \S )
-    """
-    % _ABBREVIATIONS,
+  | (?P<dots> \.{{2,}} | … ) | (?P<dashes> -{{2,}} | [–—] ) | (?P<other> \S )
+    """,
     re.VERBOSE,
 )
 _CLITIC = re.compile(r"^(.+?)(n't|'s|'re|'ve|'ll|'d|'m)$")
