@@ -7,15 +7,16 @@ from simvlm_jax.core.build import spec
 TRANSFORMS = "simvlm_jax.data.transforms"
 
 
-def text_transforms():
-    """Text to ids, and the draws that objectives need."""
-    return (spec(f"{TRANSFORMS}:Tokenize"), spec(f"{TRANSFORMS}:DrawPrefix"), spec(f"{TRANSFORMS}:DrawSeed"))
+def text_transforms(empty: float = 0.0):
+    """Text to ids, and the draws that objectives need (`empty`: share of prefixes that hold no text on purpose)."""
+    prefix = spec(f"{TRANSFORMS}:DrawPrefix", empty=empty)
+    return (spec(f"{TRANSFORMS}:Tokenize"), prefix, spec(f"{TRANSFORMS}:DrawSeed"))
 
 
-def image_text_transforms(image_size, smallest: float = 1.0):
+def image_text_transforms(image_size, smallest: float = 1.0, empty: float = 0.0):
     """Pixels first (`smallest`: least area of a random crop; 1 for the central square), then one caption as text."""
     pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest)
-    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms())
+    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms(empty))
 
 
 def base() -> ConfigDict:
@@ -25,14 +26,14 @@ def base() -> ConfigDict:
             seed=0,
             data=dict(
                 image_size=64,
-                train=dict(path="scenes/captions", split="train[:60%]", transforms=(), cache=False),
+                train=dict(path="scenes/captions", split="train[:75%]", transforms=(), cache=False),
                 documents=dict(path="scenes/text", split="train", batch_size=0, transforms=text_transforms()),
-                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test[:60%]")),
+                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test[:75%]")),
                 held_out=0.05,
                 quarantine=0.05,
                 threads=2,
             ),
-            text=dict(model=config_dict.placeholder(str), vocabulary=256, length=32, corpus=10_000),
+            text=dict(model=config_dict.placeholder(str), vocabulary=256, length=0, corpus=10_000),
             optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
             train=dict(steps=1000, batch_size=64, accumulate=1, retries=2, trainable=(), init_from=()),
             eval=dict(

@@ -31,13 +31,13 @@ def get_config(variant: str = ""):
         raise ValueError(f"prefixlm has no variant {variant!r}; it has {known}")
     config = parts.base()
     config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
-    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"))
+    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)
     config.data.train.cache = True
-    config.data.eval.splits = dict(test="test[:60%]", compositional="compositional[:60%]", many="test[60%:]")
+    config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
     config.data.documents.batch_size = 8 if variant == "with_text" else 0
-    config.optimizer.update(learning_rate=2e-3, b2=0.98, schedule="cosine", warmup=50.0)
-    config.train.update(steps=1000, batch_size=32)
-    config.checkpoint.every = 250
+    config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=50.0)
+    config.train.update(steps=700, batch_size=64)
+    config.checkpoint.every = 200
     return config
 
 

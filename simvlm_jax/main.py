@@ -4,6 +4,7 @@ Builds what the config names and hands it to the loop. Exit codes: 0 done, 75 in
 continues), 1 an error.
 """
 
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -54,7 +55,9 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best)
     e = config.eval
     captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
-    validation = CaptionSuite("validation", sources["test"], config.data.image_size, e.examples or 200)
+    validation = CaptionSuite(
+        "validation", assemble.validation_source(config), config.data.image_size, e.examples or 200
+    )
     if mode == "train":
         say(
             f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ..."
@@ -86,7 +89,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if mode == "eval" or step != config.train.steps:
         params, extra = checkpoints.restore_weights(step, replicated(mesh))
     say(f"evaluating step {step} ...")
-    constants = list(assemble.constant_captions(config, images))
+    built_in = assemble.is_scenes(config.data.eval.path or config.data.train.path)
     evaluate_run(
         directory,
         captioner,
@@ -97,11 +100,34 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         final_step=config.train.steps,
         image_size=config.data.image_size,
         limit=e.examples,
-        constants=constants,
+        constants=[] if built_in else list(assemble.constant_captions(config, images)),
         say=say,
     )
     checkpoints.close()
     say(f"report: {directory.report}")
+
+
+def use_huge_pages() -> None:
+    """Restarts the process with huge pages in malloc, which glibc takes from its environment alone.
+
+    XLA allocates its temporaries anew at every step; on CPU a sixth of a small model's step was page faults.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
+    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
+}
+
+
+def setup_xla() -> None:
+    """The XLA flags under which small models train fastest on CPU; those in XLA_FLAGS go before them."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
+    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if f.partition("=")[0] not in given), given]).strip()
 
 
 def setup_jax() -> None:
@@ -140,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         file, _, variant = path.partition(":")
         name = Path(file).stem + (f"-{variant}" if variant else "")
+        setup_xla()
         setup_jax()
         try:
             run(config_flag.value, workdir.value or f"runs/{name}", f"{Path(file).stem}:{variant}", mode.value)
@@ -156,4 +183,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-SCENES = "scenes/captions-60_10_20_10"
+SCENES = "scenes/captions-80_8_32_16"
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def tiny_config():
         config = load_config(f"{ROOT / 'configs' / 'prefixlm.py'}{':' + variant if variant else ''}")
         small = {
             "data.train.path": SCENES,
-            "data.documents.path": "scenes/text-20_5_5_5",
+            "data.documents.path": "scenes/text-24_8_8_8",
             "train.steps": 4,
             "train.batch_size": 8,
             "eval.batch_size": 8,

@@ -37,6 +37,12 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
     return {"test": open_source(path, data.eval.split)}
 
 
+def validation_source(config: ConfigDict) -> Source:
+    """What is evaluated while a run trains: the validation split of `scenes`, else the one evaluation source."""
+    path = config.data.eval.path or config.data.train.path
+    return open_source(path, config.data.eval.split) if is_scenes(path) else eval_sources(config)["test"]
+
+
 def documents_source(config: ConfigDict) -> Source | None:
     """The text-only documents, if the config has any."""
     documents = config.data.documents
@@ -58,10 +64,22 @@ def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:
 
 
 def make_tokenizer(config: ConfigDict, *sources: Source | None) -> Tokenizer:
-    """The tokenizer a config names, or one trained on the run's own text."""
-    if config.text.model:
-        return Tokenizer.from_file(config.text.model, config.text.length)
-    return Tokenizer.train(corpus(config, *sources), config.text.vocabulary, config.text.length)
+    """The tokenizer a config names, or one trained on the run's own text.
+
+    A text length of 0 in the config becomes that of the longest text read, rounded up to a multiple of 8.
+    """
+    text = config.text
+    if text.model and text.length:
+        return Tokenizer.from_file(text.model, text.length)
+    texts = list(corpus(config, *sources))
+    length = text.length or 8
+    tokenizer = (
+        Tokenizer.from_file(text.model, length) if text.model else Tokenizer.train(texts, text.vocabulary, length)
+    )
+    if text.length:
+        return tokenizer
+    longest = max(len(tokenizer.encode(t)) + 1 for t in texts)  # and EOS
+    return Tokenizer(tokenizer.model, -(-longest // 8) * 8)
 
 
 def make_pipeline(
@@ -84,7 +102,7 @@ def make_pipeline(
     return Pipeline(parts, config.seed, Quarantine(data.quarantine, record), process)
 
 
-def constant_captions(config: ConfigDict, images: Source, count: int = 300) -> Iterator[str]:
+def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:
     """Training captions that may serve as the best constant caption: an even spread, one an image."""
     for i in range(min(count, len(images))):
         captions = images[i * len(images) // min(count, len(images))].get("captions", ())

@@ -37,6 +37,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int | None = Non
             return _to_rgb(image)
     except BadImage:
         raise
+    except Image.DecompressionBombError as e:  # Pillow's own, at twice the limit, before the size can be asked
+        raise BadImage(f"its pixels are more than the limit of {max_pixels}") from e
     except Image.UnidentifiedImageError as e:
         raise BadImage("not an image in a format that can be read") from e
     except Exception as e:  # decoders raise whatever they like on broken input
@@ -46,7 +48,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int | None = Non
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255
         wide = np.asarray(image).astype(np.float64)
-        top = 65535.0 if wide.max() > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or wide.max() > 255 else 255.0
         image = Image.fromarray(np.clip(wide * (255.0 / top) + 0.5, 0, 255).astype(np.uint8), "L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -6,7 +6,6 @@ draws depend on (seed, part, g) only, so hosts, devices and threads change nothi
 
 import dataclasses
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -141,26 +140,3 @@ class Pipeline:
 
 def _stack(rows: list[dict[str, Any]]) -> Batch:
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
-
-
-class Stopwatch:
-    """The share of time that an iterator's consumer waits for it, since the last look."""
-
-    def __init__(self, batches: Iterator[Batch]):
-        self._batches, self._waited, self._since = batches, 0.0, time.perf_counter()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = next(self._batches)
-        self._waited += time.perf_counter() - began
-        return batch
-
-    def share(self) -> float:
-        """Fraction of the time since the last call that was spent waiting."""
-        now = time.perf_counter()
-        share = self._waited / max(now - self._since, 1e-9)
-        self._waited, self._since = 0.0, now
-        return share

@@ -63,10 +63,16 @@ class Tokenize:
 
 @dataclasses.dataclass(frozen=True)
 class DrawPrefix:
-    """`prefix_length`, uniform over [0, pieces]: the EOS at least is left to predict (SimVLM, section 3.1)."""
+    """`prefix_length`, uniform over [0, pieces]: the EOS at least is left to predict (SimVLM, section 3.1).
+
+    empty: share of examples whose prefix holds no text on purpose, as when captioning.
+    """
+
+    empty: float = 0.0
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        return {**example, "prefix_length": np.int32(rng.integers(int(example["text_mask"].sum())))}
+        length = rng.integers(int(example["text_mask"].sum()))
+        return {**example, "prefix_length": np.int32(0 if rng.random() < self.empty else length)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.sources import Source
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.sampling import Sampler
-from simvlm_jax.eval.metrics.caption import caption_scores
+from simvlm_jax.eval.metrics.caption import CiderD, caption_scores
+from simvlm_jax.eval.metrics.ptb import ptb_tokenize
 from simvlm_jax.parallel.mesh import place_batch, replicated
 from simvlm_jax.text.tokenizer import Tokenizer
 
@@ -140,5 +141,6 @@ class CaptionSuite:
 
 def best_constant(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[str, dict[str, float]]:
     """The candidate caption that scores the best CIDEr-D when said of every image, and its scores."""
-    best = max(candidates, key=lambda c: caption_scores([c] * len(references), references)["cider"])
+    cider = CiderD([[ptb_tokenize(r) for r in refs] for refs in references])
+    best = max(candidates, key=lambda c: cider.constant(ptb_tokenize(c)))
     return best, caption_scores([best] * len(references), references)

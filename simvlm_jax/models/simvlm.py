@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
@@ -39,7 +40,7 @@ SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv 
     "tiny": (
         Size(128, 2, 2, 256),
         Size(128, 2, 2, 256),
-        ConvStemSize(("conv3", 32), (32, 64, 128, 128), (1, 1, 1, 1), bottleneck=False),
+        ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False),
     ),
     "mini": (
         Size(256, 4, 4, 1024),
@@ -224,7 +225,7 @@ class SimVLM(BaseModel):
         with_image = {k: v for k, v in batch.items() if k != "documents"}
         if "image" not in with_image:
             raise ValueError("SimVLM is initialised on a batch with images; this one has only text")
-        small = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), with_image)
+        small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), with_image)
         variables = self.network.init(rng, small, self.layout(small), method="teacher_forced")
         return variables["params"], {}
 

@@ -1,14 +1,16 @@
 """Optimizers and schedules by config: AdamW or Adafactor, warm-up and decay, clipping, regex lists, weight EMA."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
-from simvlm_jax.core.trees import match
+from simvlm_jax.core.trees import leaf_names, match
 from simvlm_jax.train.step import merge
 
 
@@ -17,7 +19,9 @@ class Optimizer:
     """An optimizer in figures.
 
     Args:
-      name: "adamw" or "adafactor" (Shazeer & Stern 2018, with decoupled weight decay and momentum b1).
+      name: "adamw"; "adafactor" (Shazeer & Stern 2018, with decoupled weight decay and momentum b1); or "muon" (Jordan et
+        al. 2024; the matrices' momentum b1 is orthogonalised and given the root mean square 0.2 of Adam's updates, Liu
+        et al. 2025, arXiv 2502.16982; every other parameter has Adam).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
       warmup: steps, or a share of all steps when below 1.
       weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases and position tables have none.
@@ -64,8 +68,18 @@ class Optimizer:
             scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2)]
         elif self.name == "adafactor":
             scale = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(self.b1, debias=False)]
+        elif self.name == "muon":
+            muon = contrib.muon(
+                1.0,
+                beta=self.b1,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                consistent_rms=0.2,
+                muon_weight_dimension_numbers=_matrices,
+            )
+            scale = [muon, optax.scale(-1.0)]  # optax's optimizers end in a descent, the chain below has its own
         else:
-            raise ValueError(f"optimizer {self.name!r} is not adamw or adafactor")
+            raise ValueError(f"optimizer {self.name!r} is not adamw, adafactor or muon")
         chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         chain += [*scale, _add_decay(self.weight_decay, decay)]
         if self.multipliers:
@@ -75,6 +89,23 @@ class Optimizer:
         if self.ema:
             chain.append(weight_ema(self.ema))
         return optax.chain(*chain)
+
+
+_MATRICES = (  # (name, axes in, axes out), counted from the end: scanned layers have one more in front
+    (r"(^|/)(query|key|value)$", (-3,), (-2, -1)),
+    (r"attention/out$", (-3, -2), (-1,)),
+    (r"(conv|root)\w*/kernel$", (-4, -3, -2), (-1,)),
+    (r"(^|/)(up|down|kernel)$", (-2,), (-1,)),
+)
+
+
+def _matrices(params: Any) -> Any:
+    """The axes that make a matrix of each linear map or convolution; None for the rest."""
+
+    def axes(name: str):
+        return next((contrib.MuonDimensionNumbers(i, o) for p, i, o in _MATRICES if re.search(p, name)), None)
+
+    return jax.tree.unflatten(jax.tree.structure(params), [axes(name) for name in leaf_names(params)])
 
 
 def _add_decay(weight_decay: float, factors: Any) -> optax.GradientTransformation:

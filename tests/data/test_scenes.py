@@ -162,19 +162,19 @@ def test_translation_has_one_truth():
 
 
 def test_builder_names():
-    made = builder.builder("captions-32px-seed3-10_5_5_5")
-    assert made.builder_config.size == 32 and made.builder_config.seed == 3 and made.builder_config.sizes["train"] == 10
+    made = builder.builder("captions-32px-seed3-16_8_8_8")
+    assert made.builder_config.size == 32 and made.builder_config.seed == 3 and made.builder_config.sizes["train"] == 16
     with pytest.raises(ValueError, match="no 'films'"):
         builder.builder("films")
-    with pytest.raises(ValueError, match="multiples of 5"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         builder.builder("captions-7_5_5_5")
 
 
 def test_prepared_without_tensorflow():
     import sys
 
-    made = builder.prepare("captions-30_5_10_5")
-    source = made.as_data_source("train[:60%]")
+    made = builder.prepare("captions-32_8_16_8")
+    source = made.as_data_source("train[:75%]")
     assert len(source) == 18 and "tensorflow" not in sys.modules
     counts = [len(graph.Scene.from_json(source[i]["scene"]).objects) for i in range(18)]
     assert counts == sorted(counts) and set(counts) == {1, 2, 3}

@@ -1,7 +1,7 @@
 """The TFDS builder of `scenes`: array_record files, no TensorFlow, no download.
 
-Scenes are stored in order of their object count, a fifth of a split each for one to five objects, so the slice with one
-to three objects is `train[:60%]` and nothing is rendered twice. Example i of a split depends only on (seed, split, i).
+Scenes are stored in order of their object count (COUNTS, an eighth of a split each), so the slice with one to three
+objects is `train[:75%]` and nothing is rendered twice. Example i of a split depends only on (seed, split, i).
 
 Splits: train, validation, test, and compositional, whose scenes hold a (colour, shape) pair never seen in the others.
 """
@@ -18,14 +18,16 @@ import tensorflow_datasets as tfds
 from simvlm_jax.data.scenes import graph, tasks
 from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
 
-SPLITS = {"train": 15_000, "validation": 500, "test": 1_250, "compositional": 500}
-TEXT_SPLITS = {"train": 5_000, "validation": 250, "test": 250, "compositional": 250}
+SPLITS = {"train": 20_000, "validation": 400, "test": 1_200, "compositional": 400}
+TEXT_SPLITS = {"train": 5_000, "validation": 240, "test": 240, "compositional": 240}
+COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
+"""Objects a scene, by the eighth of the split that it lies in."""
 _TEXT = tfds.features.Text()
 
 
 @dataclasses.dataclass(kw_only=True)
 class ScenesConfig(tfds.core.BuilderConfig):
-    """`size`: image side in pixels. `seed`: of all that is drawn. `sizes`: examples a split (multiples of 5)."""
+    """`size`: image side in pixels. `seed`: of all that is drawn. `sizes`: examples a split (multiples of 8)."""
 
     size: int = 64
     seed: int = 0
@@ -86,8 +88,8 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def object_count(index: int, examples: int) -> int:
-    """Objects in example `index` of a split: the split's five fifths hold 1, 2, 3, 4 and 5."""
-    return index * MAX_OBJECTS // examples + 1
+    """Objects in example `index` of a split."""
+    return COUNTS[index * len(COUNTS) // examples]
 
 
 def make_example(task: str, split: str, index: int, examples: int, size: int, seed: int) -> dict[str, Any]:
@@ -116,11 +118,11 @@ _NAME = re.compile(r"(?P<task>[a-z]+)(-(?P<size>\d+)px)?(-seed(?P<seed>\d+))?(-(
 def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
     """The builder behind a name: TASK[-SIZEpx][-seedSEED][-TRAIN_VALIDATION_TEST_COMPOSITIONAL], in that order.
 
-    "captions" is the default; "captions-112px" has larger pictures, "vqa-seed1-100_10_50_10" another seed and fewer
+    "captions" is the default; "captions-112px" has larger pictures, "vqa-seed1-80_8_40_8" another seed and fewer
     examples. Variants lie side by side on disk.
 
     Raises:
-      ValueError: no such task, or numbers that are not positive multiples of 5.
+      ValueError: no such task, or numbers that are not positive multiples of 8.
     """
     parts = _NAME.fullmatch(name)
     if parts is None or parts["task"] not in TASKS:
@@ -131,8 +133,8 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
     if name in TASKS:
         return Scenes(config=name, data_dir=data_dir, file_format="array_record")
     sizes = dict(zip(SPLITS, map(int, parts["sizes"].split("_")), strict=True)) if parts["sizes"] else dict(SPLITS)
-    if bad := {k: v for k, v in sizes.items() if v < MAX_OBJECTS or v % MAX_OBJECTS}:
-        raise ValueError(f"scenes split sizes {bad} are not positive multiples of {MAX_OBJECTS}")
+    if bad := {k: v for k, v in sizes.items() if v < len(COUNTS) or v % len(COUNTS)}:
+        raise ValueError(f"scenes split sizes {bad} are not positive multiples of {len(COUNTS)}")
     config = ScenesConfig(name=name, size=int(parts["size"] or 64), seed=int(parts["seed"] or 0), sizes=sizes)
     return Scenes(config=config, data_dir=data_dir, file_format="array_record")
 

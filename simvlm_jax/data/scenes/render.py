@@ -8,6 +8,9 @@ from PIL import Image
 from simvlm_jax.data.scenes.graph import COLOURS, SIZES, Object, Scene
 
 
+_OUTLINE = 25.0
+
+
 def render(scene: Scene, size: int = 64) -> np.ndarray:
     """Returns the picture of a scene: uint8 [size, size, 3], the same bytes for the same scene and size."""
     canvas = _background(scene, size)
@@ -42,7 +45,7 @@ def _background(scene: Scene, size: int) -> np.ndarray:
 
 
 def _draw(canvas: np.ndarray, o: Object) -> None:
-    """Paints an object with a contrasting outline, in place, touching only its own patch of the canvas."""
+    """Paints an object with a dark outline, in place, touching only its own patch of the canvas."""
     side = canvas.shape[0]
     radius = SIZES[o.size] * side
     x0, x1 = int(max(o.x * side - radius - 2, 0)), int(min(o.x * side + radius + 3, side))
@@ -53,26 +56,25 @@ def _draw(canvas: np.ndarray, o: Object) -> None:
     outline = max(0.14 * radius, 0.9)
     coverage = np.clip(0.5 - distance, 0, 1)[..., None]
     inside = np.clip(0.5 - distance - outline, 0, 1)[..., None]
-    edge = 235.0 if o.colour == "black" else 25.0
     patch = canvas[y0:y1, x0:x1]
-    patch += coverage * (edge + inside * (_paint(o, u, v, radius) - edge) - patch)
+    patch += coverage * (_OUTLINE + inside * (_paint(o, u, v, radius) - _OUTLINE) - patch)
 
 
 def _paint(o: Object, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """The colour of every pixel of an object's patch: its own, with stripes or dots in a contrasting shade."""
+    """The colour of every pixel of an object's patch: its own, with dark stripes or light dots."""
     colour = np.asarray(COLOURS[o.colour], np.float32)
     if o.texture == "plain":
         return colour
     if o.texture == "striped":
         wave = np.cos(2 * np.pi * (u + v) / 0.8)
         sharp = radius * 0.4
+        tone = 20.0 if o.colour != "black" else 150.0
     else:
         wave = np.cos(2 * np.pi * u / 0.62) + np.cos(2 * np.pi * v / 0.62) - 0.7
         sharp = radius * 0.3
+        tone = 255.0 if o.colour != "white" else 120.0
     ink = np.clip(0.5 + wave * sharp * 0.5, 0, 1)[..., None]
-    luminance = colour @ np.asarray((0.3, 0.59, 0.11), np.float32)
-    contrast = 255.0 if luminance < 130 else 20.0
-    return colour + 0.5 * ink * (contrast - colour)
+    return colour + 0.8 * ink * (tone - colour)
 
 
 def _box(u, v, half_width, half_height):

@@ -42,7 +42,7 @@ def _all(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     said = [ptb_tokenize(h) for h in hypotheses]
     refs = [[ptb_tokenize(r) for r in rs] for rs in references]
     rouge = [rouge_l(h, r) for h, r in zip(said, refs, strict=True)]
-    return {**bleu(said, refs), "rouge_l": rouge, "cider": cider_d(said, refs)}
+    return {**bleu(said, refs), "rouge_l": rouge, "cider": CiderD(refs)(said)}
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter:
@@ -101,35 +101,43 @@ def document_frequency(references: list[list[Tokens]]) -> Counter:
     return seen
 
 
-def cider_d(
-    hypotheses: list[Tokens],
-    references: list[list[Tokens]],
-    frequency: Counter | None = None,
-    images: int | None = None,
-) -> list[float]:
-    """CIDEr-D of each image (Vedantam et al. 2015). `frequency` and `images` default to those of the evaluated set."""
-    frequency = document_frequency(references) if frequency is None else frequency
-    log_images = math.log(images or len(references))
+class CiderD:
+    """CIDEr-D (Vedantam et al. 2015) against a set of references, which are weighed once.
 
-    def weigh(tokens: Tokens) -> tuple[list[dict[tuple, float]], list[float], int]:
+    `frequency` and `images` (how many) default to those of the references themselves.
+    """
+
+    def __init__(self, references: list[list[Tokens]], frequency: Counter | None = None, images: int | None = None):
+        self.frequency = document_frequency(references) if frequency is None else frequency
+        self.log_images = math.log(images or len(references))
+        self.references = [[self._weigh(r) for r in refs] for refs in references]
+
+    def _weigh(self, tokens: Tokens) -> tuple[list[dict[tuple, float]], list[float], int]:
         vectors = [
-            {g: c * (log_images - math.log(max(1.0, frequency[g]))) for g, c in _ngrams(tokens, n).items()}
+            {g: c * (self.log_images - math.log(max(1.0, self.frequency[g]))) for g, c in _ngrams(tokens, n).items()}
             for n in range(1, _CIDER_N + 1)
         ]
         norms = [math.sqrt(sum(v * v for v in vec.values())) for vec in vectors]
         return vectors, norms, max(len(tokens) - 1, 0)  # the official "length" counts bigrams
 
-    out = []
-    for h, refs in zip(hypotheses, references, strict=True):
-        vectors, norms, length = weigh(h)
+    def __call__(self, hypotheses: list[Tokens]) -> list[float]:
+        """The score of each image's hypothesis."""
+        return [self._score(self._weigh(h), refs) for h, refs in zip(hypotheses, self.references, strict=True)]
+
+    def constant(self, hypothesis: Tokens) -> float:
+        """The mean score of one hypothesis said of every image."""
+        weighed = self._weigh(hypothesis)
+        return sum(self._score(weighed, refs) for refs in self.references) / len(self.references)
+
+    @staticmethod
+    def _score(hypothesis, references) -> float:
+        vectors, norms, length = hypothesis
         total = 0.0
-        for r in refs:
-            other, other_norms, other_length = weigh(r)
+        for other, other_norms, other_length in references:
             penalty = math.exp(-((length - other_length) ** 2) / (2 * _CIDER_SIGMA**2))
             for n in range(_CIDER_N):
                 value = sum(min(v, other[n].get(g, 0.0)) * other[n].get(g, 0.0) for g, v in vectors[n].items())
                 if norms[n] and other_norms[n]:
                     value /= norms[n] * other_norms[n]
                 total += value * penalty
-        out.append(10.0 * total / _CIDER_N / len(refs))
-    return out
+        return 10.0 * total / _CIDER_N / len(references)
