@@ -88,7 +88,7 @@ def test_every_config_builds(variant):
     config = load_config(str(ROOT / "configs" / "prefixlm.py") + (f":{variant}" if variant else ""))
     model = build(
         config.model,
-        vocabulary=Vocabulary(config.text.vocabulary, config.text.length),
+        vocabulary=Vocabulary(config.text.vocabulary, config.text.length or 32),
         image_size=config.data.image_size,
     )
     assert model.capabilities()

@@ -57,6 +57,29 @@ def test_resuming_is_starting_elsewhere_and_threads_do_not_matter(tokenizer):
         same(a, b)
 
 
+def test_some_prefixes_are_empty_on_purpose(tokenizer):
+    example = Tokenize(tokenizer)({"text": "number 1 of the words more more"}, None)
+    draw = lambda empty: [  # noqa: E731
+        DrawPrefix(empty)(example, np.random.default_rng(i))["prefix_length"] for i in range(400)
+    ]
+    pieces = example["text_mask"].sum()
+    for empty in (0.0, 0.5, 1.0):
+        share = np.mean(np.asarray(draw(empty)) == 0)
+        assert share == pytest.approx(empty + (1 - empty) / pieces, abs=0.06) and max(draw(empty)) < pieces
+
+
+def test_text_length_is_measured_on_the_corpus(tiny_config):
+    from simvlm_jax.data import assemble
+
+    config = tiny_config()
+    source = assemble.train_source(config)
+    tokenizer = assemble.make_tokenizer(config, source)
+    longest = max(len(tokenizer.encode(c)) + 1 for i in range(len(source)) for c in source[i]["captions"])
+    assert longest <= tokenizer.vocabulary.length < longest + 8 and tokenizer.vocabulary.length % 8 == 0
+    config.text.length = 40
+    assert assemble.make_tokenizer(config, source).vocabulary.length == 40
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_out_the_same_batch(tokenizer, hosts):
     whole = pipeline(tokenizer).batch(3)

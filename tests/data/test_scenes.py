@@ -113,7 +113,7 @@ def test_every_task_makes_true_examples(task):
         }
         found = tasks.scenes_of(example)
         if task == "captions":
-            assert len(found[0].objects) == builder.object_count(index, 50)
+            assert len(found[0].objects) == builder.object_count("test", index, 50)
         if task == "vqa":
             assert check_answer(found[0], example)
         if task == "entail" and example["label"] != "neutral":

@@ -20,7 +20,7 @@ STEPS = 16
 def command(workdir, *more):
     return [
         sys.executable, "-m", "simvlm_jax.main", "--config", str(ROOT / "configs" / "prefixlm.py"), "--workdir", str(workdir),
-        f"--config.data.train.path={SCENES}", "--config.data.documents.path=scenes/text-20_5_5_5", f"--config.train.steps={STEPS}",
+        f"--config.data.train.path={SCENES}", "--config.data.documents.path=scenes/text-24_8_8_8", f"--config.train.steps={STEPS}",
         "--config.train.batch_size=8", "--config.eval.batch_size=8", "--config.log.every=1", "--config.checkpoint.every=4",
         "--config.eval.examples=8", *more,
     ]  # fmt: skip

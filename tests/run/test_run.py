@@ -21,7 +21,7 @@ def test_a_run_directory(finished_run):
     assert {"scene_accuracy", "hallucination", "coverage", "cider", "bleu4", "rouge_l"} <= set(entry["scores"])
     assert {"data", "prompt", "preprocessing", "decoding", "checkpoint", "versions"} <= set(entry["provenance"])
     controls = {(e["split"], e["control"]) for e in results["entries"]}
-    assert {("test", "blind"), ("test", "constant"), ("many", None), ("compositional", None)} <= controls
+    assert {("test", "blind"), ("many", None), ("compositional", None)} <= controls
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["split"] == "train"] == [1, 2, 3, 4]
     page = (finished_run / "report.html").read_text()

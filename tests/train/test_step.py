@@ -110,7 +110,7 @@ def test_schedules(schedule):
         Optimizer(schedule="square").schedule_for(10)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_optimizers_decay_only_what_they_should(name):
     params = {"mlp": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}, "norm": {"scale": jnp.ones(4)}}
     tx = Optimizer(name=name, learning_rate=0.1, warmup=0.0, weight_decay=0.5, schedule="constant").make(params, 10)
@@ -128,6 +128,41 @@ def test_adamw_is_optax_adamw():
     grads = jax.tree.map(lambda p: p * 0.3, params)
     a, b = (tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), a, b)
+
+
+def test_muon_is_orthogonal_on_matrices_and_adam_elsewhere():
+    """Singular values of its updates lie near one value, also of scanned layers; biases get what Adam gives them."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "attention": {"query": (16, 2, 8), "out": (2, 8, 16), "query_bias": (2, 8)},
+        "layers": {"mlp": {"up": (3, 16, 24), "up_bias": (3, 24)}},
+        "stem": {"conv_0": {"kernel": (3, 3, 4, 8), "bias": (8,)}},
+        "embedding": (20, 16),
+    }
+    grads = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+    params = jax.tree.map(jnp.zeros_like, grads)
+    kwargs = dict(learning_rate=0.1, warmup=0.0, schedule="constant", decay=(), clip=None, b1=0.9, b2=0.98)
+    muon, adam = (
+        (tx := Optimizer(name=name, **kwargs).make(params, 10)).update(grads, tx.init(params), params)[0]
+        for name in ("muon", "adamw")
+    )
+    matrices = {
+        "query": (muon["attention"]["query"].reshape(16, 16), 16),
+        "out": (muon["attention"]["out"].reshape(16, 16), 16),
+        "up": (muon["layers"]["mlp"]["up"][1], 24),
+        "conv": (muon["stem"]["conv_0"]["kernel"].reshape(36, 8), 36),
+    }
+    for name, (matrix, longest) in matrices.items():
+        values = np.linalg.svd(matrix, compute_uv=False) / (0.1 * 0.2 * longest**0.5)
+        # five Newton-Schulz steps leave singular values between about 0.7 and 1.2 (Jordan et al. 2024)
+        assert values.min() > 0.6 and values.max() < 1.25, (name, values)
+    for path in (("embedding",), ("attention", "query_bias"), ("layers", "mlp", "up_bias"), ("stem", "conv_0", "bias")):
+        ours, theirs = muon, adam
+        for key in path:
+            ours, theirs = ours[key], theirs[key]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def test_multipliers_scale_the_rate():

@@ -1,6 +1,6 @@
 """The TFDS builder of `scenes`: array_record files, no TensorFlow, no download.
 
-Scenes are stored in order of their object count (COUNTS, an eighth of a split each), so the slice with one to three
+Scenes are stored in order of their object count (COUNTS, by the eighth of a split), so the slice with one to three
 objects is `train[:75%]` and nothing is rendered twice. Example i of a split depends only on (seed, split, i).
 
 Splits: train, validation, test, and compositional, whose scenes hold a (colour, shape) pair never seen in the others.
@@ -20,8 +20,9 @@ from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
 
 SPLITS = {"train": 20_000, "validation": 400, "test": 1_200, "compositional": 400}
 TEXT_SPLITS = {"train": 5_000, "validation": 240, "test": 240, "compositional": 240}
-COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
-"""Objects a scene, by the eighth of the split that it lies in."""
+COUNTS = {"train": (1, 2, 2, 3, 3, 3, 4, 5)}
+EVEN_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
+"""Objects a scene, by the eighth of the split that it lies in; training sees more of what is harder."""
 _TEXT = tfds.features.Text()
 
 
@@ -87,15 +88,16 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             yield i, make_example(config.name.split("-")[0], split, i, config.sizes[split], config.size, config.seed)
 
 
-def object_count(index: int, examples: int) -> int:
+def object_count(split: str, index: int, examples: int) -> int:
     """Objects in example `index` of a split."""
-    return COUNTS[index * len(COUNTS) // examples]
+    counts = COUNTS.get(split, EVEN_COUNTS)
+    return counts[index * len(counts) // examples]
 
 
 def make_example(task: str, split: str, index: int, examples: int, size: int, seed: int) -> dict[str, Any]:
     """Example `index` of a split, a pure function of its arguments."""
     rng = np.random.default_rng((seed, zlib.crc32(f"{task}/{split}".encode()), index))
-    count = 1 if task == "classes" else object_count(index, examples)
+    count = 1 if task == "classes" else object_count(split, index, examples)
 
     def draw() -> Scene:
         if task == "vqa":  # questions about numbers need scenes of every size
@@ -133,8 +135,8 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
     if name in TASKS:
         return Scenes(config=name, data_dir=data_dir, file_format="array_record")
     sizes = dict(zip(SPLITS, map(int, parts["sizes"].split("_")), strict=True)) if parts["sizes"] else dict(SPLITS)
-    if bad := {k: v for k, v in sizes.items() if v < len(COUNTS) or v % len(COUNTS)}:
-        raise ValueError(f"scenes split sizes {bad} are not positive multiples of {len(COUNTS)}")
+    if bad := {k: v for k, v in sizes.items() if v < len(EVEN_COUNTS) or v % len(EVEN_COUNTS)}:
+        raise ValueError(f"scenes split sizes {bad} are not positive multiples of {len(EVEN_COUNTS)}")
     config = ScenesConfig(name=name, size=int(parts["size"] or 64), seed=int(parts["seed"] or 0), sizes=sizes)
     return Scenes(config=config, data_dir=data_dir, file_format="array_record")
 

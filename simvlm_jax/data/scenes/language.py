@@ -23,7 +23,7 @@ _SAID = {
     "below": ("below", "under", "beneath"),
 }
 _SAID_OF_IT = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
-BRIEF = 23
+BRIEF = 22
 """Words and commas that people spend on three objects or fewer."""
 OPENERS = ("a picture of", "the picture shows", "we see", "there is", "there are")
 
@@ -80,7 +80,8 @@ def plan(scene: Scene, rng: np.random.Generator) -> Statement:
 
     Like people, it mostly names things in reading order; now and then in any other.
     """
-    said = {"size": rng.random() < 0.5, "texture": rng.random() < 0.6}
+    few = len(scene.objects) < 3  # the more there is to name, the less is said of each
+    said = {"size": rng.random() < (0.5 if few else 0.3), "texture": rng.random() < (0.6 if few else 0.4)}
     members = sorted(_group(scene, rng, said), key=lambda member: min(o.cell for o in member[1]))
     if rng.random() < 0.15:
         members = [members[i] for i in rng.permutation(len(members))]

@@ -7,7 +7,6 @@ from PIL import Image
 
 from simvlm_jax.data.scenes.graph import COLOURS, SIZES, Object, Scene
 
-
 _OUTLINE = 25.0
 
 
