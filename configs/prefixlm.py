@@ -35,7 +35,7 @@ def get_config(variant: str = ""):
     config.data.train.cache = True
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
     config.data.documents.batch_size = 8 if variant == "with_text" else 0
-    config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=50.0)
+    config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
     config.train.update(steps=750, batch_size=64)
     config.checkpoint.every = 200
     return config

@@ -20,7 +20,7 @@ from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
 
 SPLITS = {"train": 20_000, "validation": 400, "test": 1_200, "compositional": 400}
 TEXT_SPLITS = {"train": 5_000, "validation": 240, "test": 240, "compositional": 240}
-COUNTS = {"train": (1, 2, 2, 3, 3, 3, 4, 5)}
+COUNTS = {"train": (1, 2, 3, 3, 3, 3, 4, 5)}
 EVEN_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
 """Objects a scene, by the eighth of the split that it lies in; training sees more of what is harder."""
 _TEXT = tfds.features.Text()

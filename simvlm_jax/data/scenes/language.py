@@ -83,7 +83,7 @@ def plan(scene: Scene, rng: np.random.Generator) -> Statement:
     few = len(scene.objects) < 3  # the more there is to name, the less is said of each
     said = {"size": rng.random() < (0.5 if few else 0.3), "texture": rng.random() < (0.6 if few else 0.4)}
     members = sorted(_group(scene, rng, said), key=lambda member: min(o.cell for o in member[1]))
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         members = [members[i] for i in rng.permutation(len(members))]
     phrases = tuple(p for p, _ in members)
     kind = graph.pick(rng, ("list", "relate", "relate", "place"))
@@ -106,7 +106,7 @@ def _group(scene: Scene, rng: np.random.Generator, said: dict[str, bool]) -> lis
     """Describes each object, merges like descriptions, and now and then groups by shape or by colour alone."""
     by_phrase: dict[Phrase, list[Object]] = {}
     loose = None
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         loose = "shape" if rng.random() < 0.5 else "colour"
         values = [getattr(o, loose) for o in scene.objects]
         common = [v for v in sorted(set(values)) if values.count(v) > 1]
