@@ -175,6 +175,6 @@ def test_prepared_without_tensorflow():
 
     made = builder.prepare("captions-32_8_16_8")
     source = made.as_data_source("train[:75%]")
-    assert len(source) == 18 and "tensorflow" not in sys.modules
-    counts = [len(graph.Scene.from_json(source[i]["scene"]).objects) for i in range(18)]
+    assert len(source) == 24 and "tensorflow" not in sys.modules
+    counts = [len(graph.Scene.from_json(source[i]["scene"]).objects) for i in range(24)]
     assert counts == sorted(counts) and set(counts) == {1, 2, 3}

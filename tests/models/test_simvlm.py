@@ -240,11 +240,14 @@ def test_paper_sizes(size, millions):
 
 
 def test_flops_agree_with_the_compiler(text_batch):
-    """On an unrolled network XLA's count of the forward pass is within 20 %: it adds norms, softmax and masks."""
+    """On an unrolled network XLA's count of the forward pass is within 20 %.
+
+    It adds norms, softmax and masks, and leaves out the taps of convolutions that fall on padding: many, on 32 pixels.
+    """
     model, params, batch = make(text_batch, compute=Compute(scan=False))
     compiled = jax.jit(lambda p: loss_of(model, p, batch)).lower(params).compile()
     counted = compiled.cost_analysis()["flops"]
-    assert 0.8 < model.train_flops(batch) / 3 / counted < 1.05
+    assert 0.8 < model.train_flops(batch) / 3 / counted < 1.1
 
 
 def test_unknown_sizes_and_images_are_named(text_batch):
