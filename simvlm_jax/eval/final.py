@@ -65,8 +65,8 @@ def evaluate_run(
         scores, samples = suite.run(captioner, params, extra)
         entries.append(_entry(split, None, scores, why))
         say(_line(split, scores))
-        galleries[split] = [
-            _card(s, captioner, params, extra) for s in samples[:: max(len(samples) // cards, 1)][:cards]
+        galleries[split] = [  # from the last on: in `scenes` those hold the most objects
+            _card(s, captioner, params, extra) for s in samples[:: -max(len(samples) // cards, 1)][:cards]
         ]
         if split != "test":
             continue

@@ -79,7 +79,14 @@ def _curves(rows: list[dict[str, Any]]) -> list[str]:
         for name, value in row.items():
             if name not in ("step", "split"):
                 series.setdefault(name, {}).setdefault(row["split"], []).append((row["step"], value))
-    return [_chart(name, lines) for name, lines in series.items() if any(len(v) > 1 for v in lines.values())]
+    charts, drawn = [], []
+    for name in sorted(series, key=lambda name: name != "loss"):
+        lines = series[name]
+        shape = {split: [(x, f"{y:.4g}") for x, y in line] for split, line in lines.items()}
+        if any(len(v) > 1 for v in lines.values()) and shape not in drawn:  # a loss of one term is that term
+            drawn.append(shape)
+            charts.append(_chart(name, lines))
+    return charts
 
 
 def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 300, height: int = 150) -> str:
@@ -114,7 +121,7 @@ def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 30
 def _short(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value / 1000:.1f}k"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}" if abs(value) >= 1e-4 else "0"
 
 
 def _legend(cards: list[Card]) -> str:
@@ -146,7 +153,7 @@ def _card(card: Card) -> str:
 _STYLE = """
 body{margin:0;background:#f6f6f4;color:#1c1c1c;font:15px/1.45 system-ui,"DejaVu Sans",sans-serif}
 main{max-width:1180px;margin:auto;padding:24px}h1{margin:0}h2{margin:32px 0 8px}h3{margin:16px 0 4px;font-size:15px}
-.sub{color:#666;margin:2px 0 10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto}
+.sub{color:#666;margin:2px 0 10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto;width:max-content;max-width:100%}
 th,td{padding:5px 10px;border-bottom:1px solid #e4e4e0;text-align:right;font-variant-numeric:tabular-nums}
 th:first-child{text-align:left}.control{color:#888}.curves{display:flex;flex-wrap:wrap;gap:12px}
 figure{margin:0;background:#fff;padding:8px;width:270px}figcaption{font-size:13px;color:#444}svg text{font-size:10px;fill:#666}
