@@ -72,6 +72,8 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None) -> Tokenizer:
     if text.model and text.length:
         return Tokenizer.from_file(text.model, text.length)
     texts = list(corpus(config, *sources))
+    if not texts:
+        raise ValueError(f"{config.data.train.path!r} holds no captions to make a tokenizer from; mend data.train.path")
     length = text.length or 8
     tokenizer = (
         Tokenizer.from_file(text.model, length) if text.model else Tokenizer.train(texts, text.vocabulary, length)

@@ -21,8 +21,7 @@ class Optimizer:
     Args:
       name: "adamw"; "adafactor" (Shazeer & Stern 2018, with decoupled weight decay and momentum b1); or "muon" (Jordan et
         al. 2024; the matrices' momentum b1 is orthogonalised and given the root mean square 0.2 of Adam's updates, Liu
-        et al. 2025, arXiv 2502.16982; every other parameter has Adam with
-        Nesterov momentum).
+        et al. 2025, arXiv 2502.16982; every other parameter has Adam with Nesterov momentum).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
       warmup: steps, or a share of all steps when below 1.
       weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases and position tables have none.

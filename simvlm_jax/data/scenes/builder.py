@@ -1,7 +1,7 @@
 """The TFDS builder of `scenes`: array_record files, no TensorFlow, no download.
 
-Scenes are stored in order of their object count (COUNTS, by the eighth of a split), so the slice with one to three
-objects is `train[:75%]` and nothing is rendered twice. Example i of a split depends only on (seed, split, i).
+Scenes are stored in order of their object count, so the slice with one to three objects is `train[:75%]` and nothing is
+rendered twice. Example i of a split depends only on (seed, split, i).
 
 Splits: train, validation, test, and compositional, whose scenes hold a (colour, shape) pair never seen in the others.
 """
@@ -20,9 +20,10 @@ from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
 
 SPLITS = {"train": 20_000, "validation": 400, "test": 1_200, "compositional": 400}
 TEXT_SPLITS = {"train": 5_000, "validation": 240, "test": 240, "compositional": 240}
-COUNTS = {"train": (1, 2, 3, 3, 3, 3, 4, 5)}
 EVEN_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
-"""Objects a scene, by the eighth of the split that it lies in; training sees more of what is harder."""
+"""Objects a scene, by the eighth of the split that it lies in."""
+COUNTS = {"train": (1, 2, 3, 3, 3, 3, 4, 5)}
+"""The same for splits that differ: training sees more of what is harder."""
 _TEXT = tfds.features.Text()
 
 
