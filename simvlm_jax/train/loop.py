@@ -83,22 +83,25 @@ def train(
     batches = pipeline.iterate(step, schedule.steps, threads)
     waited = _Waited()
 
-    def log(n: int, values: dict[str, Any]) -> None:
+    def log(rows: list[tuple[int, dict[str, Any]]]) -> None:
+        """Writes the rows that are due; those of one call share the speeds measured since the last call."""
         nonlocal tokens, logged
-        if n % schedule.log_every and n != schedule.steps:
+        rows = [(n, values) for n, values in rows if n % schedule.log_every == 0 or n == schedule.steps]
+        if not rows:
             return
-        seconds, done = progress.lap(), n - logged
-        row = {
-            **_numbers(values),
-            "learning_rate": float(optimizer.schedule_for(schedule.steps)(n - 1)),
+        seconds, done = progress.lap(), rows[-1][0] - logged
+        speeds = {
             "images_per_s": images * done / seconds,
             "tokens_per_s": tokens / seconds,
             "mfu": flops * done / seconds / peak,
             "input_bound": waited.share(seconds),
         }
-        metrics.write(n, "train", row)
-        progress.show(n, row, seconds / max(done, 1))
-        tokens, logged = 0, n
+        for n, values in rows:
+            rate = float(optimizer.schedule_for(schedule.steps)(n - 1))
+            row = {**_numbers(values), "learning_rate": rate, **speeds}
+            metrics.write(n, "train", row)
+            progress.show(n, row, seconds / max(done, 1))
+        tokens, logged = 0, rows[-1][0]
 
     # ---- steps; the loss is looked at one step late, so that the device never waits for the host -------------------
     pending: tuple[int, dict[str, Any]] | None = None
@@ -140,8 +143,7 @@ def train(
                 continue
 
             # ---- log, evaluate, save --------------------------------------------------------------------------------
-            for n, values in checked:
-                log(n, values)
+            log(checked)
             scores = None
             if at_eval and evaluate is not None:
                 scores = evaluate(averaged(state.params, state.opt), state.extra)
@@ -153,7 +155,7 @@ def train(
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
         if stop.asked and step < schedule.steps:
             if pending is not None and _finite(pending[1]):
-                log(*pending)
+                log([pending])
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra))
             checkpoints.wait()
