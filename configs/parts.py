@@ -34,7 +34,7 @@ def base() -> ConfigDict:
                 threads=2,
             ),
             text=dict(model=config_dict.placeholder(str), vocabulary=256, length=0, corpus=10_000),
-            optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
+            optimizer=spec("simvlm_jax.train.optimizer:Optimizer", name="adamw", learning_rate=1e-3),
             train=dict(steps=1000, batch_size=64, accumulate=1, retries=2, trainable=(), init_from=()),
             eval=dict(
                 every=0,

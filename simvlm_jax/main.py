@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def go(_):
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax and TFDS say a great deal
+            logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
         from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
         path = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -118,7 +118,7 @@ def train(
                 waited.share(1.0)
                 compiled = True
             at_end = step == schedule.steps
-            at_eval = bool(schedule.eval_every and step % schedule.eval_every == 0) and not at_end
+            at_eval = bool(schedule.eval_every) and (step % schedule.eval_every == 0 or at_end)
             at_save = bool(schedule.checkpoint_every and step % schedule.checkpoint_every == 0) or at_end
             checked, pending = ([pending] if pending else []), (step, measured)
             if at_eval or at_save:
