@@ -13,9 +13,9 @@ def text_transforms(empty: float = 0.0):
     return (spec(f"{TRANSFORMS}:Tokenize"), prefix, spec(f"{TRANSFORMS}:DrawSeed"))
 
 
-def image_text_transforms(image_size, smallest: float = 1.0, empty: float = 0.0):
-    """Pixels first (`smallest`: least area of a random crop; 1 for the central square), then one caption as text."""
-    pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest)
+def image_text_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0, empty: float = 0.0):
+    """Pixels first (see transforms.Pixels), then one caption as text."""
+    pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest, mirror=mirror)
     return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms(empty))
 
 

@@ -20,17 +20,24 @@ class BadExample(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """`image` bytes to uint8 [1,size,size,3]: the central square, or a random one of at least `smallest` of its area."""
+    """`image` bytes to uint8 [1,size,size,3]: the central square, or a random one of at least `smallest` of its area.
+
+    mirror: share of images turned left to right; captions that say "left" or "right" are then wrong.
+    """
 
     size: int
     smallest: float = 1.0
+    mirror: float = 0.0
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         if "image" not in example:
             raise BadExample("the example has no image")
         image = decode(example["image"], at_least=self.size)
         box = random_box(*image.size, self.smallest, rng) if self.smallest < 1 else None
-        return {**example, "image": resize(image, self.size, box)[None]}
+        pixels = resize(image, self.size, box)
+        if self.mirror and rng.random() < self.mirror:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return {**example, "image": pixels[None]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,11 +42,6 @@ SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv 
         Size(128, 2, 2, 256),
         ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False),
     ),
-    "mini": (
-        Size(256, 4, 4, 1024),
-        Size(256, 4, 4, 1024),
-        ConvStemSize(("conv3", 48), (64, 128, 256, 256), (1, 1, 1, 1), bottleneck=False),
-    ),
     "small": (Size(512, 8, 8, 2048), Size(512, 8, 8, 2048), _RESNET101),
     "base": (Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), _RESNET101),
     "large": (Size(1024, 24, 16, 4096), Size(1024, 24, 16, 4096), _RESNET152),
