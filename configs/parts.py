@@ -26,15 +26,15 @@ def base() -> ConfigDict:
             seed=0,
             data=dict(
                 image_size=64,
-                train=dict(path="scenes/captions", split="train[:75%]", transforms=(), cache=False),
+                train=dict(path="scenes/captions", split="train", transforms=(), cache=False),
                 documents=dict(path="scenes/text", split="train", batch_size=0, transforms=text_transforms()),
-                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test[:75%]")),
+                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test")),
                 held_out=0.05,
                 quarantine=0.05,
                 threads=2,
             ),
             text=dict(model=config_dict.placeholder(str), vocabulary=256, length=0, corpus=10_000),
-            optimizer=spec("simvlm_jax.train.optimizer:Optimizer", name="adamw", learning_rate=1e-3),
+            optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
             train=dict(steps=1000, batch_size=64, accumulate=1, retries=2, trainable=(), init_from=()),
             eval=dict(
                 every=0,

@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     config = parts.base()
     config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
     config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)
-    config.data.train.cache = True
+    config.data.train.update(split="train[:75%]", cache=True)  # scenes of one to three objects
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
     config.data.documents.batch_size = 8 if variant == "with_text" else 0
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)

@@ -6,6 +6,7 @@ continues), 1 an error.
 
 import importlib.metadata
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
 
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
+    from simvlm_jax.data.pipeline import Quarantine
     from simvlm_jax.eval.captioning import Captioner, CaptionSuite
     from simvlm_jax.eval.final import evaluate_run
     from simvlm_jax.parallel.mesh import make_mesh, replicated
@@ -32,33 +34,41 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         print(text, file=sys.stderr, flush=True)
 
     directory = RunDir(workdir)
-    if mode == "train":
-        directory.start(config, variant)
-    if mode == "train" and directory.results().get("step") == config.train.steps:
+    training = mode == "train"
+    if not training:
+        directory.config()  # an error where there is no run
+    directory.check(config, variant)
+    if training and directory.results().get("trained") == config.train.steps:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
         return
 
     say("data ...")
     images, documents = assemble.train_source(config), assemble.documents_source(config)
     sources = assemble.eval_sources(config)
-    if (directory.tokenizer / "contract.json").exists():
+    if directory.begun:
         tokenizer = Tokenizer.load(directory.tokenizer)
     else:
-        tokenizer = assemble.make_tokenizer(config, images, documents)
-        tokenizer.save(directory.tokenizer)
-    process = (jax.process_index(), jax.process_count())
-    pipeline = assemble.make_pipeline(config, tokenizer, images, documents, directory.quarantine, process)
+        origin = next((RunDir(s["run"]).tokenizer for s in config.train.init_from), None)
+        tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
 
     mesh = make_mesh()
     model = build_model(config, tokenizer)
-    keep = config.checkpoint
-    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best)
-    e = config.eval
+    quarantine = Quarantine(config.data.quarantine, directory.quarantine)
+    e, keep = config.eval, config.checkpoint
     captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
-    validation = CaptionSuite(
-        "validation", assemble.validation_source(config), config.data.image_size, e.examples or 200
-    )
-    if mode == "train":
+    if training:
+        process = (jax.process_index(), jax.process_count())
+        pipeline = assemble.make_pipeline(config, tokenizer, images, documents, directory.quarantine, process)
+        validation = CaptionSuite(
+            "validation", assemble.validation_source(config), config.data.image_size, e.examples or 200, quarantine
+        )
+        moved = directory.moved()
+        directory.start(config, variant)
+        tokenizer.save(directory.tokenizer)
+        if moved:
+            say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
+    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
+    if training:
         say(
             f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ..."
         )
@@ -80,16 +90,16 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             seed=config.seed,
             trainable=config.train.trainable,
             threads=config.data.threads,
-            initialise=initialiser(model, config.train.init_from, mesh),
+            initialise=initialiser(model, tokenizer.sha256, config.train.init_from, mesh),
             evaluate=lambda params, extra: validation.run(captioner, params, extra)[0],
         )
     step = checkpoints.best_step()
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
-    if mode == "eval" or step != config.train.steps:
+    if not training or step != config.train.steps:
         params, extra = checkpoints.restore_weights(step, replicated(mesh))
     say(f"evaluating step {step} ...")
-    built_in = assemble.is_scenes(config.data.eval.path or config.data.train.path)
+    built_in = assemble.is_scenes(assemble.eval_path(config))
     evaluate_run(
         directory,
         captioner,
@@ -97,9 +107,10 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         params,
         extra,
         step,
-        final_step=config.train.steps,
+        trained=checkpoints.latest_step() or 0,
         image_size=config.data.image_size,
         limit=e.examples,
+        quarantine=quarantine,
         constants=[] if built_in else list(assemble.constant_captions(config, images)),
         say=say,
     )
@@ -168,12 +179,13 @@ def main(argv: list[str] | None = None) -> None:
         name = Path(file).stem + (f"-{variant}" if variant else "")
         setup_xla()
         setup_jax()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
         try:
             run(config_flag.value, workdir.value or f"runs/{name}", f"{Path(file).stem}:{variant}", mode.value)
-        except Interrupted as e:
-            print(e, file=sys.stderr)
+        except (Interrupted, KeyboardInterrupt) as e:
+            print(str(e) or "stopped; the same command continues", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
-        except (ValueError, FileNotFoundError, NonFiniteLoss) as e:
+        except (ValueError, OSError, NonFiniteLoss) as e:
             if os.environ.get("SIMVLM_TRACEBACK"):
                 raise
             print(f"error: {e}", file=sys.stderr)

@@ -97,6 +97,33 @@ def test_every_config_builds(variant):
     build(config.eval.sampler)
 
 
+@pytest.mark.parametrize(
+    ("flag", "field", "value"),
+    [
+        ("optimizer.clip=0.5", "optimizer.clip", 0.5),
+        ("optimizer.ema=0.99", "optimizer.ema", 0.99),
+        ("model.objective=lm", "model.objective", "lm"),
+        ("model.drop_path=0.1", "model.drop_path", 0.1),
+        ("model.compute.remat=full", "model.compute.remat", "full"),
+        ("eval.sampler.temperature=0.7", "eval.sampler.temperature", 0.7),
+        ("data.eval.path=elsewhere", "data.eval.path", "elsewhere"),
+        ("checkpoint.best=cider", "checkpoint.best", "cider"),
+    ],
+)
+def test_every_field_can_be_set_from_the_command_line(flag, field, value, monkeypatch):
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.setattr(sys, "argv", ["main", f"--config={ROOT / 'configs' / 'prefixlm.py'}", f"--config.{flag}"])
+    values(sys.argv)
+    found = config.value
+    for name in field.split("."):
+        found = found[name]
+    assert found == value
+
+
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match="no variant 'tall'"):
         load_config(str(ROOT / "configs" / "prefixlm.py") + ":tall")

@@ -6,7 +6,7 @@ import sys
 COMMANDS = {
     "caption": "caption images with a trained run",
     "metrics": "score captions as the official tools do",
-    "data": "prepare data sets, train tokenizers, look at batches",
+    "data": "prepare the built-in data sets, train tokenizers",
 }
 
 

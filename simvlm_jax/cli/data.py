@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
         help="captions, vqa, text, noisy, interleaved, entail, pairs, translate or classes; variants such as "
         "captions-112px, vqa-seed1, classes-1000_50_200_50 (examples a split)",
     )
+    prepare.add_argument("--json", action="store_true", help="one line a data set: {name, path, splits}")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece model on a data set's texts")
     tokenizer.add_argument("path", help="tars, a folder with a table, or a TFDS name such as scenes/captions")
     tokenizer.add_argument("--out", required=True, help="the folder to write tokenizer.model and contract.json to")
@@ -31,24 +32,34 @@ def _prepare(args) -> int:
 
     for name in args.name:
         builder = prepare(name)
-        counts = ", ".join(f"{k} {split.num_examples}" for k, split in builder.info.splits.items())
-        print(f"{name}: {builder.data_path} ({counts})")
+        splits = {k: split.num_examples for k, split in builder.info.splits.items()}
+        if args.json:
+            print(json.dumps({"name": name, "path": str(builder.data_path), "splits": splits}), flush=True)
+        else:
+            print(f"{name}: {builder.data_path} ({', '.join(f'{k} {n}' for k, n in splits.items())})", flush=True)
     return 0
 
 
 def _tokenizer(args) -> int:
+    from simvlm_jax.data.assemble import texts_of
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.text.tokenizer import Tokenizer
 
     source = open_source(args.path, args.split)
-    texts: list[str] = []
+    texts, bad = [], 0
     for i in range(len(source)):
-        example = source[i]
-        texts += [*example.get("captions", ()), *([example["text"]] if "text" in example else ())]
+        try:
+            texts += texts_of(source[i])
+        except Exception as e:  # one bad item must not cost the rest
+            bad += 1
+            print(f"left out {source.key(i)}: {e}", file=sys.stderr)
+    if not texts:
+        raise ValueError(f"{args.path!r} holds no texts to train on")
     made = Tokenizer.train(texts, args.vocabulary, args.length)
     made.save(args.out)
     if args.json:
         print(json.dumps(made.contract()))
     else:
-        print(f"{made.vocabulary.size} pieces from {len(texts)} texts in {args.out}", file=sys.stderr)
+        print(f"{made.vocabulary.size} pieces from {len(texts)} texts in {args.out}; {bad} examples left out")
+        print(f"train with it: --config.text.model={args.out}")
     return 0

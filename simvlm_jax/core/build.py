@@ -14,8 +14,15 @@ TARGET = "target"
 
 
 def spec(target: str, **kwargs: Any) -> ConfigDict:
-    """A constructor by its dotted name and the keywords it will get; nested specs are built first."""
-    return ConfigDict({TARGET: target, **kwargs})
+    """A constructor by its dotted name and the keywords it will get; nested specs are built first.
+
+    Keywords not given are written out at the constructor's defaults, so that a config shows every field and the command
+    line can set it. Those without a default, and records, are left for `build`'s caller.
+    """
+    plain = bool | int | float | str | tuple | None
+    fields = inspect.signature(resolve(target)).parameters.items()
+    defaults = {k: p.default for k, p in fields if p.default is not p.empty and isinstance(p.default, plain)}
+    return ConfigDict({TARGET: target, **defaults, **kwargs})
 
 
 def build(config: Any, **extra: Any) -> Any:

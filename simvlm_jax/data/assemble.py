@@ -1,7 +1,8 @@
 """From a config's `data` section to sources and a pipeline."""
 
-import itertools
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,8 +14,13 @@ from simvlm_jax.text.tokenizer import Tokenizer
 
 
 def is_scenes(path: str) -> bool:
-    """Whether a path names the built-in data set."""
-    return path.split("/")[0] == "scenes"
+    """Whether a path names the built-in data set (and not a folder of that name)."""
+    return path.split("/")[0] == "scenes" and not Path(path).exists()
+
+
+def eval_path(config: ConfigDict) -> str:
+    """The data that is evaluated: its own, or (a part of) the training data."""
+    return config.data.eval.path or config.data.train.path
 
 
 def train_source(config: ConfigDict) -> Source:
@@ -28,8 +34,7 @@ def train_source(config: ConfigDict) -> Source:
 
 def eval_sources(config: ConfigDict) -> dict[str, Source]:
     """Evaluation sources by split name: those of `scenes`, or the one "test" of any other data."""
-    data = config.data
-    path = data.eval.path or data.train.path
+    data, path = config.data, eval_path(config)
     if is_scenes(path):
         return {name: open_source(path, split) for name, split in data.eval.splits.items()}
     if data.eval.path is None:
@@ -38,8 +43,11 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
 
 
 def validation_source(config: ConfigDict) -> Source:
-    """What is evaluated while a run trains: the validation split of `scenes`, else the one evaluation source."""
-    path = config.data.eval.path or config.data.train.path
+    """What is evaluated while a run trains: the validation split of `scenes`, else the one evaluation source.
+
+    In the second case a checkpoint kept by `checkpoint.best` has been chosen on the data it is reported on.
+    """
+    path = eval_path(config)
     return open_source(path, config.data.eval.split) if is_scenes(path) else eval_sources(config)["test"]
 
 
@@ -52,32 +60,42 @@ def documents_source(config: ConfigDict) -> Source | None:
 def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:
     """The run's own text, for its tokenizer: an even spread of every source's captions and documents."""
     for source in sources:
-        if source is None:
-            continue
-        count = min(len(source), config.text.corpus)
-        for i in range(count):
-            try:
-                example = source[i * len(source) // count]
-            except (ValueError, OSError):
-                continue  # a bad item; the pipeline will report it when it is drawn
-            yield from itertools.chain(example.get("captions", ()), [example["text"]] if "text" in example else [])
+        for example in _spread(source, config.text.corpus) if source is not None else ():
+            yield from texts_of(example)
 
 
-def make_tokenizer(config: ConfigDict, *sources: Source | None) -> Tokenizer:
-    """The tokenizer a config names, or one trained on the run's own text.
+def texts_of(example: dict[str, Any]) -> list[str]:
+    """All texts of an example."""
+    return [*example.get("captions", ()), *([example["text"]] if "text" in example else [])]
 
-    A text length of 0 in the config becomes that of the longest text read, rounded up to a multiple of 8.
+
+def _spread(source: Source, count: int) -> Iterator[dict[str, Any]]:
+    """`count` examples at even distances; those that cannot be read are the pipeline's to report, when it draws them."""
+    count = min(len(source), count)
+    for i in range(count):
+        with contextlib.suppress(Exception):
+            yield source[i * len(source) // count]
+
+
+def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Path | None = None) -> Tokenizer:
+    """The tokenizer a config names (a .model file or a tokenizer folder), else `origin`, that of the run it starts from,
+    else one trained on the run's own text.
+
+    A text length of 0 in the config is that of the folder or run; without one it becomes that of the longest text read,
+    rounded up to a multiple of 8.
     """
     text = config.text
-    if text.model and text.length:
-        return Tokenizer.from_file(text.model, text.length)
+    origin = text.model or origin
+    if origin and Path(origin).is_dir():
+        found = Tokenizer.load(origin)
+        return Tokenizer(found.model, text.length or found.vocabulary.length)
+    if origin and text.length:
+        return Tokenizer.from_file(origin, text.length)
     texts = list(corpus(config, *sources))
     if not texts:
         raise ValueError(f"{config.data.train.path!r} holds no captions to make a tokenizer from; mend data.train.path")
     length = text.length or 8
-    tokenizer = (
-        Tokenizer.from_file(text.model, length) if text.model else Tokenizer.train(texts, text.vocabulary, length)
-    )
+    tokenizer = Tokenizer.from_file(origin, length) if origin else Tokenizer.train(texts, text.vocabulary, length)
     if text.length:
         return tokenizer
     longest = max(len(tokenizer.encode(t)) + 1 for t in texts)  # and EOS
@@ -93,7 +111,8 @@ def make_pipeline(
     process: tuple[int, int] = (0, 1),
 ) -> Pipeline:
     """The training pipeline: `train.batch_size` image rows and `data.documents.batch_size` text-only rows a batch."""
-    data = config.data
+    data, seed = config.data, config.seed
+    assert isinstance(seed, int)
     steps = [build(t, tokenizer=tokenizer) for t in data.train.transforms]
     if data.train.cache:  # the first transform draws nothing, so its result can be kept
         images, steps = Cached(images, steps[:1]), steps[1:]
@@ -101,12 +120,10 @@ def make_pipeline(
     if documents is not None:
         steps = [build(t, tokenizer=tokenizer) for t in data.documents.transforms]
         parts.append(Part("documents", documents, steps, data.documents.batch_size, "documents"))
-    return Pipeline(parts, config.seed, Quarantine(data.quarantine, record), process)
+    return Pipeline(parts, seed, Quarantine(data.quarantine, record), process)
 
 
 def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:
     """Training captions that may serve as the best constant caption: an even spread, one an image."""
-    for i in range(min(count, len(images))):
-        captions = images[i * len(images) // min(count, len(images))].get("captions", ())
-        if captions:
-            yield captions[0]
+    for example in _spread(images, count):
+        yield from example.get("captions", ())[:1]

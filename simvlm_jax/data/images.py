@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 178_956_970
 """Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
+Box = tuple[float, float, float, float]
+"""A region of a picture in pixels: left, top, right, bottom."""
 
 
 class BadImage(ValueError):
@@ -57,7 +59,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+def resize(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
     """uint8 [size,size,3] of a region (left, top, right, bottom) in pixels, by default the central square."""
     if box is None:
         side = min(image.size)
@@ -68,7 +70,7 @@ def resize(image: Image.Image, size: int, box: tuple[float, float, float, float]
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
 
-def random_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> tuple[float, ...]:
+def random_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> Box:
     """A random square that covers between `smallest` and all of the central square's area."""
     side = min(width, height) * float(np.sqrt(rng.uniform(smallest, 1.0)))
     left, top = float(rng.uniform(0, width - side)), float(rng.uniform(0, height - side))

@@ -34,6 +34,10 @@ class Part:
     group: str = ""
 
 
+class TooManyBadExamples(ValueError):
+    """The quarantine is over its limit."""
+
+
 class Quarantine:
     """Bad examples: replaced, counted, handed to `record`, and fatal past a share of all examples drawn."""
 
@@ -56,7 +60,7 @@ class Quarantine:
             if new and self.record is not None:
                 self.record({"part": part, "key": key, "error": f"{type(error).__name__}: {error}"})
             if self.bad >= 10 and self.bad > self.limit * self.drawn:
-                raise RuntimeError(
+                raise TooManyBadExamples(
                     f"{self.bad} of {self.drawn} examples of {part!r} are bad, over the limit of {self.limit:.1%}; "
                     f"the last was {key!r}: {error}. Mend the data or raise config.data.quarantine."
                 ) from error
@@ -85,7 +89,7 @@ class Pipeline:
                 )
             if not len(p.source):
                 raise ValueError(f"data source {p.name!r} is empty")
-        self._order = [
+        self._order: list[Any] = [
             grain.MapDataset.range(len(p.source)).seed(self._part_seed(p)).shuffle().repeat() for p in self.parts
         ]
 
@@ -124,17 +128,19 @@ class Pipeline:
                 self.quarantine.good()
                 row = {k: example[k] for k in _ROW_KEYS if k in example}
                 return {**row, "id": np.int64(position), "weight": np.float32(1)}
-            except (ValueError, OSError, KeyError) as e:
+            except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)
                 position = int(rng.integers(len(p.source)))
-        raise RuntimeError(f"{_MAX_TRIES} replacements in a row were bad in {p.name!r}; the last was {position}")
+        raise TooManyBadExamples(
+            f"{_MAX_TRIES} examples of {p.name!r} in a row were bad; the last was {p.source.key(position)!r}"
+        )
 
     def iterate(self, start: int, stop: int, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
         """Batches of steps [start, stop), made ahead of time by threads."""
         import grain
 
         steps = grain.MapDataset.range(start, stop).map(self.batch)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
         return iter(steps.to_iter_dataset(options))
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from simvlm_jax.core.types import Model
 from simvlm_jax.data.images import decode, resize
+from simvlm_jax.data.pipeline import Quarantine, TooManyBadExamples
 from simvlm_jax.data.scenes import judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.sources import Source
+from simvlm_jax.data.transforms import BadExample
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.eval.metrics.caption import CiderD, caption_scores
@@ -26,7 +28,8 @@ class MissingCapability(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Captioner:
-    """Captions for pixels, by any model that has `prefill` and `extend`; compiled once for a batch size.
+    """Captions for pixels, by any model that has `prefill` and `extend`; compiled once for a batch size, which is
+    rounded up to a multiple of the mesh.
 
     max_length: pieces after the prompt, EOS included; 0 for as many as the model's text length leaves.
     """
@@ -65,6 +68,8 @@ class Captioner:
                 seed=self.seed,
             )
 
+        devices = self.mesh.size  # a batch's rows must divide over them
+        object.__setattr__(self, "batch_size", -(-self.batch_size // devices) * devices)
         object.__setattr__(self, "_prompt", np.asarray(prompt, np.int32))
         object.__setattr__(self, "_run", jax.jit(run, out_shardings=replicated(self.mesh)))
 
@@ -101,12 +106,16 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSuite:
-    """A set of images with references. limit: evaluate only the first so many of an even spread (0: all)."""
+    """A set of images with references; examples that cannot be read or have none go to the quarantine.
+
+    limit: evaluate only so many of an even spread (0: all).
+    """
 
     split: str
     source: Source
     image_size: int
     limit: int = 0
+    quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
 
     def __post_init__(self):
         n = len(self.source)
@@ -114,10 +123,26 @@ class CaptionSuite:
         object.__setattr__(self, "_indices", [i * n // count for i in range(count)])
 
     def load(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """(pixels [N,1,Y,X,C], examples)."""
-        examples = [self.source[i] for i in self._indices]
-        pixels = [resize(decode(e["image"], at_least=self.image_size), self.image_size)[None] for e in examples]
-        return np.stack(pixels), [{k: v for k, v in e.items() if k != "image"} for e in examples]
+        """(pixels [N,1,Y,X,C], examples) of the good ones.
+
+        Raises:
+          TooManyBadExamples: more than the quarantine's limit are bad, or all are.
+        """
+        pixels, examples = [], []
+        for i in self._indices:
+            try:
+                example = dict(self.source[i])
+                if not example.get("captions"):
+                    raise BadExample("the example has no caption")
+                image = decode(example.pop("image"), at_least=self.image_size)
+                pixels.append(resize(image, self.image_size)[None])
+                examples.append(example)
+                self.quarantine.good()
+            except Exception as e:  # as in the pipeline: people's files fail in any way they like
+                self.quarantine.add(self.split, self.source.key(i), e)
+        if not pixels:
+            raise TooManyBadExamples(f"none of {len(self._indices)} examples of {self.source!r} can be evaluated")
+        return np.stack(pixels), examples
 
     def run(
         self, captioner: Captioner, params: Any, extra: Any, blind: bool = False
@@ -126,7 +151,7 @@ class CaptionSuite:
         pixels, examples = self.load()
         seen = np.zeros_like(pixels) if blind else pixels
         captions = captioner(params, extra, seen, np.arange(len(seen), dtype=np.int64))
-        references = [e.get("captions", []) for e in examples]
+        references = [e["captions"] for e in examples]
         scores = caption_scores(captions, references)
         scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e in examples]
         known = [(s, c) for s, c in zip(scenes, captions, strict=True) if s is not None]

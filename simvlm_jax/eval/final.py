@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from simvlm_jax.data.pipeline import Quarantine
 from simvlm_jax.data.sources import Source
 from simvlm_jax.eval.captioning import Captioner, CaptionSuite, Sample, best_constant
 from simvlm_jax.run.directory import RunDir
@@ -17,11 +18,11 @@ from simvlm_jax.run.report import Card, write_report
 _PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "sentencepiece", "simvlm_jax")
 
 
-def provenance(captioner: Captioner, suite: CaptionSuite, step: int) -> dict[str, Any]:
-    """What a score depends on."""
+def provenance(captioner: Captioner, suite: CaptionSuite, images: int, step: int) -> dict[str, Any]:
+    """What a score depends on; `images` are those scored."""
     label = f"{suite.source!r} {len(suite.source)} limit {suite.limit}"
     return {
-        "data": {"source": label, "fingerprint": hashlib.sha256(label.encode()).hexdigest()[:16]},
+        "data": {"source": label, "fingerprint": hashlib.sha256(label.encode()).hexdigest()[:16], "images": images},
         "prompt": captioner.prompt,
         "preprocessing": {"image_size": suite.image_size, "crop": "central square", "resample": "bicubic"},
         "decoding": {
@@ -46,23 +47,25 @@ def evaluate_run(
     extra: Any,
     step: int,
     *,
-    final_step: int,
+    trained: int,
     image_size: int,
     limit: int = 0,
+    quarantine: Quarantine,
     constants: list[str] | None = None,
     cards: int = 24,
     say: Any = print,
 ) -> list[dict[str, Any]]:
-    """Scores every split, and on "test" the blind control too; writes results.json and the page.
+    """Scores every split, and on "test" the blind control too; writes the page and results.json.
 
+    step: of the weights. trained: how far the run has come.
     constants: candidate captions of which the best constant one is a second control on "test".
     """
     entries, galleries = [], {}
     for split in sorted(sources, key=lambda name: name != "test"):
         source = sources[split]
-        suite = CaptionSuite(split, source, image_size, limit)
-        why = provenance(captioner, suite, step)
+        suite = CaptionSuite(split, source, image_size, limit, quarantine)
         scores, samples = suite.run(captioner, params, extra)
+        why = provenance(captioner, suite, len(samples), step)
         entries.append(_entry(split, None, scores, why))
         say(_line(split, scores))
         galleries[split] = [  # from the last on: in `scenes` those hold the most objects
@@ -77,8 +80,8 @@ def evaluate_run(
             said, constant = best_constant([s.references for s in samples], constants)
             entries.append(_entry(split, "constant", constant, {**why, "decoding": {"constant": said}}))
             say(_line("test, best constant caption", constant))
-    run.write_results(final_step, entries)
     write_report(run, entries, galleries)
+    run.write_results(step, trained, entries)  # last, for it says that the run is finished
     return entries
 
 

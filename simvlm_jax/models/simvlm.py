@@ -16,6 +16,7 @@ The ablations of table 5 are fields: `stem_stages` 2, 3, 4, or 0 for plain patch
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_f
 from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import resize_grid, resize_relative
-from simvlm_jax.nn.sizes import Compute, Size
+from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
@@ -71,22 +72,24 @@ class Network(nn.Module):
         positions = nn.with_logical_partitioning(init, (None, "D"))
         self.image_position = self.param("image_position", positions, (m.grid[0] * m.grid[1], D))
         self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))
-        common = dict(compute=m.compute, dropout=m.dropout)
+        stack = functools.partial(Stack, compute=m.compute, dropout=m.dropout)
         if m.decoder_only:
             both = dataclasses.replace(decoder, depth=encoder.depth + decoder.depth)
-            self.decoder = Stack(both, relative_grid=m.grid, drop_path=m.drop_path, **common)
+            self.decoder = stack(both, relative_grid=m.grid, drop_path=m.drop_path)
         else:
-            self.encoder = Stack(encoder, relative_grid=m.grid, drop_path=m.drop_path, **common)
+            self.encoder = stack(encoder, relative_grid=m.grid, drop_path=m.drop_path)
             self.encoder_norm = LayerNorm(dtype)
-            self.decoder = Stack(decoder, cross=True, **common)
+            self.decoder = stack(decoder, cross=True)
         self.decoder_norm = LayerNorm(dtype)
 
-    def embed(self, image, image_mask, tokens, positions, sight: Sight):
+    def embed(self, image, image_mask, tokens, positions, sight: Sight | None) -> tuple[Any, Any]:
         """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
         m = self.model
         dtype = m.compute.activation_dtype
         scale = jnp.asarray(self.embedding.shape[1] ** 0.5, dtype)  # unit variance, as image tokens have
-        text = (self.embedding.astype(dtype)[tokens] + self.text_position.astype(dtype)[positions]) * scale
+        # looked up before the cast, so that the gradient of a row is summed in float32
+        pieces, places = jnp.asarray(self.embedding)[tokens], jnp.asarray(self.text_position)[positions]
+        text = (pieces.astype(dtype) + places.astype(dtype)) * scale
         if image is None:
             return text, sight
         _, M, Y, X, _ = image.shape
@@ -94,7 +97,8 @@ class Network(nn.Module):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
         seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype) * scale
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
-        return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), sight)
+        both = bidirectional(valid) if sight is None else join(bidirectional(valid), sight)
+        return jnp.concatenate([seen, text], axis=1), both
 
     def teacher_forced(self, batch, layout: "Layout"):
         """Logits [B,T',V] of every decoder slot of a layout."""
@@ -120,9 +124,10 @@ class Network(nn.Module):
         return self.encoder_norm(x), sight
 
     def logits(self, x):
-        """[B,T,D] -> [B,T,V] in fp32, by the transposed input embedding."""
+        """[B,T,D] -> [B,T,V] in fp32 (or wider), by the transposed input embedding."""
         x = self.decoder_norm(x)
-        return jnp.einsum("BTD,VD->BTV", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+        table, precise = self.embedding.astype(x.dtype), statistics_dtype(x.dtype)
+        return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise)
 
     def step(self, tokens, positions, slots, shared_masks, cache, context=None):
         """Decoder pass over new tokens with a cache; returns (logits [B,T,V], cache)."""
@@ -180,8 +185,8 @@ class SimVLM(BaseModel):
     """
 
     vocabulary: Vocabulary
+    image_size: int
     size: str = "tiny"
-    image_size: int = 64
     patch: int = 16
     stem_stages: int = 3
     decoder_only: bool = False
@@ -250,15 +255,16 @@ class SimVLM(BaseModel):
 
     def adapt(self, params, target):
         """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size."""
-        shape = params["image_position"].shape
-        side = round(shape[0] ** 0.5)
-        out = {**params, "image_position": resize_grid(params["image_position"], (side, side), self.grid)}
-        name = "decoder" if self.decoder_only else "encoder"
+        out = dict(params)
+        if "image_position" in params:
+            side = round(params["image_position"].shape[0] ** 0.5)
+            out["image_position"] = resize_grid(params["image_position"], (side, side), self.grid)
 
         def fit(path, leaf):
             return resize_relative(leaf, self.grid) if path[-2].key == "relative" else leaf
 
-        out[name] = jax.tree_util.tree_map_with_path(fit, params[name])
+        for tower in {"encoder", "decoder"} & set(params):
+            out[tower] = jax.tree_util.tree_map_with_path(fit, params[tower])
         return out
 
     def capabilities(self):
@@ -302,7 +308,8 @@ class SimVLM(BaseModel):
         decoder = self.sizes[1]
         given = bidirectional(valid)
         if m.decoder_only:
-            x, sight = m.network.apply(variables, image, image_mask, text, positions, given, method="embed")
+            embedded: Any = m.network.apply(variables, image, image_mask, text, positions, given, method="embed")
+            x, sight = embedded
             depth, P = self.sizes[0].depth + decoder.depth, x.shape[1]
             layers = _empty_cache(B, depth, P + steps, decoder, dtype)
             slots = jnp.broadcast_to(jnp.arange(P), (B, P))

@@ -1,5 +1,7 @@
 """Multi-head attention with explicit keys and values, so that caches and cross-attention need no second code path."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, source_BSW, visible_BTS, *, bias=None, cache=None, slots_BT=None):
+    def __call__(self, x_BTD, source_BSW, visible_BTS, *, bias=None, cache=None, slots_BT=None) -> tuple[Any, Any]:
         """Attends from `x_BTD` to a source and returns ([B,T,D], (k, v)), the keys and values [B,S,H,K] it looked at.
 
         source_BSW: the sequence to look at (`x_BTD` itself for self-attention), or None to look at `cache` alone.
@@ -50,7 +52,7 @@ class Attention(nn.Module):
         width = x_BTD.shape[-1]
         shape = (width, self.heads, width // self.heads)
         q = self._project("query", x_BTD, shape, bias=True)
-        kv = cache
+        kv: Any = cache
         if source_BSW is not None:
             kv_shape = (source_BSW.shape[-1], *shape[1:])
             kv = (
@@ -60,7 +62,8 @@ class Attention(nn.Module):
             if cache is not None:
                 rows = jnp.arange(x_BTD.shape[0])[:, None]
                 kv = tuple(old.at[rows, slots_BT].set(new) for old, new in zip(cache, kv, strict=True))
-        out, weights = attend(q, *kv, visible_BTS, bias)
+        k, v = kv
+        out, weights = attend(q, k, v, visible_BTS, bias)
         self.sow("intermediates", "weights", weights)
         kernel = self._kernel("out", (*shape[1:], width), ("H", "K", "D"), in_axis=(0, 1), out_axis=2)
         offset = self.param("out_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))

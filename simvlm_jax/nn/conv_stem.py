@@ -44,9 +44,9 @@ def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
 def conv(features: int, kernel: int, stride: int, dtype, name: str, bias: bool = False):
     """A convolution, He initialisation; without bias where a norm follows."""
     init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, None, "C"))
-    return nn.Conv(
-        features, (kernel, kernel), (stride, stride), use_bias=bias, dtype=dtype, kernel_init=init, name=name
-    )
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("C",))
+    size, strides = (kernel, kernel), (stride, stride)
+    return nn.Conv(features, size, strides, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=zeros, name=name)
 
 
 class Bottleneck(nn.Module):

@@ -25,7 +25,7 @@ class RelativeBias2D(nn.Module):
         y, x = np.divmod(np.arange(Y * X), X)
         dy = y[:, None] - y[None, :] + Y - 1
         dx = x[:, None] - x[None, :] + X - 1
-        bias = table[:, dy, dx]
+        bias = jnp.asarray(table)[:, dy, dx]
         if min(queries, keys) < Y * X:
             raise ValueError(f"a grid of {Y} x {X} image tokens does not fit in a sequence of {min(queries, keys)}")
         return jnp.pad(bias, ((0, 0), (0, queries - Y * X), (0, keys - Y * X)))[None]

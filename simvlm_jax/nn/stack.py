@@ -1,5 +1,7 @@
 """A stack of blocks: scanned or unrolled, rematerialised or not. The result does not depend on either."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ class Stack(nn.Module):
 
         image_tokens: whether the sequence begins with the image tokens that `relative_grid` speaks of.
         """
-        kwargs = dict(
+        kwargs: dict[str, Any] = dict(
             size=self.size,
             dtype=self.compute.activation_dtype,
             cross=self.cross,
@@ -35,7 +37,7 @@ class Stack(nn.Module):
         )
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth) if self.drop_path else None
-        block = Block
+        block: Any = Block
         if self.compute.remat != "none":
             block = nn.remat(Block, prevent_cse=not self.compute.scan, policy=_POLICIES[self.compute.remat])
         if self.compute.scan:
@@ -44,7 +46,7 @@ class Stack(nn.Module):
                 length=depth,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(1, 0, nn.broadcast),
+                in_axes=(1, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 out_axes=1,
                 metadata_params={nn.PARTITION_NAME: "L"},
             )

@@ -29,13 +29,14 @@ def peak_flops(device=None) -> float:
     known = [(name, tflops) for name, tflops in _PEAK_TFLOPS.items() if device.device_kind.startswith(name)]
     if known:
         return max(known, key=lambda item: len(item[0]))[1] * 1e12
-    n = 1024
+    on_cpu = device.platform == "cpu"
+    n, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
     product = jax.jit(lambda a: a @ a)
-    a = jax.device_put(jnp.ones((n, n), jnp.float32), device)
+    a = jax.device_put(jnp.ones((n, n), dtype), device)
     jax.block_until_ready(product(a))
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
         jax.block_until_ready(product(a))
         best = min(best, time.perf_counter() - began)
-    return 2.0 * n**3 / best / jax.local_device_count()
+    return 2.0 * n**3 / best / (jax.local_device_count() if on_cpu else 1)

@@ -42,6 +42,11 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(path.absolute(), options=options, item_names=(_STATE, _WEIGHTS))
 
+    @property
+    def scored(self) -> bool:
+        """Whether checkpoints are kept by a metric, so that a save should come with scores."""
+        return self._best is not None
+
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()

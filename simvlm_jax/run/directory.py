@@ -1,7 +1,11 @@
 """What a run leaves on disk: config, metrics, results, quarantine. Files are replaced whole or appended line by line."""
 
+import importlib.metadata
 import json
+import math
 import os
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +24,40 @@ class RunDir:
         self.tokenizer = self.path / "tokenizer"
         self.report = self.path / "report.html"
 
-    def start(self, config: ConfigDict, variant: str) -> None:
-        """Records the config, or checks it against the one recorded.
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to continue: a row of metrics or a checkpoint."""
+        metrics = self.path / "metrics.jsonl"
+        steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(p.name.isdigit() for p in steps)
+
+    def check(self, config: ConfigDict, variant: str) -> None:
+        """Compares a config with that of the run that has begun here, if one has.
 
         Raises:
           ValueError: a field other than MAY_CHANGE differs; the message names the fields and their values.
         """
-        new = {"variant": variant, **json.loads(config.to_json_best_effort())}
-        recorded = self.path / "config.json"
-        if recorded.exists():
-            old = self.config()
-            a, b = _flat(old), _flat(new)
-            changed = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
-            if changed:
-                lines = "\n".join(f"  {k}: {a.get(k)!r} in the run, {b.get(k)!r} now" for k in changed)
-                raise ValueError(
-                    f"{self.path} holds a run with another config; use another --workdir, or mend\n{lines}"
-                )
+        if not self.begun:
+            return
+        a, b = _flat(self.config()), _flat(_recorded(config, variant))
+        changed = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
+        if changed:
+            lines = "\n".join(f"  {k}: {a.get(k)!r} in the run, {b.get(k)!r} now" for k in changed)
+            raise ValueError(f"{self.path} holds a run with another config; use another --workdir, or mend\n{lines}")
+
+    def start(self, config: ConfigDict, variant: str) -> None:
+        """Records the config of a run that begins or goes on. What an attempt left that never began goes."""
+        if not self.begun:
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(recorded, json.dumps(new, indent=1))
+        write_whole(self.path / "config.json", json.dumps(_recorded(config, variant), indent=1))
+        write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
+
+    def moved(self) -> list[str]:
+        """How this machine and its software differ from those the run was last trained on: results may differ in bits."""
+        path = self.path / "environment.json"
+        before, now = json.loads(path.read_text()) if path.exists() else {}, environment()
+        return [f"{k}: {before[k]} before, {now[k]} now" for k in now if k in before and before[k] != now[k]]
 
     def config(self) -> dict[str, Any]:
         """The recorded config.
@@ -56,8 +75,11 @@ class RunDir:
         path = self.path / "results.json"
         return json.loads(path.read_text()) if path.exists() else {"entries": []}
 
-    def write_results(self, step: int, entries: list[dict[str, Any]]) -> None:
-        write_whole(self.path / "results.json", json.dumps({"step": step, "entries": entries}, indent=1))
+    def write_results(self, step: int, trained: int, entries: list[dict[str, Any]]) -> None:
+        """Records the scores of the weights of `step`; `trained` is the last step the run has done."""
+        write_whole(
+            self.path / "results.json", json.dumps({"step": step, "trained": trained, "entries": entries}, indent=1)
+        )
 
     def quarantine(self, row: dict[str, Any]) -> None:
         """Records a bad example, once however often the run is resumed."""
@@ -93,6 +115,7 @@ class Metrics:
         self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        values = {k: v for k, v in values.items() if math.isfinite(v)}  # a slice without a claim has no score
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -108,6 +131,27 @@ class Metrics:
         self.flush()
         self._file.close()
         self._events.close()
+
+
+def environment() -> dict[str, str]:
+    """What the bits of a result depend on beside the config."""
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "sentencepiece")
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cpu": names[0] if names else platform.processor(),
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in packages},
+    }
+
+
+def _recorded(config: ConfigDict, variant: str) -> dict[str, Any]:
+    return {"variant": variant, **json.loads(config.to_json_best_effort())}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Starting from other runs' weights."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,21 +14,27 @@ from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
 
 
-def initialiser(model: Model, sources: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable[[TrainState], TrainState]:
-    """`state -> state` with parameters taken from runs.
+def initialiser(
+    model: Model, tokenizer: str, sources: Sequence[Any], mesh: jax.sharding.Mesh
+) -> Callable[[TrainState], TrainState]:
+    """`state -> state` with parameters taken from runs; the optimizer's state is left to the caller.
+
+    tokenizer: sha256 of this run's model, which must be that of every run whose embedding is taken.
 
     sources: `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}` in order. The first
     pattern found in a loaded parameter's path rewrites it; None drops it; without a match the path is kept. Position
     tables of another resolution are resized by the model. Parameters no source names stay as initialised.
 
     Raises:
-      ValueError: a loaded parameter has no place in the model, or another shape there.
+      ValueError: a loaded parameter has no place in the model, or another shape there; or the tokenizers differ.
     """
 
     def initialise(state: TrainState) -> TrainState:
         params = flatten_dict(state.params, sep="/")
         for source in sources:
             loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
+            if any("embedding" in name for name in loaded):
+                _same_tokenizer(source["run"], tokenizer)
             loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
             wrong = [
                 f"{k}: {v.shape} loaded, {params[k].shape if k in params else 'nothing'} in the model"
@@ -42,9 +49,19 @@ def initialiser(model: Model, sources: Sequence[Any], mesh: jax.sharding.Mesh) -
         if not sources:
             return state
         placed = jax.device_put(unflatten_dict(params, sep="/"), replicated(mesh))
-        return state._replace(params=placed, opt=state.opt)
+        return state._replace(params=placed)
 
     return initialise
+
+
+def _same_tokenizer(path: str, own: str) -> None:
+    folder = RunDir(path).tokenizer
+    theirs = json.loads((folder / "contract.json").read_text())["sha256"]
+    if theirs != own:
+        raise ValueError(
+            f"init_from: {path} has another tokenizer ({theirs[:12]}, here {own[:12]}), so its embedding means other "
+            f"pieces; set config.text.model={folder} or drop the embedding with `map`"
+        )
 
 
 def _load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> dict[str, Any]:

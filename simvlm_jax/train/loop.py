@@ -63,11 +63,15 @@ def train(
     """
     # ---- state: fresh or restored --------------------------------------------------------------------------------
     first = pipeline.batch(0)
-    make, abstract, tx, flags = prepare_state(
+    make, restart_optimizer, abstract, tx, flags = prepare_state(
         model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable
     )
     resumed = checkpoints.latest_step()
-    state = initialise(make()) if resumed is None else checkpoints.restore(resumed, abstract)
+
+    def state_of(step: int | None) -> TrainState:
+        return restart_optimizer(initialise(make())) if step is None else checkpoints.restore(step, abstract)
+
+    state = state_of(resumed)
     step = resumed or 0
     metrics = Metrics(run, step)
     progress = Progress(schedule.steps)
@@ -76,7 +80,7 @@ def train(
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
     train_step = jax.jit(make_train_step(model, tx, flags, schedule.accumulate), donate_argnums=0)
-    flops, peak = model.train_flops(first), peak_flops() * mesh.size
+    flops, peak = model.train_flops(first) * jax.process_count(), peak_flops() * mesh.size
     images = len(first["image"]) * jax.process_count() if "image" in first else 0
     stop = _StopSignal()
     retries = schedule.retries
@@ -84,42 +88,48 @@ def train(
     waited = _Waited()
 
     def log(rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Writes the rows that are due; those of one call share the speeds measured since the last call."""
-        nonlocal tokens, logged
-        rows = [(n, values) for n, values in rows if n % schedule.log_every == 0 or n == schedule.steps]
+        """Writes the rows that are due, with the speeds of the steps since the last call that wrote any."""
+        nonlocal tokens, logged, speeds, pace
+        every = schedule.log_every or schedule.steps
+        rows = [(n, values) for n, values in rows if n % every == 0 or n == schedule.steps]
         if not rows:
             return
-        seconds, done = progress.lap(), rows[-1][0] - logged
-        speeds = {
-            "images_per_s": images * done / seconds,
-            "tokens_per_s": tokens / seconds,
-            "mfu": flops * done / seconds / peak,
-            "input_bound": waited.share(seconds),
-        }
+        done = step - logged
+        if done:
+            seconds = progress.lap()
+            speeds = {
+                "images_per_s": images * done / seconds,
+                "tokens_per_s": tokens / seconds,
+                "mfu": flops * done / seconds / peak,
+                "input_bound": waited.share(seconds),
+            }
+            tokens, logged, pace = 0, step, seconds / done
         for n, values in rows:
             rate = float(optimizer.schedule_for(schedule.steps)(n - 1))
             row = {**_numbers(values), "learning_rate": rate, **speeds}
             metrics.write(n, "train", row)
-            progress.show(n, row, seconds / max(done, 1))
-        tokens, logged = 0, rows[-1][0]
+            progress.show(n, row, pace)
 
     # ---- steps; the loss is looked at one step late, so that the device never waits for the host -------------------
     pending: tuple[int, dict[str, Any]] | None = None
-    tokens, logged, compiled = 0, step, False
+    tokens, logged, compiled, best = 0, step, False, checkpoints.scored
+    speeds: dict[str, float] = {"images_per_s": 0.0, "tokens_per_s": 0.0, "mfu": 0.0, "input_bound": 0.0}
+    pace = 0.0
     try:
         while step < schedule.steps and not stop.asked:
             batch = waited.next(batches)
-            tokens += _tokens(batch) * jax.process_count()
             state, measured = train_step(state, place_batch(mesh, batch))
             step += 1
-            if not compiled:
+            tokens += _tokens(batch) * jax.process_count()
+            if not compiled:  # speeds are those of the steps after it
                 jax.block_until_ready(measured["loss"])
+                compiled, logged, tokens = True, step, 0
                 progress.restart()
                 waited.share(1.0)
-                compiled = True
             at_end = step == schedule.steps
             at_eval = bool(schedule.eval_every) and (step % schedule.eval_every == 0 or at_end)
             at_save = bool(schedule.checkpoint_every and step % schedule.checkpoint_every == 0) or at_end
+            at_save = at_save or (at_eval and best)  # a score is of use only beside its weights
             checked, pending = ([pending] if pending else []), (step, measured)
             if at_eval or at_save:
                 checked, pending = [*checked, pending], None
@@ -135,8 +145,8 @@ def train(
                 checkpoints.wait()
                 good = checkpoints.latest_step()
                 progress.say(f"the loss of step {bad} is not finite; back to step {good or 0} ({retries} retries left)")
-                state = initialise(make()) if good is None else checkpoints.restore(good, abstract)
-                step, pending, logged, tokens = good or 0, None, good or 0, 0
+                state = state_of(good)
+                step, pending, compiled = good or 0, None, False
                 metrics.close()
                 metrics = Metrics(run, step)
                 batches = pipeline.iterate(step, schedule.steps, threads)
@@ -146,16 +156,16 @@ def train(
             log(checked)
             scores = None
             if at_eval and evaluate is not None:
-                scores = evaluate(averaged(state.params, state.opt), state.extra)
+                with progress.paused():
+                    scores = evaluate(averaged(state.params, state.opt), state.extra)
                 metrics.write(step, "validation", scores)
                 progress.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-                progress.restart()
             if at_save:
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
-        if stop.asked and step < schedule.steps:
-            if pending is not None and _finite(pending[1]):
-                log([pending])
+        if stop.asked:
+            if pending is None or _finite(pending[1]):  # a step that is not pending has been looked at
+                log([pending] if pending else [])
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra))
             checkpoints.wait()

@@ -11,7 +11,7 @@ import optax
 from optax import contrib
 
 from simvlm_jax.core.trees import leaf_names, match
-from simvlm_jax.train.step import merge
+from simvlm_jax.train.step import merge, partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,15 @@ class Optimizer:
             [optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup]
         )
 
-    def make(self, params: Any, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a tree of trainable parameters."""
+    def make(self, params: Any, steps: int, flags: Any = None) -> optax.GradientTransformation:
+        """The optax transformation for those leaves of `params` whose flag is true (without flags, all)."""
         schedule = self.schedule_for(steps)
-        decay = match(params, self.decay, 1.0, "optimizer.decay")
+
+        def by_name(rules, what):
+            values = match(params, rules, 1.0, f"optimizer.{what}")
+            return values if flags is None else partition(values, flags)[0]
+
+        decay = by_name(self.decay, "decay")
         if self.name == "adamw":
             scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2)]
         elif self.name == "adafactor":
@@ -83,7 +88,7 @@ class Optimizer:
         chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         chain += [*scale, _add_decay(self.weight_decay, decay)]
         if self.multipliers:
-            factors = match(params, self.multipliers, 1.0, "optimizer.multipliers")
+            factors = by_name(self.multipliers, "multipliers")
             chain.append(optax.stateless(lambda u, p: jax.tree.map(lambda x, f: x * f, u, factors)))
         chain.append(optax.scale_by_learning_rate(schedule))
         if self.ema:
@@ -128,7 +133,7 @@ def weight_ema(decay: float) -> optax.GradientTransformation:
     def init(params):
         return WeightEma(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         n = state.count + 1
         d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
         new = jax.tree.map(lambda a, p, u: d * a + (1 - d) * (p + u), state.average, params, updates)

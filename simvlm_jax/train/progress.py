@@ -1,5 +1,6 @@
 """The progress line: where the run is, how fast, how well the device is used, how long it will take."""
 
+import contextlib
 import sys
 import time
 
@@ -13,8 +14,15 @@ class Progress:
         self._since = time.perf_counter()
 
     def restart(self) -> None:
-        """Starts the clock anew, after work that is not training (compiling, evaluation, a checkpoint)."""
+        """Starts the clock anew."""
         self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leaves out of the lap what is not training."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def lap(self) -> float:
         """Seconds since the last lap."""

@@ -1,5 +1,6 @@
 """The train state: fresh, abstract (shapes and shardings), and split into trainable and frozen."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,11 @@ def prepare_state(
     seed: int,
     steps: int,
     trainable: Sequence[tuple[str, bool]] = (),
-) -> tuple[Callable[[], TrainState], TrainState, optax.GradientTransformation, dict]:
-    """(make, abstract, tx, flags): how to make a fresh state, its shapes and shardings, the optimizer, trainable flags."""
+) -> tuple[
+    Callable[[], TrainState], Callable[[TrainState], TrainState], TrainState, optax.GradientTransformation, dict
+]:
+    """(make, restart, abstract, tx, flags): how to make a fresh state, how to start the optimizer anew for parameters that
+    were put into one, the state's shapes and shardings, the optimizer, and which parameters train."""
 
     def params_and_extra(key):
         params, extra = model.init(key, batch)
@@ -32,7 +36,7 @@ def prepare_state(
 
     shapes, _ = jax.eval_shape(params_and_extra, jax.random.key(0))
     flags = match(shapes, list(trainable), True, "train.trainable")
-    tx = optimizer.make(partition(shapes, flags)[0], steps)
+    tx = optimizer.make(shapes, steps, flags)
 
     def fresh() -> TrainState:
         init_key, state_key = jax.random.split(jax.random.key(seed))
@@ -41,8 +45,12 @@ def prepare_state(
             jax.numpy.zeros((), jax.numpy.int32), params, tx.init(partition(params, flags)[0]), extra, state_key
         )
 
+    def restarted(state: TrainState) -> TrainState:
+        return state._replace(opt=tx.init(partition(state.params, flags)[0]))
+
     sharding = replicated(mesh)
     abstract: Any = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), jax.eval_shape(fresh)
     )
-    return jax.jit(fresh, out_shardings=sharding), abstract, tx, flags
+    jitted = functools.partial(jax.jit, out_shardings=sharding)
+    return jitted(fresh), jitted(restarted), abstract, tx, flags

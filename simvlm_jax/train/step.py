@@ -33,7 +33,7 @@ def split(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def merge(trainable: dict, frozen: dict) -> dict:
+def merge(trainable: Any, frozen: Any) -> Any:
     """One nested dict of two with different leaves."""
     out = dict(frozen)
     for k, v in trainable.items():
@@ -93,10 +93,17 @@ def make_train_step(
 
 
 def accumulated(per_example, across, trainable, micros, rngs):
-    """(loss, terms, aux, gradients) of a batch cut into micro-batches [N, B/N, ...], equal to the whole batch's."""
-    features, terms, aux = jax.lax.map(lambda m: per_example(trainable, *m), (micros, rngs))
-    aux = {k: Term(t.sum.sum(), t.count.sum()) for k, t in aux.items()}
-    terms = {k: Term(t.sum.sum(), t.count.sum(), t.weight.mean()) for k, t in terms.items()}
+    """(loss, terms, aux, gradients) of a batch cut into micro-batches [N, B/N, ...], equal to the whole batch's.
+
+    Equal, that is, where `per_example` draws nothing: with dropout each micro-batch has a mask of its own.
+    """
+
+    def look(inputs):  # what every micro-batch must know of the others; for a model without features the counts alone
+        features, terms, _ = per_example(trainable, *inputs)
+        return features, {k: (t.count, t.weight) for k, t in terms.items()}
+
+    features, seen = jax.lax.map(look, (micros, rngs))
+    counts = {k: count.sum() for k, (count, _) in seen.items()}
     joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
 
     def second_half(trainable, joined):
@@ -110,12 +117,15 @@ def accumulated(per_example, across, trainable, micros, rngs):
         micro, rng, pull = inputs
 
         def scalar(trainable):
-            features, own, _ = per_example(trainable, micro, rng)
-            share = {k: Term(t.sum, terms[k].count, t.weight) for k, t in own.items()}
+            features, own, aux = per_example(trainable, micro, rng)
+            share = {k: Term(t.sum, counts[k], t.weight) for k, t in own.items()}
             pulled = jax.tree.map(lambda a, b: (a * b).sum(), features, pull)
-            return total_loss(share) + sum(jax.tree.leaves(pulled), jnp.zeros(()))
+            return total_loss(share) + sum(jax.tree.leaves(pulled), jnp.zeros(())), (own, aux)
 
-        return jax.tree.map(jnp.add, grads, jax.grad(scalar)(trainable)), None
+        more, measured = jax.grad(scalar, has_aux=True)(trainable)
+        return jax.tree.map(jnp.add, grads, more), measured
 
-    grads, _ = jax.lax.scan(first_half, grads, (micros, rngs, pulls))
+    grads, (own, aux) = jax.lax.scan(first_half, grads, (micros, rngs, pulls))
+    terms = {k: Term(t.sum.sum(), t.count.sum(), seen[k][1].mean()) for k, t in own.items()}
+    aux = {k: Term(t.sum.sum(), t.count.sum()) for k, t in aux.items()}
     return loss + total_loss(terms), {**terms, **more}, {**aux, **more_aux}, grads

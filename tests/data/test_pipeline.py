@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
+from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine, TooManyBadExamples
 from simvlm_jax.data.sources import Cached, HashSplit
 from simvlm_jax.data.transforms import DrawPrefix, DrawSeed, Tokenize
 from simvlm_jax.text.tokenizer import Tokenizer
@@ -141,7 +141,7 @@ def test_bad_items_are_replaced_counted_and_listed(tokenizer):
 
 def test_too_many_bad_items_stop_the_run(tokenizer):
     p = pipeline(tokenizer, Words(50, bad=range(0, 50, 2)), quarantine=Quarantine(0.1))
-    with pytest.raises(RuntimeError, match="over the limit of 10"):
+    with pytest.raises(TooManyBadExamples, match="over the limit of 10"):
         for s in range(10):
             p.batch(s)
 

@@ -1,6 +1,7 @@
 """Scenes: captions mean what they say, the judge finds what is false, examples are pure functions of their index."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -56,6 +57,10 @@ def object_(shape, colour, x, y, size="large", texture="plain"):
         ("two red shapes", False, 0),
         ("a red circle on the left", True, 1),
         ("a red circle in the top left", False, 1),
+        ("the red circle left of one blue star", True, 2),
+        ("a red circle and", False, 1),
+        ("a red circle is", False, 1),
+        ("a red circle, with.", False, 1),
         ("a shape", True, 0),
         ("a striped red circle", False, 0),
         ("a red circle dancing", False, 1),
@@ -69,6 +74,12 @@ def test_judge(caption, accurate, covered):
     )
     verdict = judge.judge(scene, caption)
     assert (verdict.accurate, verdict.covered) == (accurate, covered)
+
+
+def test_places_of_rows_and_columns():
+    corner = object_("circle", "red", 0.17, 0.17)
+    true = [words for row in graph.PLACES for words in row if graph.lies(corner, words)]
+    assert true == ["in the top left", "at the top", "on the left"] and graph.place(corner) == "in the top left"
 
 
 def test_two_means_exactly_two():
@@ -108,21 +119,61 @@ def test_every_task_makes_true_examples(task):
     for index in range(0, 50, 7):
         example = builder.make_example(task, "test", index, 50, 64, 0)
         again = builder.make_example(task, "test", index, 50, 64, 0)
-        assert {k: v for k, v in example.items() if "image" not in k} == {
-            k: v for k, v in again.items() if "image" not in k
-        }
+        assert comparable(example) == comparable(again)
         found = tasks.scenes_of(example)
         if task == "captions":
             assert len(found[0].objects) == builder.object_count("test", index, 50)
         if task == "vqa":
             assert check_answer(found[0], example)
-        if task == "entail" and example["label"] != "neutral":
-            assert judge.judge(found[0], example["hypothesis"]).accurate == (example["label"] == "entailment")
+        if task == "entail":
+            assert example["label"] == what_can_be_seen(found[0], example)
+        if task == "pairs":
+            assert example["label"] == truth_of_pair(*found, example["sentence"])
+        if task == "text":
+            said = [language.parse(sentence) for sentence in example["text"].removesuffix(".").split(". ")]
+            assert 2 <= len(said) <= 4 and not any(s.unread for s in said)
+        if task == "translate":
+            statement = language.parse(example["source"])
+            assert judge.judge(found[0], statement).accurate and translation.sulari(statement) == example["target"]
+        if task == "classes":
+            assert example["label"] == f"{found[0].objects[0].colour} {found[0].objects[0].shape}"
+        if task == "interleaved":
+            *sentences, last = example["text"].removesuffix(".").split(". ")
+            for scene, sentence in zip(found, sentences, strict=True):
+                assert judge.judge(scene, sentence.removeprefix("<image> ")).accurate
+            ordinal, noun = re.fullmatch(r"the (\w+) picture shows (.+)", last).groups()
+            assert judge.judge(found[["first", "second", "third", "fourth"].index(ordinal)], noun).accurate
         if task == "noisy" and example["truth"] == "exact":
             caption = (
                 example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
             )
             assert judge.judge(found[0], caption).accurate
+
+
+def comparable(example):
+    """An example with its pictures as bytes."""
+    read = lambda v: [x.getvalue() for x in v] if isinstance(v, list) else v.getvalue()  # noqa: E731
+    return {k: read(v) if "image" in k else v for k, v in example.items()}
+
+
+def what_can_be_seen(scene, example):
+    """An independent label for a hypothesis about a place that may be behind a curtain."""
+    (phrase,), (place,) = (lambda s: (s.phrases, s.places))(
+        language.parse(example["hypothesis"].removeprefix("there is "))
+    )
+    cell = next((r, c) for r, row in enumerate(graph.PLACES) for c, name in enumerate(row) if name == place.where)
+    if cell in tasks.CURTAINS[example["curtain"]]:
+        return "neutral"
+    return "entailment" if any(o.cell == cell and phrase.fits(o) for o in scene.objects) else "contradiction"
+
+
+def truth_of_pair(left, right, sentence):
+    """An independent answer to a sentence about two pictures."""
+    if sentence.startswith("the left"):
+        return len(left.objects) > len(right.objects)
+    (phrase,) = language.parse(sentence.partition(" show")[2].removeprefix("s").strip()).phrases
+    seen = [any(phrase.fits(o) for o in s.objects) for s in (left, right)]
+    return all(seen) if sentence.startswith("both") else seen[0] != seen[1]
 
 
 def check_answer(scene, example):
@@ -147,13 +198,49 @@ def check_answer(scene, example):
     return example["answer"] == ("yes" if graph.holds(words[4], a, b) else "no")
 
 
-def test_vqa_answers_are_uniform_within_a_kind():
+def guess(examples):
+    """Accuracy of the majority answer to each question of [(question, answer)], told on one half, tried on the other."""
+    told, asked = examples[::2], examples[1::2]
     answers = {}
-    for index in range(600):
-        e = builder.make_example("vqa", "train", index, 600, 16, 0)
-        answers.setdefault(e["kind"], []).append(e["answer"])
-    guess = [max(map(a.count, set(a))) / len(a) for a in answers.values()]
-    assert np.mean(guess) == pytest.approx(tasks.BLIND_VQA_ACCURACY, abs=0.06)  # 120 a kind: two standard errors
+    for question, answer in told:
+        answers.setdefault(question, []).append(answer)
+    best = {q: max(sorted(set(a)), key=a.count) for q, a in answers.items()}
+    return np.mean([best.get(question) == answer for question, answer in asked])
+
+
+@pytest.mark.parametrize("split", ["train", "compositional"])
+def test_text_alone_tells_nothing(split):
+    """What the held-out pair, the shape or the template says of the answer is what chance says."""
+
+    def kind_of(e):
+        words = e["question"].rstrip("?").split()
+        if e["kind"] == "existence":
+            return "existence", (words[-2], words[-1]) in graph.HELD_OUT
+        return e["kind"], words[-1] if e["kind"] == "attribute" else ""
+
+    make = lambda task, n: [builder.make_example(task, split, i, n, 16, 0) for i in range(n)]  # noqa: E731
+    questions = make("vqa", 1600)
+    if split == "train":
+        asked = {tuple(e["question"].rstrip("?").split()[-2:]) for e in questions if e["kind"] == "existence"}
+        assert not asked & graph.HELD_OUT
+    # tolerances: three standard errors of 800 (400 for the others) answers
+    assert guess([(kind_of(e), e["answer"]) for e in questions]) == pytest.approx(tasks.BLIND_VQA_ACCURACY, abs=0.052)
+    pairs = make("pairs", 800)
+    assert guess([(e["sentence"].split()[0], e["label"]) for e in pairs]) == pytest.approx(1 / 2, abs=0.075)
+    entail = make("entail", 800)
+    assert guess([(len(e["hypothesis"].split()), e["label"]) for e in entail]) == pytest.approx(1 / 3, abs=0.071)
+
+
+def test_a_curtain_hides_its_cells_and_nothing_else():
+    scene = scenes(5)[4]
+    for cells in tasks.CURTAINS.values():
+        bare, hidden = render.render(scene, 96), render.render(scene, 96, cells)
+        covered = np.zeros((3, 3), bool)
+        covered[tuple(zip(*cells, strict=True))] = True
+        covered = np.kron(covered, np.ones((32, 32), bool))
+        assert (bare == hidden)[~covered].all()
+        without = dataclasses.replace(scene, objects=tuple(o for o in scene.objects if o.cell not in cells))
+        assert (render.render(without, 96, cells) == hidden).all()
 
 
 def test_translation_has_one_truth():

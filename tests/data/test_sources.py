@@ -1,7 +1,9 @@
 """Every way to name data: tars, folders with tables, TFDS; and what goes wrong, said plainly."""
 
+import gzip
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -79,12 +81,123 @@ def test_folder_with_a_table(folder, kind):
         source[1]
 
 
+def captions_of(path):
+    source = open_source(str(path))
+    return {source.key(i): source[i]["captions"] for i in range(len(source))}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", '\ufeffImage, Caption\r\n0.png, "a dog, running"\r\n1.png,[so] it is\r\n\r\n2.png,\r\n'),
+        ("t.csv", 'image;caption\n0.png;a dog, running\n1.png;[so] it is\n2.png;\n'),
+        ("t.tsv", 'file\tcaptions\n0.png\t["a dog, running"]\n1.png\t["[so] it is"]\n2.png\t[]\n'),
+        ("t.jsonl", '{"path": "0.png", "text": "a dog, running"}\n{"path": "1.png", "caption": "[so]\u2028it is"}\n\n'
+                    '{"path": "2.png", "caption": null}'),
+    ],
+)  # fmt: skip
+def test_tables_as_people_write_them(folder, name, text):
+    (folder / name).write_text(text, encoding="utf-8", newline="")
+    assert captions_of(folder) == {"0.png": ["a dog, running"], "1.png": ["[so] it is"], "2.png": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.csv",
+            "image,caption\n0.png,a dog\n1.png,a dog, running\n",
+            r"line 3: has more fields .*put captions with ','",
+        ),
+        ("t.csv", 'image,caption\n0.png,"a "big" dog"\n', r"line 2: .*quote inside a quoted field is written twice"),
+        ("t.tsv", 'image\tcaption\n0.png\t"a dog\n1.png\ta cat\n', r"t\.tsv', line \d: .*written twice"),
+        ("t.csv", "image,caption\n,a dog\n", "line 2: needs an image"),
+        ("t.csv", "image,captions\n0.png,['a']\n", r'line 2: `captions` must be a JSON list such as \["one'),
+        ("t.jsonl", '{"image": "0.png", "caption": "a"}\nso\n', "line 2: not JSON"),
+        ("t.jsonl", '{"image": "0.png", "caption": 7}\n', "line 1: a caption must be text, not 7"),
+        ("t.jsonl", "[1]\n", r"line 1: must be an object, not \[1\]"),
+    ],
+)
+def test_tables_that_cannot_be_meant(folder, name, text, message):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(folder))
+
+
+def test_a_table_in_latin_1(folder):
+    (folder / "t.csv").write_bytes("image,caption\n0.png,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t\.csv' is not UTF-8 \(byte 23\)"):
+        open_source(str(folder))
+
+
+def test_documents(tmp_path):
+    (tmp_path / "d.txt").write_text("one document\n\n another\u00a0one \n")
+    (tmp_path / "d.jsonl").write_text('{"text": "one document"}\n{"text": "another one"}\n{"text": null}\n')
+    for name in ("d.txt", "d.jsonl"):
+        source = open_source(str(tmp_path / name))
+        assert [source[i]["text"] for i in range(len(source))] == ["one document", "another one"]
+        assert source.key(1) == f"{name}/1"
+    (tmp_path / "d.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        open_source(str(tmp_path / "d.txt"))
+
+
+def test_odd_members_of_a_webdataset(tmp_path, monkeypatch):
+    from simvlm_jax.data import files
+
+    monkeypatch.setattr(files, "_OPEN_SHARDS", 1)  # the others are opened for every read
+    jpeg = picture(fmt="JPEG")
+    metas = {"a": b'{"caption": null}', "b": b'{"width": 3}', "c": b'{"caption": 5}', "d": b"[]", "e": b"{"}
+    for i, (key, meta) in enumerate(metas.items()):
+        write_tar(tmp_path / f"x-{i:02d}.TAR", {f"{key}.JPG": jpeg, f"{key}.json": meta, f"{key}.txt": b"words"})
+    for path in tmp_path.iterdir():
+        path.rename(path.with_suffix(".tar"))
+    source = open_source(str(tmp_path / "x-{00..04}.tar"))
+    assert [source[i]["captions"] for i in (0, 1)] == [["words"], ["words"]]
+    for i, message in ((2, "must be text, not 5"), (3, "must hold an object"), (4, "Expecting property name")):
+        with pytest.raises(ValueError, match=message):
+            source[i]
+    whole = (tmp_path / "x-00.tar").read_bytes()
+    for name, data in (("cut", whole[: len(jpeg)]), ("page", b"<html>" * 200), ("gz", gzip.compress(whole))):
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}\.tar' is not a whole, uncompressed tar file"):
+            open_source(str(tmp_path / f"{name}.tar"))
+
+
+def test_tfds_by_name_needs_no_code(tmp_path, monkeypatch):
+    """A data set whose code would load TensorFlow, as its files on disk."""
+    import sys
+
+    import tensorflow_datasets as tfds
+
+    from simvlm_jax.data.scenes import builder
+
+    made = builder.builder("captions-32px-8_8_8_8", data_dir=str(tmp_path / "made"))
+    made.download_and_prepare()
+    target = tmp_path / "coco_captions" / "2014" / "1.1.0"
+    target.parent.mkdir(parents=True)
+    shutil.copytree(made.data_path, target)
+    for file in target.iterdir():
+        file.rename(file.with_name(file.name.replace("scenes-", "coco_captions-")))
+    info = target / "dataset_info.json"
+    fields = json.loads(info.read_text())
+    info.write_text(json.dumps({**fields, "name": "coco_captions", "configName": "2014", "version": "1.1.0"}))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    for name in ("coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"):
+        source = open_source(name, "train")
+        assert len(source) == 8 and len(source[3]["captions"]) == 5
+    assert "tensorflow" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("missing/x-*.tar", "matches no .tar"),
         ("/nowhere", "does not exist"),
         ("scenes/films", "no 'films'"),
+        ("coco_captions", "neither a file or folder here nor a TFDS data set prepared in"),
+        ("photos/train-{0000..0002}.tar", r"3 of 3 shards .* are missing, such as 'photos/train-0000.tar'"),
     ],
 )
 def test_paths_that_name_nothing(name, message):
@@ -96,8 +209,10 @@ def test_folders_that_hold_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"neither \.tar shards nor a table"):
         open_source(str(tmp_path))
     (tmp_path / "t.csv").write_text("picture,words\n1,2\n")
-    with pytest.raises(ValueError, match="needs an image and a caption column"):
+    with pytest.raises(ValueError, match=r"t\.csv', line 2: needs an image \(image, file_name"):
         open_source(str(tmp_path))
+    with pytest.raises(ValueError, match=r"holds no text with a column captions, caption"):
+        open_source(str(tmp_path / "t.csv"))
     write_tar(tmp_path / "e.tar", {"a.txt": b"x"})
     with pytest.raises(ValueError, match="no images in"):
         open_source(str(tmp_path / "e.tar"))

@@ -252,7 +252,7 @@ def test_flops_agree_with_the_compiler(text_batch):
 
 def test_unknown_sizes_and_images_are_named(text_batch):
     with pytest.raises(ValueError, match="size 'giant'"):
-        SimVLM(V, size="giant")
+        SimVLM(V, image_size=32, size="giant")
     with pytest.raises(ValueError, match="not a multiple of patch"):
         SimVLM(V, image_size=50)
     model, params, batch = make(text_batch)

@@ -1,13 +1,14 @@
 """What a run leaves: files that read back, checkpoints kept by policy, weights loaded elsewhere."""
 
 import json
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.core.build import build
 from simvlm_jax.parallel.mesh import make_mesh, replicated
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
@@ -38,12 +39,56 @@ def test_weights_load_without_the_optimizer(finished_run):
 
 def test_init_from_another_run(tiny_config, finished_run, tmp_path):
     from simvlm_jax import main
+    from simvlm_jax.text.tokenizer import Tokenizer
+    from tests.conftest import SCENES
 
-    config = tiny_config(**{"train.steps": 1, "optimizer.learning_rate": 0.0, "eval.examples": 8})
+    still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "eval.examples": 8, "optimizer.ema": 0.9}
+    config = tiny_config(**still, **{"data.train.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
     config.train.init_from = ({"run": str(finished_run)},)
     main.run(config, str(tmp_path / "next"))
-    old, new = load_run(finished_run).params, load_run(tmp_path / "next").params
-    jax.tree.map(np.testing.assert_array_equal, old, new)
+    old, new = load_run(finished_run), load_run(tmp_path / "next")
+    jax.tree.map(np.testing.assert_array_equal, old.params, new.params)  # the average of the weights starts there too
+    assert old.tokenizer.sha256 == new.tokenizer.sha256  # that of the run, not one of the new captions
+    Tokenizer.train(["other words"] * 9, 20, old.tokenizer.vocabulary.length).save(tmp_path / "other")
+    config.text.model = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"another tokenizer .*set config\.text\.model="):
+        main.run(config, str(tmp_path / "mismatch"))
+    config.train.init_from = ({"run": str(finished_run), "map": [("embedding|position|^encoder", None)]},)
+    main.run(config, str(tmp_path / "dropped"))
+
+
+def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path):
+    from simvlm_jax import main
+
+    config = tiny_config(**{"train.steps": 1, "eval.examples": 8})
+    config.train.trainable = (("embedding", True), (".*", False))
+    main.run(config, str(tmp_path / "frozen"))
+    assert load_run(tmp_path / "frozen").step == 1
+
+
+def test_a_stop_during_an_evaluation_loses_nothing(tiny_config, tmp_path, monkeypatch):
+    from simvlm_jax import main
+    from simvlm_jax.eval.captioning import CaptionSuite
+    from simvlm_jax.train.loop import Interrupted
+
+    def stop(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return {"cider": 0.0}, []
+
+    monkeypatch.setattr(CaptionSuite, "run", stop)
+    config = tiny_config(**{"train.steps": 9, "eval.every": 3, "checkpoint.every": 100})
+    with pytest.raises(Interrupted, match="stopped at step 3"):
+        main.run(config, str(tmp_path / "run"))
+    assert [r["step"] for r in RunDir(tmp_path / "run").rows() if r["split"] == "train"] == [1, 2, 3]
+    assert load_run(tmp_path / "run").step == 3
+
+
+def test_a_metric_to_keep_by_gets_a_checkpoint_at_every_evaluation(tiny_config, tmp_path):
+    from simvlm_jax import main
+
+    every = {"train.steps": 5, "eval.every": 2, "eval.examples": 8, "checkpoint.every": 3, "checkpoint.latest": 9}
+    main.run(tiny_config(**every, **{"checkpoint.best": "cider"}), str(tmp_path / "run"))
+    assert Checkpoints(RunDir(tmp_path / "run").checkpoints)._manager.all_steps() == [2, 3, 4, 5]
 
 
 def test_the_average_of_the_weights_is_what_loads(tiny_config, tmp_path):
@@ -104,11 +149,71 @@ def test_a_non_finite_loss_goes_back_and_then_names_the_samples(tiny_config, tmp
         main.run(config, str(tmp_path / "bad"))
 
 
-def test_eval_mode_scores_a_finished_run_again(tiny_config, finished_run):
+def test_eval_mode_scores_a_run_again_and_does_not_call_it_finished(tiny_config, finished_run, tmp_path, capsys):
     from simvlm_jax import main
 
-    before = json.loads((finished_run / "results.json").read_text())
-    main.run(tiny_config(), str(finished_run), mode="eval")
-    after = json.loads((finished_run / "results.json").read_text())
+    path = tmp_path / "run"
+    shutil.copytree(finished_run, path)
+    before = json.loads((path / "results.json").read_text())
+    (path / "results.json").unlink()
+    main.run(tiny_config(**{"train.steps": 6, "eval.batch_size": 12}), str(path), mode="eval")  # 12 becomes 16
+    after = json.loads((path / "results.json").read_text())
     assert [e["scores"] for e in before["entries"]] == [e["scores"] for e in after["entries"]]
-    assert build(tiny_config().eval.sampler).temperature == 0
+    assert (after["step"], after["trained"]) == (4, 4)
+    main.run(tiny_config(**{"train.steps": 6}), str(path))
+    assert "continuing" in capsys.readouterr().err
+    assert json.loads((path / "results.json").read_text())["trained"] == 6
+    with pytest.raises(ValueError, match=r"model\.objective: 'prefix_lm' in the run, 'lm' now"):
+        main.run(tiny_config(**{"model.objective": "lm"}), str(path), mode="eval")
+    with pytest.raises(FileNotFoundError, match="not a run directory"):
+        main.run(tiny_config(), str(tmp_path / "typo"), mode="eval")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_start_that_failed_blocks_nothing(tiny_config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.start(tiny_config(), "prefixlm:")
+    (run.tokenizer).mkdir()
+    other = tiny_config(**{"train.batch_size": 16})
+    run.check(other, "prefixlm:")
+    run.start(other, "prefixlm:")
+    assert run.config()["train"]["batch_size"] == 16 and not run.tokenizer.exists()
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"train\.batch_size: 16 in the run, 8 now"):
+        run.check(tiny_config(), "prefixlm:")
+
+
+def test_another_machine_is_named(tiny_config, tmp_path):
+    run = RunDir(tmp_path)
+    run.start(tiny_config(), "prefixlm:")
+    assert run.moved() == []
+    recorded = json.loads((tmp_path / "environment.json").read_text())
+    assert recorded["devices"] == "8 x cpu"
+    (tmp_path / "environment.json").write_text(json.dumps({**recorded, "jax": "0.1"}))
+    assert run.moved() == [f"jax: 0.1 before, {jax.__version__} now"]
+
+
+def test_scores_that_are_not_numbers_stay_out_of_the_metrics(tmp_path):
+    metrics = Metrics(RunDir(tmp_path), 0)
+    metrics.write(1, "validation", {"cider": 0.5, "accuracy_count": float("nan")})
+    metrics.close()
+    assert RunDir(tmp_path).rows() == [{"step": 1, "split": "validation", "cider": 0.5}]
+
+
+def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
+    from simvlm_jax import main
+    from simvlm_jax.data.sources import open_source
+    from tests.conftest import SCENES
+
+    scenes, lines = open_source(SCENES, "train"), []
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(scenes[i]["image"][: 40 if i % 20 == 7 else None])
+        lines.append(json.dumps({"image": f"{i}.png", "captions": scenes[i]["captions"] if i % 20 else []}))
+    (tmp_path / "table.jsonl").write_text("\n".join(lines))
+    changes = {"data.train.path": str(tmp_path), "data.eval.path": str(tmp_path), "train.steps": 1, "log.every": 0}
+    main.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
+    entries = {e["control"]: e for e in RunDir(tmp_path / "run").results()["entries"]}
+    assert set(entries) == {None, "blind", "constant"} and entries[None]["provenance"]["data"]["images"] == 36
+    bad = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert {(row["part"], row["key"]) for row in bad} >= {("test", f"{i}.png") for i in (0, 7, 20, 27)}
+    assert [r["step"] for r in RunDir(tmp_path / "run").rows()] == [1]  # log.every 0 leaves the last step alone

@@ -90,6 +90,16 @@ def main_relation(a: Object, b: Object) -> str:
     return "above" if dy > 0 else "below"
 
 
+def lies(o: Object, words: str) -> bool:
+    """Whether an object is where the words say: "on the left" is true of a whole column, "at the top" of a whole row."""
+    row, column = o.cell
+    rows = {"at the top": 0, "at the bottom": 2}
+    columns = {"on the left": 0, "on the right": 2}
+    if words in rows or words in columns:
+        return rows.get(words) == row or columns.get(words) == column
+    return place(o) == words
+
+
 def place(o: Object) -> str:
     """The words for the grid cell of an object."""
     row, column = o.cell
@@ -108,7 +118,7 @@ def sample_scene(rng: np.random.Generator, count: int, compositional: bool = Fal
     for i, cell in enumerate(cells):
         row, column = divmod(int(cell), 3)
         held_out = compositional and i == 0
-        colour, shape = _sample_pair(rng, held_out)
+        colour, shape = sample_pair(rng, held_out)
         size = pick(rng, tuple(SIZES))
         room = 1 / 6 - SIZES[size] - 0.01
         objects.append(
@@ -122,12 +132,12 @@ def sample_scene(rng: np.random.Generator, count: int, compositional: bool = Fal
             )
         )
     base = int(rng.integers(190, 220))
-    tint = tuple(int(np.clip(base + d, 0, 255)) for d in rng.integers(-12, 13, size=3))
+    red, green, blue = (int(np.clip(base + d, 0, 255)) for d in rng.integers(-12, 13, size=3))
     order = rng.permutation(count)  # the held-out object must not always come first
     return Scene(
         objects=tuple(objects[i] for i in order),
         background=pick(rng, BACKGROUNDS),
-        tint=tint,
+        tint=(red, green, blue),
         noise=int(rng.integers(2**31)),
     )
 
@@ -137,7 +147,8 @@ def pick(rng: np.random.Generator, values: Sequence):
     return values[int(rng.integers(len(values)))]
 
 
-def _sample_pair(rng: np.random.Generator, held_out: bool) -> tuple[str, str]:
+def sample_pair(rng: np.random.Generator, held_out: bool) -> tuple[str, str]:
+    """A (colour, shape), uniform over those held out, or over the others."""
     if held_out:
         return pick(rng, sorted(HELD_OUT))
     while True:

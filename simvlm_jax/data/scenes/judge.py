@@ -39,7 +39,7 @@ def judge(scene: Scene, caption: str | Statement) -> Verdict:
     members = _best_assignment(scene, s)
     phrase_true = [_phrase_holds(p, m, members, scene) for p, m in zip(s.phrases, members, strict=True)]
     relation_true = [_related(r.word, members[r.a], members[r.b]) for r in s.relations]
-    place_true = [bool(members[p.a]) and all(graph.place(o) == p.where for o in members[p.a]) for p in s.places]
+    place_true = [bool(members[p.a]) and all(graph.lies(o, p.where) for o in members[p.a]) for p in s.places]
     covered = {
         o
         for p, m, ok in zip(s.phrases, members, phrase_true, strict=True)
@@ -94,7 +94,7 @@ def _best_assignment(scene: Scene, s: Statement) -> list[list[Object]]:
                 members[slot].append(o)
         true = sum(_phrase_holds(p, m, members, scene) for p, m in zip(s.phrases, members, strict=True))
         true += sum(_related(r.word, members[r.a], members[r.b]) for r in s.relations)
-        true += sum(bool(members[p.a]) and all(graph.place(o) == p.where for o in members[p.a]) for p in s.places)
+        true += sum(bool(members[p.a]) and all(graph.lies(o, p.where) for o in members[p.a]) for p in s.places)
         agree = sum(_agreement(p, o) for p, m in zip(s.phrases, members, strict=True) for o in m)
         if (true, agree) > best_score:
             best, best_score = members, (true, agree)

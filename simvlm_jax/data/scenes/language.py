@@ -105,7 +105,7 @@ def plan(scene: Scene, rng: np.random.Generator) -> Statement:
 def _group(scene: Scene, rng: np.random.Generator, said: dict[str, bool]) -> list[tuple[Phrase, list[Object]]]:
     """Describes each object, merges like descriptions, and now and then groups by shape or by colour alone."""
     by_phrase: dict[Phrase, list[Object]] = {}
-    loose = None
+    loose, loose_value = None, None
     if rng.random() < 0.15:
         loose = "shape" if rng.random() < 0.5 else "colour"
         values = [getattr(o, loose) for o in scene.objects]
@@ -119,7 +119,7 @@ def _group(scene: Scene, rng: np.random.Generator, said: dict[str, bool]) -> lis
             shape=o.shape,
         )
         if loose and getattr(o, loose) == loose_value:
-            phrase = Phrase(**{loose: loose_value})
+            phrase = dataclasses.replace(Phrase(), **{loose: loose_value})
         by_phrase.setdefault(phrase, []).append(o)
     return [(dataclasses.replace(p, count=len(objects)), objects) for p, objects in by_phrase.items()]
 
@@ -225,11 +225,14 @@ def parse(text: str) -> Statement:
             i += 1
     if pending is not None:
         unread.append(pending[1])
+    said = [w for w in words if w not in (".", ",")]
+    if said and said[-1] in ("and", "with", "is", "are", "which"):  # a caption that was cut
+        unread.append(said[-1])
     return Statement(tuple(phrases), tuple(relations), tuple(places), tuple(unread))
 
 
 def _read_phrase(words: list[str], i: int) -> tuple[Phrase, int] | None:
-    count = 1 if words[i] in ("a", "an") else NUMBERS.get(words[i])
+    count = 1 if words[i] in ("a", "an", "one", "the") else NUMBERS.get(words[i])
     if count is None:
         return None
     fields: dict[str, str] = {}

@@ -1,6 +1,7 @@
 """Scene graph to pixels. Shapes are signed distance functions, so edges are anti-aliased at any size."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -10,18 +11,25 @@ from simvlm_jax.data.scenes.graph import COLOURS, SIZES, Object, Scene
 _OUTLINE = 25.0
 
 
-def render(scene: Scene, size: int = 64) -> np.ndarray:
-    """Returns the picture of a scene: uint8 [size, size, 3], the same bytes for the same scene and size."""
+def render(scene: Scene, size: int = 64, curtain: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+    """Returns the picture of a scene: uint8 [size, size, 3], the same bytes for the same arguments.
+
+    curtain: (row, column) cells of the 3 x 3 grid that a curtain hides.
+    """
     canvas = _background(scene, size)
     for o in scene.objects:
         _draw(canvas, o)
+    folds = 95 + 30 * np.cos(2 * np.pi * 18 * np.arange(size) / size)
+    for row, column in curtain:
+        y, x = (slice(round(i * size / 3), round((i + 1) * size / 3)) for i in (row, column))
+        canvas[y, x] = folds[None, x, None]
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def render_png(scene: Scene, size: int = 64) -> bytes:
+def render_png(scene: Scene, size: int = 64, curtain: Sequence[tuple[int, int]] = ()) -> bytes:
     """The picture of a scene as PNG bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(render(scene, size)).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(render(scene, size, curtain)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ Every example keeps its scene graph, so that any answer can be checked against t
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,9 +16,18 @@ from simvlm_jax.data.scenes.render import render_png
 from simvlm_jax.data.scenes.translation import sulari
 
 Draw = Callable[[], Scene]
+T = TypeVar("T")
 QUESTION_KINDS = ("existence", "count", "attribute", "relation", "comparison")
-BLIND_VQA_ACCURACY = (1 / 2 + 1 / 4 + 1 / 8 + 1 / 2 + 1 / 2) / 5
-"""What the best guesser that sees only the question scores on `vqa`: answers are uniform within each kind."""
+BLIND_VQA_ACCURACY = (1 / 2 + 1 / 4 + 1 / 7 + 1 / 2 + 1 / 2) / 5
+"""What the best guesser that sees only the question scores on `vqa`: whatever the question, its answers are uniform.
+
+A shape has 7 colours (the eighth is held out), and 8 in `compositional`.
+"""
+CURTAINS = {
+    **{name: tuple((i, j) for j in range(3)) for i, name in enumerate(("top", "middle row", "bottom"))},
+    **{name: tuple((i, j) for i in range(3)) for j, name in enumerate(("left", "middle column", "right"))},
+}
+"""What a curtain can hide, as (row, column) cells of the 3 x 3 grid."""
 NOISE = {"exact": 0.5, "partial": 0.2, "wrong": 0.2, "unrelated": 0.1}
 """Shares of the kinds of `noisy` captions."""
 ENTAILMENT = ("entailment", "neutral", "contradiction")
@@ -57,7 +67,7 @@ def noisy(rng: np.random.Generator, draw: Draw, size: int) -> dict:
     if truth == "partial":
         caption = noun_phrase(_describe(graph.pick(rng, scene.objects)))
     elif truth == "wrong":
-        caption = _first(lambda: english(plan(draw(), rng), rng), lambda c: not judge(scene, c).accurate)
+        caption = _until(lambda: english(plan(draw(), rng), rng), lambda c: not judge(scene, c).accurate)
     elif truth == "unrelated":
         caption = graph.pick(rng, _ALT_TEXT).format(n=int(rng.integers(1, 9999)))
     if truth != "unrelated":
@@ -73,46 +83,69 @@ def classes(rng: np.random.Generator, draw: Draw, size: int) -> dict:
 
 
 def entail(rng: np.random.Generator, draw: Draw, size: int) -> dict:
-    """Image premise, sentence hypothesis, one of ENTAILMENT. Neutral speaks of what no picture shows: who made it."""
-    scene, label = draw(), graph.pick(rng, ENTAILMENT)
-    hypothesis = english(plan(scene, rng), rng)
-    if label == "contradiction":
-        hypothesis = _first(lambda: english(plan(draw(), rng), rng), lambda c: not judge(scene, c).accurate)
-    elif label == "neutral":
-        o = graph.pick(rng, scene.objects)
-        unseen = graph.pick(rng, ("is new", "is heavy", "belongs to a child", "is made of wood", "was drawn first"))
-        hypothesis = f"the {noun_phrase(_describe(o)).split(' ', 1)[1]} {unseen}"
-    return {"image": render_png(scene, size), "hypothesis": hypothesis, "label": label, "scene": scene.to_json()}
+    """Image premise, sentence hypothesis, one of ENTAILMENT.
 
-
-def pairs(rng: np.random.Generator, draw: Draw, size: int) -> dict:
-    """Two images and a sentence about both (NLVR2's form), true or false with equal odds."""
-    want = bool(rng.integers(2))
+    A curtain hides a third of the picture. What is said of a place that can be seen is true (entailment) or not
+    (contradiction: something else is there); of a place behind the curtain nobody can tell (neutral). The sentence alone
+    tells nothing: things and places have the same distribution whatever the label. The scene graph holds the hidden
+    objects too.
+    """
+    label = graph.pick(rng, ENTAILMENT)
     while True:
-        left, right = draw(), draw()
-        sentence, truth = _pair_sentence(rng, left, right)
-        if truth == want:
+        scene, curtain = draw(), graph.pick(rng, tuple(CURTAINS))
+        hidden = [o.cell in CURTAINS[curtain] for o in scene.objects]
+        at = [o for o, covered in zip(scene.objects, hidden, strict=True) if covered == (label == "neutral")]
+        if not at:
+            continue
+        there = graph.pick(rng, at)
+        told = there if label == "entailment" else graph.pick(rng, draw().objects)
+        said = _detailed(told, rng)
+        if label != "contradiction" or not said.fits(there):
             break
+    hypothesis = f"there is {noun_phrase(said)} {graph.place(there)}"
     return {
-        "images": [render_png(left, size), render_png(right, size)],
-        "sentence": sentence,
-        "label": truth,
-        "scenes": [left.to_json(), right.to_json()],
+        "image": render_png(scene, size, CURTAINS[curtain]),
+        "hypothesis": hypothesis,
+        "label": label,
+        "curtain": curtain,
+        "scene": scene.to_json(),
     }
 
 
-def _pair_sentence(rng: np.random.Generator, left: Scene, right: Scene) -> tuple[str, bool]:
-    o = graph.pick(rng, left.objects + right.objects)
-    kind = int(rng.integers(3))
-    phrase = Phrase(colour=o.colour, shape=o.shape if rng.random() < 0.5 else None)
-    seen = [sum(phrase.fits(x) for x in s.objects) for s in (left, right)]
-    noun = noun_phrase(phrase)
-    if kind == 0:
-        return f"both pictures show {noun}", seen[0] > 0 and seen[1] > 0
-    if kind == 1:
-        return f"only one picture shows {noun}", (seen[0] > 0) != (seen[1] > 0)
-    more, fewer = len(left.objects), len(right.objects)
-    return "the left picture shows more shapes than the right one", more > fewer
+def _detailed(o: Object, rng: np.random.Generator) -> Phrase:
+    """Colour and shape, and now and then size or texture."""
+    return Phrase(
+        size=o.size if rng.random() < 0.3 else None,
+        texture=o.texture if o.texture != "plain" and rng.random() < 0.3 else None,
+        colour=o.colour,
+        shape=o.shape,
+    )
+
+
+def pairs(rng: np.random.Generator, draw: Draw, size: int) -> dict:
+    """Two images and a sentence about both (NLVR2's form). The sentence is drawn first, its truth by a fair coin after."""
+    label = bool(rng.integers(2))
+    kind = graph.pick(rng, ("both", "only one", "more"))
+    if kind == "more":
+        sentence = "the left picture shows more shapes than the right one"
+        left, right = _until(lambda: (draw(), draw()), lambda p: (len(p[0].objects) > len(p[1].objects)) == label)
+    else:
+        colour, shape = graph.sample_pair(rng, has_held_out(draw()) and bool(rng.integers(2)))
+        phrase = Phrase(colour=colour, shape=shape if rng.random() < 0.5 else None)
+        sentence = f"{'both pictures show' if kind == 'both' else 'only one picture shows'} {noun_phrase(phrase)}"
+        truths = {True: ((1, 1),), False: ((0, 0), (0, 1), (1, 0))}
+        if kind == "only one":
+            truths = {True: ((0, 1), (1, 0)), False: ((0, 0), (1, 1))}
+        left, right = (
+            _until(draw, lambda s, seen=seen: any(phrase.fits(o) for o in s.objects) == seen)
+            for seen in graph.pick(rng, truths[label])
+        )
+    return {
+        "images": [render_png(left, size), render_png(right, size)],
+        "sentence": sentence,
+        "label": label,
+        "scenes": [left.to_json(), right.to_json()],
+    }
 
 
 def interleaved(rng: np.random.Generator, draw: Draw, size: int) -> dict:
@@ -131,92 +164,122 @@ def interleaved(rng: np.random.Generator, draw: Draw, size: int) -> dict:
 
 
 def vqa(rng: np.random.Generator, draw: Draw, size: int) -> dict:
-    """A question whose answer is uniform within its kind; see BLIND_VQA_ACCURACY."""
+    """A question and an answer that the question does not give away; see BLIND_VQA_ACCURACY."""
     kind = graph.pick(rng, QUESTION_KINDS)
-    ask = _QUESTIONS[kind]
-    wanted = graph.pick(rng, _ANSWERS[kind])
+    ask, answer = _QUESTIONS[kind](rng, has_held_out(draw()))
     while True:
         scene = draw()
-        asked = ask(rng, scene, wanted)
-        if asked is not None:
+        question = ask(scene)
+        if question is not None:
             break
     return {
         "image": render_png(scene, size),
-        "question": asked,
-        "answer": wanted,
+        "question": question,
+        "answer": answer,
         "kind": kind,
         "scene": scene.to_json(),
     }
 
 
-_ANSWERS = {
-    "existence": ("yes", "no"),
-    "count": ("0", "1", "2", "3"),
-    "attribute": tuple(graph.COLOURS),
-    "relation": ("yes", "no"),
-    "comparison": ("yes", "no"),
-}
+Question = tuple[Callable[[Scene], str | None], str]
+"""How to ask it of a scene (None: not of this one), and the answer it will have."""
 
 
-def _ask_existence(rng, scene: Scene, wanted: str) -> str | None:
-    if wanted == "yes":
-        phrase = _describe(graph.pick(rng, scene.objects))
-    else:
-        phrase = Phrase(colour=graph.pick(rng, tuple(graph.COLOURS)), shape=graph.pick(rng, graph.SHAPES))
-    if any(phrase.fits(o) for o in scene.objects) != (wanted == "yes"):
-        return None
-    return f"is there {noun_phrase(phrase)}?"
+def _existence(rng: np.random.Generator, held_out: bool) -> Question:
+    """The thing first, then a fair coin, then a scene to match."""
+    phrase = Phrase(
+        **dict(zip(("colour", "shape"), graph.sample_pair(rng, held_out and rng.random() < 0.5), strict=True))
+    )
+    answer = graph.pick(rng, ("yes", "no"))
+
+    def ask(scene: Scene) -> str | None:
+        there = any(phrase.fits(o) for o in scene.objects)
+        return f"is there {noun_phrase(phrase)}?" if there == (answer == "yes") else None
+
+    return ask, answer
 
 
-def _ask_count(rng, scene: Scene, wanted: str) -> str | None:
+def _count(rng: np.random.Generator, held_out: bool) -> Question:
+    shape, answer = graph.pick(rng, graph.SHAPES), graph.pick(rng, ("0", "1", "2", "3"))
+
+    def ask(scene: Scene) -> str | None:
+        right = sum(o.shape == shape for o in scene.objects) == int(answer)
+        return f"how many {_plural(shape)} are there?" if right else None
+
+    return ask, answer
+
+
+def _attribute(rng: np.random.Generator, held_out: bool) -> Question:
+    """The shape first, then one of the colours it can have."""
     shape = graph.pick(rng, graph.SHAPES)
-    if sum(o.shape == shape for o in scene.objects) != int(wanted):
-        return None
-    return f"how many {noun_phrase(Phrase(count=2, shape=shape)).split(' ', 1)[1]} are there?"
+    colours = [c for c in graph.COLOURS if held_out or (c, shape) not in graph.HELD_OUT]
+    answer = graph.pick(rng, colours)
+
+    def ask(scene: Scene) -> str | None:
+        return (
+            f"what colour is the {shape}?"
+            if [o.colour for o in scene.objects if o.shape == shape] == [answer]
+            else None
+        )
+
+    return ask, answer
 
 
-def _ask_attribute(rng, scene: Scene, wanted: str) -> str | None:
-    chosen = [o for o in scene.objects if o.colour == wanted]
-    chosen = [o for o in chosen if sum(x.shape == o.shape for x in scene.objects) == 1]
-    return f"what colour is the {chosen[0].shape}?" if chosen else None
+def _relation(rng: np.random.Generator, held_out: bool) -> Question:
+    """A scene and its mirror image are as likely, so both answers are, whatever is asked."""
+    answer = graph.pick(rng, ("yes", "no"))
+
+    def ask(scene: Scene) -> str | None:
+        if len(scene.objects) < 2:
+            return None
+        a, b = (scene.objects[i] for i in rng.permutation(len(scene.objects))[:2])
+        if sum((o.colour, o.shape) in ((a.colour, a.shape), (b.colour, b.shape)) for o in scene.objects) != 2:
+            return None
+        word = graph.main_relation(a, b)
+        if answer == "no":
+            word = graph.OPPOSITE[word]
+        of = " of" if word in ("left", "right") else ""
+        return f"is the {a.colour} {a.shape} {word}{of} the {b.colour} {b.shape}?"
+
+    return ask, answer
 
 
-def _ask_relation(rng, scene: Scene, wanted: str) -> str | None:
-    if len(scene.objects) < 2:
-        return None
-    a, b = (scene.objects[i] for i in rng.permutation(len(scene.objects))[:2])
-    if sum((o.colour, o.shape) in ((a.colour, a.shape), (b.colour, b.shape)) for o in scene.objects) != 2:
-        return None
-    word = graph.main_relation(a, b)
-    if wanted == "no":
-        word = graph.OPPOSITE[word]
-    of = " of" if word in ("left", "right") else ""
-    return f"is the {a.colour} {a.shape} {word}{of} the {b.colour} {b.shape}?"
+def _comparison(rng: np.random.Generator, held_out: bool) -> Question:
+    a, b = (graph.SHAPES[i] for i in rng.permutation(len(graph.SHAPES))[:2])
+    answer = graph.pick(rng, ("yes", "no"))
 
+    def ask(scene: Scene) -> str | None:
+        more, fewer = (
+            sum(o.shape == shape for o in scene.objects) for shape in ((a, b) if answer == "yes" else (b, a))
+        )
+        return f"are there more {_plural(a)} than {_plural(b)}?" if more > fewer else None
 
-def _ask_comparison(rng, scene: Scene, wanted: str) -> str | None:
-    a, b = rng.permutation(graph.SHAPES)[:2]
-    counts = [sum(o.shape == s for o in scene.objects) for s in (a, b)]
-    if counts[0] == counts[1] or (counts[0] > counts[1]) != (wanted == "yes"):
-        return None
-    nouns = [noun_phrase(Phrase(count=2, shape=str(s))).split(" ", 1)[1] for s in (a, b)]
-    return f"are there more {nouns[0]} than {nouns[1]}?"
+    return ask, answer
 
 
 _QUESTIONS = {
-    "existence": _ask_existence,
-    "count": _ask_count,
-    "attribute": _ask_attribute,
-    "relation": _ask_relation,
-    "comparison": _ask_comparison,
+    "existence": _existence,
+    "count": _count,
+    "attribute": _attribute,
+    "relation": _relation,
+    "comparison": _comparison,
 }
+
+
+def _plural(shape: str) -> str:
+    return noun_phrase(Phrase(count=2, shape=shape)).split(" ", 1)[1]
+
+
+def has_held_out(scene: Scene) -> bool:
+    """Whether a scene is one of the `compositional` split: all of those, and no others, hold a held-out pair."""
+    return any((o.colour, o.shape) in graph.HELD_OUT for o in scene.objects)
 
 
 def _describe(o: Object) -> Phrase:
     return Phrase(colour=o.colour, shape=o.shape)
 
 
-def _first(draw: Callable[[], str], accept: Callable[[str], bool]) -> str:
+def _until(draw: Callable[[], T], accept: Callable[[T], bool]) -> T:
     while not accept(candidate := draw()):
         pass
     return candidate
