@@ -85,11 +85,13 @@ def _curves(rows: list[dict[str, Any]]) -> list[str]:
         shape = {split: [(x, f"{y:.4g}") for x, y in line] for split, line in lines.items()}
         if any(len(v) > 1 for v in lines.values()) and shape not in drawn:  # a loss of one term is that term
             drawn.append(shape)
-            charts.append(_chart(name, lines))
+            title = html.escape(name.replace("_", " "))
+            charts.append(f"<figure><figcaption>{title}</figcaption>{chart(lines)}</figure>")
     return charts
 
 
-def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 300, height: int = 150) -> str:
+def chart(lines: dict[str, list[tuple[int, float]]], width: int = 300, height: int = 150) -> str:
+    """An SVG of (step, value) curves by split."""
     points = [p for line in lines.values() for p in line]
     x1 = max(x for x, _ in points) or 1
     ys = sorted(y for _, y in points)
@@ -104,18 +106,17 @@ def _chart(name: str, lines: dict[str, list[tuple[int, float]]], width: int = 30
 
     colours = {"train": "#2864c8", "validation": "#d06414"}
     paths = "".join(
-        f'<polyline fill=none stroke="{colours.get(split, "#555")}" stroke-width=1.6 '
+        f'<polyline fill="none" stroke="{colours.get(split, "#555")}" stroke-width="1.6" '
         f'points="{" ".join(place(x, y) for x, y in line)}"/>'
         for split, line in lines.items()
     )
     labels = "".join(
-        f"<text x={left - 4} y={y:.0f} text-anchor=end>{_short(v)}</text>"
+        f'<text x="{left - 4}" y="{y:.0f}" text-anchor="end">{_short(v)}</text>'
         for v, y in ((high, 13), (low, height - bottom + 2))
     )
-    labels += f"<text x={width - 6} y={height - 3} text-anchor=end>step {x1}</text>"
-    frame = f'<path d="M{left},6V{height - bottom}H{width - 6}" stroke="#999" fill=none />'
-    title = html.escape(name.replace("_", " "))
-    return f"<figure><figcaption>{title}</figcaption><svg viewBox='0 0 {width} {height}'>{frame}{paths}{labels}</svg></figure>"
+    labels += f'<text x="{width - 6}" y="{height - 3}" text-anchor="end">step {x1}</text>'
+    frame = f'<path d="M{left},6V{height - bottom}H{width - 6}" stroke="#999" fill="none"/>'
+    return f'<svg viewBox="0 0 {width} {height}">{frame}{paths}{labels}</svg>'
 
 
 def _short(value: float) -> str:
