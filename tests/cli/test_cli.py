@@ -85,6 +85,13 @@ def test_unknown_command_and_help(capsys):
     assert main([]) == 0 and "caption" in capsys.readouterr().out
 
 
+def test_prepare_prints_json_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert main(["data", "prepare", "classes-16_8_8_8", "pairs-16_8_8_8", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["name"] for r in rows] == ["classes-16_8_8_8", "pairs-16_8_8_8"] and rows[1]["splits"]["train"] == 16
+
+
 def test_tokenizer(tmp_path, capsys):
     from simvlm_jax.text.tokenizer import Tokenizer
     from tests.conftest import SCENES

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from simvlm_jax.data.scenes import builder, graph, judge, language, render, tasks, translation
+from simvlm_jax.data.scenes import builder, examples, graph, judge, language, render, tasks, translation
 
 
 def scenes(count, seed=0):
@@ -117,12 +117,12 @@ def test_render_is_deterministic_at_any_size(size):
 @pytest.mark.parametrize("task", builder.TASKS)
 def test_every_task_makes_true_examples(task):
     for index in range(0, 50, 7):
-        example = builder.make_example(task, "test", index, 50, 64, 0)
-        again = builder.make_example(task, "test", index, 50, 64, 0)
-        assert comparable(example) == comparable(again)
+        example = examples.make_example(task, "test", index, 50, 64, 0)
+        again = examples.make_example(task, "test", index, 50, 64, 0)
+        assert example == again
         found = tasks.scenes_of(example)
         if task == "captions":
-            assert len(found[0].objects) == builder.object_count("test", index, 50)
+            assert len(found[0].objects) == examples.object_count("test", index, 50)
         if task == "vqa":
             assert check_answer(found[0], example)
         if task == "entail":
@@ -148,12 +148,6 @@ def test_every_task_makes_true_examples(task):
                 example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
             )
             assert judge.judge(found[0], caption).accurate
-
-
-def comparable(example):
-    """An example with its pictures as bytes."""
-    read = lambda v: [x.getvalue() for x in v] if isinstance(v, list) else v.getvalue()  # noqa: E731
-    return {k: read(v) if "image" in k else v for k, v in example.items()}
 
 
 def what_can_be_seen(scene, example):
@@ -198,9 +192,9 @@ def check_answer(scene, example):
     return example["answer"] == ("yes" if graph.holds(words[4], a, b) else "no")
 
 
-def guess(examples):
+def guess(pairs):
     """Accuracy of the majority answer to each question of [(question, answer)], told on one half, tried on the other."""
-    told, asked = examples[::2], examples[1::2]
+    told, asked = pairs[::2], pairs[1::2]
     answers = {}
     for question, answer in told:
         answers.setdefault(question, []).append(answer)
@@ -218,7 +212,7 @@ def test_text_alone_tells_nothing(split):
             return "existence", (words[-2], words[-1]) in graph.HELD_OUT
         return e["kind"], words[-1] if e["kind"] == "attribute" else ""
 
-    make = lambda task, n: [builder.make_example(task, split, i, n, 16, 0) for i in range(n)]  # noqa: E731
+    make = lambda task, n: [examples.make_example(task, split, i, n, 16, 0) for i in range(n)]  # noqa: E731
     questions = make("vqa", 1600)
     if split == "train":
         asked = {tuple(e["question"].rstrip("?").split()[-2:]) for e in questions if e["kind"] == "existence"}
@@ -241,6 +235,16 @@ def test_a_curtain_hides_its_cells_and_nothing_else():
         assert (bare == hidden)[~covered].all()
         without = dataclasses.replace(scene, objects=tuple(o for o in scene.objects if o.cell not in cells))
         assert (render.render(without, 96, cells) == hidden).all()
+
+
+def test_processes_change_nothing():
+    alone, together = (list(examples.make_examples("captions", "train", 40, 32, 3, processes=n)) for n in (1, 3))
+    assert alone == together and len(alone) == 40
+    some = examples.make_examples("captions", "train", 4000, 32, 3, processes=2)
+    assert next(some)["key"] == "train-000000"
+    some.close()  # the processes end with the reader
+    with pytest.raises(RuntimeError, match="ended early"):
+        list(examples.make_examples("films", "train", 40, 32, 3, processes=2))
 
 
 def test_translation_has_one_truth():

@@ -6,24 +6,21 @@ rendered twice. Example i of a split depends only on (seed, split, i).
 Splits: train, validation, test, and compositional, whose scenes hold a (colour, shape) pair never seen in the others.
 """
 
+import contextlib
 import dataclasses
 import io
 import re
-import zlib
+import sys
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from simvlm_jax.data.scenes import graph, tasks
-from simvlm_jax.data.scenes.graph import MAX_OBJECTS, Scene
+from simvlm_jax.data.scenes.examples import EVEN_COUNTS, make_examples
 
 SPLITS = {"train": 20_000, "validation": 400, "test": 1_200, "compositional": 400}
 TEXT_SPLITS = {"train": 5_000, "validation": 240, "test": 240, "compositional": 240}
-EVEN_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
-"""Objects a scene, by the eighth of the split that it lies in."""
-COUNTS = {"train": (1, 2, 3, 3, 3, 3, 4, 5)}
-"""The same for splits that differ: training sees more of what is harder."""
 _TEXT = tfds.features.Text()
 
 
@@ -86,34 +83,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str):
         config = self.builder_config
-        for i in range(config.sizes[split]):
-            yield i, make_example(config.name.split("-")[0], split, i, config.sizes[split], config.size, config.seed)
-
-
-def object_count(split: str, index: int, examples: int) -> int:
-    """Objects in example `index` of a split."""
-    counts = COUNTS.get(split, EVEN_COUNTS)
-    return counts[index * len(counts) // examples]
-
-
-def make_example(task: str, split: str, index: int, examples: int, size: int, seed: int) -> dict[str, Any]:
-    """Example `index` of a split, a pure function of its arguments."""
-    rng = np.random.default_rng((seed, zlib.crc32(f"{task}/{split}".encode()), index))
-    count = 1 if task == "classes" else object_count(split, index, examples)
-
-    def draw() -> Scene:
-        if task == "vqa":  # questions about numbers need scenes of every size
-            return graph.sample_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), split == "compositional")
-        if task in ("pairs", "interleaved", "text"):  # two pictures with unlike counts must be possible
-            return graph.sample_scene(rng, int(rng.integers(1, max(count, 2) + 1)), split == "compositional")
-        return graph.sample_scene(rng, count, split == "compositional")
-
-    example = getattr(tasks, task)(rng, draw, size)
-    for name in ("image", "images"):
-        if name in example:
-            value = example[name]
-            example[name] = [io.BytesIO(v) for v in value] if isinstance(value, list) else io.BytesIO(value)
-    return {"key": f"{split}-{index:06d}", **example}
+        made = make_examples(config.name.split("-")[0], split, config.sizes[split], config.size, config.seed)
+        for i, example in enumerate(made):
+            for name in {"image", "images"} & set(example):
+                value = example[name]
+                example[name] = [io.BytesIO(v) for v in value] if isinstance(value, list) else io.BytesIO(value)
+            yield i, example
 
 
 _NAME = re.compile(r"(?P<task>[a-z]+)(-(?P<size>\d+)px)?(-seed(?P<seed>\d+))?(-(?P<sizes>\d+(_\d+){3}))?")
@@ -146,5 +121,6 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
 def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
     """The builder behind a name with its files on disk, prepared on first use."""
     made = builder(name, data_dir)
-    made.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS talks on stdout, which belongs to commands with --json
+        made.download_and_prepare()
     return made
