@@ -19,7 +19,6 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
 
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
-    from simvlm_jax.data.pipeline import Quarantine
     from simvlm_jax.eval.captioning import Captioner, CaptionSuite
     from simvlm_jax.eval.final import evaluate_run
     from simvlm_jax.parallel.mesh import make_mesh, replicated
@@ -27,7 +26,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import build_model
     from simvlm_jax.text.tokenizer import Tokenizer
-    from simvlm_jax.train.init_from import initialiser
+    from simvlm_jax.train.init_from import initialiser, tokenizer_of
     from simvlm_jax.train.loop import Schedule, train
 
     def say(text: str) -> None:
@@ -45,26 +44,34 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     say("data ...")
     images, documents = assemble.train_source(config), assemble.documents_source(config)
     sources = assemble.eval_sources(config)
-    if directory.begun:
+    begun = directory.begun
+    if begun:
         tokenizer = Tokenizer.load(directory.tokenizer)
     else:
-        origin = next((RunDir(s["run"]).tokenizer for s in config.train.init_from), None)
+        origin = tokenizer_of(config.train.init_from)
+        if origin and not config.text.model:
+            say(f"the tokenizer is that of {origin.parent}, as the weights are")
         tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
 
     mesh = make_mesh()
     model = build_model(config, tokenizer)
-    quarantine = Quarantine(config.data.quarantine, directory.quarantine)
     e, keep = config.eval, config.checkpoint
     captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
     if training:
         process = (jax.process_index(), jax.process_count())
         pipeline = assemble.make_pipeline(config, tokenizer, images, documents, directory.quarantine, process)
         validation = CaptionSuite(
-            "validation", assemble.validation_source(config), config.data.image_size, e.examples or 200, quarantine
+            "validation",
+            assemble.validation_source(config),
+            config.data.image_size,
+            e.examples or 200,
+            config.data.quarantine,
+            directory.quarantine,
         )
         moved = directory.moved()
         directory.start(config, variant)
-        tokenizer.save(directory.tokenizer)
+        if not begun:
+            tokenizer.save(directory.tokenizer)
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
@@ -110,7 +117,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         trained=checkpoints.latest_step() or 0,
         image_size=config.data.image_size,
         limit=e.examples,
-        quarantine=quarantine,
+        bad=config.data.quarantine,
         constants=[] if built_in else list(assemble.constant_captions(config, images)),
         say=say,
     )

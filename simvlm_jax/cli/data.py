@@ -45,7 +45,7 @@ def _tokenizer(args) -> int:
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.text.tokenizer import Tokenizer
 
-    source = open_source(args.path, args.split)
+    source = open_source(args.path, args.split, images=False)
     texts, bad = [], 0
     for i in range(len(source)):
         try:

@@ -54,7 +54,7 @@ def validation_source(config: ConfigDict) -> Source:
 def documents_source(config: ConfigDict) -> Source | None:
     """The text-only documents, if the config has any."""
     documents = config.data.documents
-    return open_source(documents.path, documents.split) if documents.batch_size else None
+    return open_source(documents.path, documents.split, images=False) if documents.batch_size else None
 
 
 def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:

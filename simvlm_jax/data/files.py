@@ -114,10 +114,6 @@ class Table:
     path: Path
     rows: list[tuple[int, dict[str, Any]]]
 
-    @property
-    def has_images(self) -> bool:
-        return any(name in row for _, row in self.rows[:1] for name in IMAGE_COLUMNS)
-
     def error(self, line: int, message: str) -> ValueError:
         return ValueError(f"table {str(self.path)!r}, line {line}: {message}")
 
@@ -163,16 +159,16 @@ class FolderSource:
 
 
 class TextSource:
-    """Documents without images: a line of a .txt each, or a row of a table with one of the caption columns."""
+    """Documents without images: a line of a .txt each, or the texts of tables with one of the caption columns."""
 
-    def __init__(self, path: Path, table: Table | None = None):
-        if table is None:
-            self._texts = [t for t in map(clean, _decoded(path).split("\n")) if t]
+    def __init__(self, path: Path, tables: Sequence[Table] = ()):
+        if tables:
+            self._texts = [t for table in tables for line, row in table.rows for t in _captions(table, line, row)]
         else:
-            self._texts = [t for line, row in table.rows for t in _captions(table, line, row)]
+            self._texts = [t for t in map(clean, _decoded(path).split("\n")) if t]
         self._name = path.name
         if not self._texts:
-            columns = f" with a column {', '.join(CAPTION_COLUMNS)}" if table else ""
+            columns = f" in a column {', '.join(CAPTION_COLUMNS)}" if tables else ""
             raise ValueError(f"{str(path)!r} holds no text{columns}")
 
     def __len__(self):
@@ -225,34 +221,55 @@ def _parquet(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _delimited(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
-    """CSV and TSV; a CSV whose header has semicolons and no commas is taken by them, as spreadsheets write it."""
+    """CSV and TSV; a CSV whose header has semicolons and no commas is taken by them, as spreadsheets write it.
+
+    Quotes that do not pair up are text in a TSV, where fields need none, and an error in a CSV.
+    """
     lines = _decoded(table.path).split("\n")
     mark = "\t" if table.path.suffix.lower() == ".tsv" else ";" if ";" in lines[0] and "," not in lines[0] else ","
-    reader = csv.DictReader((line + "\n" for line in lines), delimiter=mark, skipinitialspace=True, strict=True)
+
+    def rows(**how: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        reader = csv.DictReader(
+            (f"{line}\n" for line in lines), delimiter=mark, skipinitialspace=True, strict=True, **how
+        )
+        try:
+            for row in reader:
+                if None in row:
+                    raise table.error(
+                        reader.line_num,
+                        f"has more fields than the header ({row[None]}); put captions with {mark!r} in quotes",
+                    )
+                yield reader.line_num, row
+        except csv.Error as e:
+            message = f"{e}; a quote inside a quoted field is written twice"
+            raise _Unpaired(str(table.error(reader.line_num + 1, message))) from e
+
     try:
-        for row in reader:
-            if None in row:
-                raise table.error(
-                    reader.line_num,
-                    f"has more fields than the header ({row[None]}); put captions with {mark!r} in quotes",
-                )
-            yield reader.line_num, row
-    except csv.Error as e:
-        raise table.error(reader.line_num + 1, f"{e}; a quote inside a quoted field is written twice") from e
+        yield from list(rows())
+    except _Unpaired:
+        if mark != "\t":
+            raise
+        yield from rows(quoting=csv.QUOTE_NONE)
+
+
+class _Unpaired(ValueError):
+    """Quotes that do not pair up."""
 
 
 def _captions(table: Table, line: int, row: dict[str, Any]) -> list[str]:
-    name = next((k for k in CAPTION_COLUMNS if row.get(k) is not None), None)
-    value = row[name] if name else None
-    if name == "captions" and isinstance(value, str) and value.startswith("["):
+    """The texts of the first caption column that holds any."""
+    for name in CAPTION_COLUMNS:
+        value = row.get(name)
         try:
-            value = json.loads(value)
+            if name == "captions" and isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+                value = json.loads(value)
+            if found := [t for t in texts(value) if t]:
+                return found
         except json.JSONDecodeError as e:
             raise table.error(line, f'`captions` must be a JSON list such as ["one", "two"]: {e}') from e
-    try:
-        return [t for t in texts(value) if t]
-    except ValueError as e:
-        raise table.error(line, str(e)) from e
+        except ValueError as e:
+            raise table.error(line, str(e)) from e
+    return []
 
 
 def _decoded(path: Path) -> str:

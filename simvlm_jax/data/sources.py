@@ -42,8 +42,8 @@ class TfdsSource:
         if builder.info.file_format.value != "array_record":
             raise ValueError(f"TFDS data set {name!r} is {builder.info.file_format.value}; prepare it as array_record")
         features = builder.info.features
-        skip: Any = tfds.decode.SkipDecoding
-        raw = {k: skip() for k, f in features.items() if isinstance(f, tfds.features.Image)}
+        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
+        raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)
         except ValueError as e:
@@ -137,12 +137,12 @@ class Cached:
         return repr(self._source)
 
 
-def open_source(path: str, split: str = "train") -> Source:
+def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
-    A .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a folder with a
-    table of captions, or the table itself; text as .txt (a document a line) or a table without images; else the name of
-    a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
+    With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a folder with a
+    table of captions, or the table itself. Without: the texts of such tables, or a .txt, a document a line. Else the name
+    of a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
     """
     here = Path(path).expanduser()
     if any(c in path for c in "*?[{"):
@@ -153,15 +153,17 @@ def open_source(path: str, split: str = "train") -> Source:
     if here.is_file():
         if here.suffix.lower() == ".tar":
             return WebDatasetSource([here])
-        if here.suffix.lower() == ".txt":
+        if here.suffix.lower() == ".txt" and not images:
             return TextSource(here)
         if here.suffix.lower() in TABLE_SUFFIXES:
-            rows = read_table(here)
-            return FolderSource(here.parent, [rows]) if rows.has_images else TextSource(here, rows)
-        raise ValueError(f"path {path!r} is neither a .tar, a .txt nor a table (*{', *'.join(TABLE_SUFFIXES)})")
+            table = read_table(here)
+            return FolderSource(here.parent, [table]) if images else TextSource(here, [table])
+        text = "" if images else "a .txt, "
+        raise ValueError(f"path {path!r} is neither {text}a .tar nor a table (*{', *'.join(TABLE_SUFFIXES)})")
     if here.is_dir():
-        if tables := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
-            return FolderSource(here, [read_table(p) for p in tables])
+        if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
+            tables = [read_table(p) for p in found]
+            return FolderSource(here, tables) if images else TextSource(here, tables)
         if tars := sorted(here.glob("*.tar")):
             return WebDatasetSource(tars)
         raise ValueError(f"path {path!r} holds neither .tar shards nor a table of captions")

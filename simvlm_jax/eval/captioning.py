@@ -1,7 +1,7 @@
 """Captioning: generate one caption an image and score it against references and, where there is one, the scene graph."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from simvlm_jax.core.types import Model
 from simvlm_jax.data.images import decode, resize
-from simvlm_jax.data.pipeline import Quarantine, TooManyBadExamples
+from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.scenes import judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.sources import Source
@@ -106,16 +106,18 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSuite:
-    """A set of images with references; examples that cannot be read or have none go to the quarantine.
+    """A set of images with references; examples that cannot be read or have none are left out.
 
-    limit: evaluate only so many of an even spread (0: all).
+    limit: evaluate only so many of an even spread (0: all). bad: share of examples that may be left out. record: gets a
+    row for each of them.
     """
 
     split: str
     source: Source
     image_size: int
     limit: int = 0
-    quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
+    bad: float = 0.05
+    record: Callable[[dict[str, Any]], None] | None = None
 
     def __post_init__(self):
         n = len(self.source)
@@ -126,9 +128,9 @@ class CaptionSuite:
         """(pixels [N,1,Y,X,C], examples) of the good ones.
 
         Raises:
-          TooManyBadExamples: more than the quarantine's limit are bad, or all are.
+          TooManyBadExamples: more than the limit are bad.
         """
-        pixels, examples = [], []
+        pixels, examples, wrong = [], [], []
         for i in self._indices:
             try:
                 example = dict(self.source[i])
@@ -137,11 +139,16 @@ class CaptionSuite:
                 image = decode(example.pop("image"), at_least=self.image_size)
                 pixels.append(resize(image, self.image_size)[None])
                 examples.append(example)
-                self.quarantine.good()
             except Exception as e:  # as in the pipeline: people's files fail in any way they like
-                self.quarantine.add(self.split, self.source.key(i), e)
-        if not pixels:
-            raise TooManyBadExamples(f"none of {len(self._indices)} examples of {self.source!r} can be evaluated")
+                key = self.source.key(i)
+                wrong.append(f"{key!r}: {e}")
+                if self.record is not None:
+                    self.record({"part": self.split, "key": key, "error": f"{type(e).__name__}: {e}"})
+        if not pixels or len(wrong) > self.bad * len(self._indices):
+            raise TooManyBadExamples(
+                f"{len(wrong)} of {len(self._indices)} examples of {self.split!r} are bad, over the limit of "
+                f"{self.bad:.1%}; the last was {wrong[-1]}. Mend the data or raise config.data.quarantine."
+            )
         return np.stack(pixels), examples
 
     def run(

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.pipeline import Quarantine
 from simvlm_jax.data.sources import Source
 from simvlm_jax.eval.captioning import Captioner, CaptionSuite, Sample, best_constant
 from simvlm_jax.run.directory import RunDir
@@ -50,20 +49,20 @@ def evaluate_run(
     trained: int,
     image_size: int,
     limit: int = 0,
-    quarantine: Quarantine,
+    bad: float = 0.05,
     constants: list[str] | None = None,
     cards: int = 24,
     say: Any = print,
 ) -> list[dict[str, Any]]:
     """Scores every split, and on "test" the blind control too; writes the page and results.json.
 
-    step: of the weights. trained: how far the run has come.
+    step: of the weights. trained: how far the run has come. bad: share of examples that may be left out.
     constants: candidate captions of which the best constant one is a second control on "test".
     """
     entries, galleries = [], {}
     for split in sorted(sources, key=lambda name: name != "test"):
         source = sources[split]
-        suite = CaptionSuite(split, source, image_size, limit, quarantine)
+        suite = CaptionSuite(split, source, image_size, limit, bad, run.quarantine)
         scores, samples = suite.run(captioner, params, extra)
         why = provenance(captioner, suite, len(samples), step)
         entries.append(_entry(split, None, scores, why))

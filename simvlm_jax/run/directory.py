@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-MAY_CHANGE = ("train.steps", "eval.", "log.")
+MAY_CHANGE = ("train.steps", "data.quarantine", "eval.", "log.")
 """Fields of a config that may differ when a run is continued."""
 
 

@@ -105,10 +105,10 @@ class Tokenizer:
         """Writes the model and then the contract; a folder without a contract is not a tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL).write_bytes(self.model)
-        partial = folder / (CONTRACT + ".partial")
-        partial.write_text(json.dumps(self.contract(), indent=1))
-        partial.replace(folder / CONTRACT)
+        for name, data in ((MODEL, self.model), (CONTRACT, json.dumps(self.contract(), indent=1).encode())):
+            partial = folder / (name + ".partial")
+            partial.write_bytes(data)
+            partial.replace(folder / name)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,6 +53,14 @@ def initialiser(
         return state._replace(params=placed)
 
     return initialise
+
+
+def tokenizer_of(sources: Sequence[Any]) -> Path | None:
+    """The tokenizer folder of the first run whose embedding is taken, if any is."""
+    for source in sources:
+        if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
+            return RunDir(source["run"]).tokenizer
+    return None
 
 
 def _same_tokenizer(path: str, own: str) -> None:

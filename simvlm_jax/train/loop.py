@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -87,14 +87,15 @@ def train(
     batches = pipeline.iterate(step, schedule.steps, threads)
     waited = _Waited()
 
-    def log(rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Writes the rows that are due, with the speeds of the steps since the last call that wrote any."""
+    def log(rows: list[Done]) -> None:
+        """Writes the rows that are due, with the speeds of the steps completed since the last call that wrote any."""
         nonlocal tokens, logged, speeds, pace
+        tokens += sum(row.tokens for row in rows if row.step > logged)
         every = schedule.log_every or schedule.steps
-        rows = [(n, values) for n, values in rows if n % every == 0 or n == schedule.steps]
+        rows = [row for row in rows if row.step % every == 0 or row.step == schedule.steps]
         if not rows:
             return
-        done = step - logged
+        done = rows[-1].step - logged
         if done:
             seconds = progress.lap()
             speeds = {
@@ -103,15 +104,15 @@ def train(
                 "mfu": flops * done / seconds / peak,
                 "input_bound": waited.share(seconds),
             }
-            tokens, logged, pace = 0, step, seconds / done
-        for n, values in rows:
-            rate = float(optimizer.schedule_for(schedule.steps)(n - 1))
-            row = {**_numbers(values), "learning_rate": rate, **speeds}
-            metrics.write(n, "train", row)
-            progress.show(n, row, pace)
+            tokens, logged, pace = 0, rows[-1].step, seconds / done
+        for row in rows:
+            rate = float(optimizer.schedule_for(schedule.steps)(row.step - 1))
+            values = {**_numbers(row.measured), "learning_rate": rate, **speeds}
+            metrics.write(row.step, "train", values)
+            progress.show(row.step, values, pace)
 
     # ---- steps; the loss is looked at one step late, so that the device never waits for the host -------------------
-    pending: tuple[int, dict[str, Any]] | None = None
+    pending: Done | None = None
     tokens, logged, compiled, best = 0, step, False, checkpoints.scored
     speeds: dict[str, float] = {"images_per_s": 0.0, "tokens_per_s": 0.0, "mfu": 0.0, "input_bound": 0.0}
     pace = 0.0
@@ -120,7 +121,6 @@ def train(
             batch = waited.next(batches)
             state, measured = train_step(state, place_batch(mesh, batch))
             step += 1
-            tokens += _tokens(batch) * jax.process_count()
             if not compiled:  # speeds are those of the steps after it
                 jax.block_until_ready(measured["loss"])
                 compiled, logged, tokens = True, step, 0
@@ -130,12 +130,15 @@ def train(
             at_eval = bool(schedule.eval_every) and (step % schedule.eval_every == 0 or at_end)
             at_save = bool(schedule.checkpoint_every and step % schedule.checkpoint_every == 0) or at_end
             at_save = at_save or (at_eval and best)  # a score is of use only beside its weights
-            checked, pending = ([pending] if pending else []), (step, measured)
+            checked, pending = (
+                ([pending] if pending else []),
+                Done(step, measured, _tokens(batch) * jax.process_count()),
+            )
             if at_eval or at_save:
                 checked, pending = [*checked, pending], None
 
             # ---- a non-finite loss: back to the last good checkpoint ------------------------------------------------
-            if (bad := next((n for n, m in checked if not _finite(m)), None)) is not None:
+            if (bad := next((row.step for row in checked if not _finite(row.measured)), None)) is not None:
                 if not retries:
                     raise NonFiniteLoss(
                         f"the loss of step {bad} is not finite, also after {schedule.retries} retries; "
@@ -164,7 +167,7 @@ def train(
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
         if stop.asked:
-            if pending is None or _finite(pending[1]):  # a step that is not pending has been looked at
+            if pending is None or _finite(pending.measured):  # a step that is not pending has been looked at
                 log([pending] if pending else [])
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra))
@@ -175,6 +178,14 @@ def train(
         stop.restore()
         metrics.close()
     return averaged(state.params, state.opt), state.extra
+
+
+class Done(NamedTuple):
+    """A step that was started: what it measures, and the pieces it trains on."""
+
+    step: int
+    measured: dict[str, Any]
+    tokens: int
 
 
 class _StopSignal:

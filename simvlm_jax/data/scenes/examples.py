@@ -63,14 +63,17 @@ def make_examples(
         subprocess.Popen([*words, str(first), str(processes)], stdout=subprocess.PIPE, env=env)
         for first in range(processes)
     ]
+    pipes: list[Any] = [worker.stdout for worker in workers]
     try:
         for i in range(examples):
-            yield pickle.load(workers[i % processes].stdout)
-    except EOFError as e:
-        raise RuntimeError(f"a process that draws {task}/{split} ended early; its message stands above") from e
+            yield pickle.load(pipes[i % processes])
+    except (EOFError, pickle.UnpicklingError) as e:
+        raise ChildProcessError(
+            f"a process that draws {task}/{split} ended early; see its message above, if any"
+        ) from e
     finally:
-        for worker in workers:
-            worker.stdout.close()
+        for worker, pipe in zip(workers, pipes, strict=True):
+            pipe.close()
             worker.terminate()
             worker.wait()
 

@@ -95,6 +95,7 @@ def entail(rng: np.random.Generator, draw: Draw, size: int) -> dict:
         scene, curtain = draw(), graph.pick(rng, tuple(CURTAINS))
         hidden = [o.cell in CURTAINS[curtain] for o in scene.objects]
         at = [o for o, covered in zip(scene.objects, hidden, strict=True) if covered == (label == "neutral")]
+        at = [o for o in at if sum(o.cell) % 2 == 0]  # corners and the middle: "at the top" may mean a whole row
         if not at:
             continue
         there = graph.pick(rng, at)
