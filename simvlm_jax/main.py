@@ -138,6 +138,7 @@ def use_huge_pages() -> None:
 
 CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
     "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
+    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
 }
 
 

@@ -42,10 +42,10 @@ class TfdsSource:
         if builder.info.file_format.value != "array_record":
             raise ValueError(f"TFDS data set {name!r} is {builder.info.file_format.value}; prepare it as array_record")
         features = builder.info.features
-        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
+        skip = tfds.decode.SkipDecoding()
         raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
         try:
-            self._records: Any = builder.as_data_source(split, decoders=raw or None)
+            self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
         except ValueError as e:
             raise ValueError(
                 f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"

@@ -15,6 +15,12 @@ from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.load import load_run
 
 
+@pytest.fixture
+def trained_only(monkeypatch):
+    """Runs that end before the final evaluation, for tests of what comes before it."""
+    monkeypatch.setattr("simvlm_jax.eval.final.evaluate_run", lambda *args, **kwargs: [])
+
+
 def test_a_run_directory(finished_run):
     results = json.loads((finished_run / "results.json").read_text())
     entry = next(e for e in results["entries"] if e["split"] == "test" and e["control"] is None)
@@ -37,12 +43,12 @@ def test_weights_load_without_the_optimizer(finished_run):
         load_run(finished_run, step=3)
 
 
-def test_init_from_another_run(tiny_config, finished_run, tmp_path):
+def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only):
     from simvlm_jax import main
     from simvlm_jax.text.tokenizer import Tokenizer
     from tests.conftest import SCENES
 
-    still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "eval.examples": 8, "optimizer.ema": 0.9}
+    still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "optimizer.ema": 0.9}
     config = tiny_config(**still, **{"data.train.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
     config.train.init_from = ({"run": str(finished_run)},)
     main.run(config, str(tmp_path / "next"))
@@ -57,10 +63,10 @@ def test_init_from_another_run(tiny_config, finished_run, tmp_path):
     main.run(config, str(tmp_path / "dropped"))
 
 
-def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path):
+def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path, trained_only):
     from simvlm_jax import main
 
-    config = tiny_config(**{"train.steps": 1, "eval.examples": 8})
+    config = tiny_config(**{"train.steps": 1})
     config.train.trainable = (("embedding", True), (".*", False))
     main.run(config, str(tmp_path / "frozen"))
     assert load_run(tmp_path / "frozen").step == 1
@@ -83,7 +89,7 @@ def test_a_stop_during_an_evaluation_loses_nothing(tiny_config, tmp_path, monkey
     assert load_run(tmp_path / "run").step == 3
 
 
-def test_a_metric_to_keep_by_gets_a_checkpoint_at_every_evaluation(tiny_config, tmp_path):
+def test_a_metric_to_keep_by_gets_a_checkpoint_at_every_evaluation(tiny_config, tmp_path, trained_only):
     from simvlm_jax import main
 
     every = {"train.steps": 5, "eval.every": 2, "eval.examples": 8, "checkpoint.every": 3, "checkpoint.latest": 9}
@@ -91,13 +97,13 @@ def test_a_metric_to_keep_by_gets_a_checkpoint_at_every_evaluation(tiny_config, 
     assert Checkpoints(RunDir(tmp_path / "run").checkpoints)._manager.all_steps() == [2, 3, 4, 5]
 
 
-def test_the_average_of_the_weights_is_what_loads(tiny_config, tmp_path):
+def test_the_average_of_the_weights_is_what_loads(tiny_config, tmp_path, trained_only):
     from simvlm_jax import main
 
-    config = tiny_config(**{"train.steps": 2, "optimizer.ema": 0.5, "eval.examples": 8})
+    config = tiny_config(**{"train.steps": 2, "optimizer.ema": 0.5})
     main.run(config, str(tmp_path / "ema"))
     loaded = load_run(tmp_path / "ema").params
-    plain = tiny_config(**{"train.steps": 2, "eval.examples": 8})
+    plain = tiny_config(**{"train.steps": 2})
     main.run(plain, str(tmp_path / "plain"))
     raw = load_run(tmp_path / "plain").params
     difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), raw, loaded)
