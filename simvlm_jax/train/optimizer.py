@@ -136,7 +136,7 @@ def weight_ema(decay: float) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         n = state.count + 1
         d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-        new = jax.tree.map(lambda a, p, u: d * a + (1 - d) * (p + u), state.average, params, updates)
+        new = jax.tree.map(lambda a, p, u: a + (1 - d) * (p + u - a), state.average, params, updates)
         return updates, WeightEma(new, n)
 
     return optax.GradientTransformation(init, update)

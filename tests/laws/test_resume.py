@@ -1,6 +1,7 @@
 """Runs that are really killed and continue exactly: same parameters, same metrics, bit for bit."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def command(workdir, *more):
 
 
 def start(workdir, *more):
-    return subprocess.Popen(command(workdir, *more), cwd=workdir.parent, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}  # compiled as users have it
+    return subprocess.Popen(command(workdir, *more), cwd=workdir.parent, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def finish(workdir, *more):
