@@ -36,6 +36,8 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     training = mode == "train"
     if not training:
         directory.config()  # an error where there is no run
+        if not directory.begun:
+            raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     directory.check(config, variant)
     if training and directory.results().get("trained") == config.train.steps:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")

@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
     command = importlib.import_module(f"simvlm_jax.cli.{argv[0]}")
     try:
         return command.main(argv[1:])

@@ -174,6 +174,9 @@ def test_eval_mode_scores_a_run_again_and_does_not_call_it_finished(tiny_config,
     with pytest.raises(FileNotFoundError, match="not a run directory"):
         main.run(tiny_config(), str(tmp_path / "typo"), mode="eval")
     assert not (tmp_path / "typo").exists()
+    RunDir(tmp_path / "new").start(tiny_config(), "prefixlm:")
+    with pytest.raises(FileNotFoundError, match="no checkpoint to evaluate"):
+        main.run(tiny_config(), str(tmp_path / "new"), mode="eval")
 
 
 def test_a_start_that_failed_blocks_nothing(tiny_config, tmp_path):
