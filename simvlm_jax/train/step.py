@@ -102,7 +102,8 @@ def accumulated(per_example, across, trainable, micros, rngs):
         features, terms, _ = per_example(trainable, *inputs)
         return features, {k: (t.count, t.weight) for k, t in terms.items()}
 
-    features, seen = jax.lax.map(look, (micros, rngs))
+    unroll = jax.default_backend() == "cpu"  # there XLA runs convolutions in a loop some ten times slower
+    _, (features, seen) = jax.lax.scan(lambda _, inputs: (None, look(inputs)), None, (micros, rngs), unroll=unroll)
     counts = {k: count.sum() for k, (count, _) in seen.items()}
     joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
 
@@ -125,7 +126,7 @@ def accumulated(per_example, across, trainable, micros, rngs):
         more, measured = jax.grad(scalar, has_aux=True)(trainable)
         return jax.tree.map(jnp.add, grads, more), measured
 
-    grads, (own, aux) = jax.lax.scan(first_half, grads, (micros, rngs, pulls))
+    grads, (own, aux) = jax.lax.scan(first_half, grads, (micros, rngs, pulls), unroll=unroll)
     terms = {k: Term(t.sum.sum(), t.count.sum(), seen[k][1].mean()) for k, t in own.items()}
     aux = {k: Term(t.sum.sum(), t.count.sum()) for k, t in aux.items()}
     return loss + total_loss(terms), {**terms, **more}, {**aux, **more_aux}, grads
