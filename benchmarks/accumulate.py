@@ -35,12 +35,13 @@ def main() -> None:
     def per_example(params, micro, key):
         return model.per_example(params, {}, micro, rngs=key, step=0, train=True)
 
-    def in_parts(parts):
+    def in_parts(parts, unroll):
         keys = jax.random.split(jax.random.key(0), parts)
-        return lambda p, b: accumulated(per_example, lambda p, f: ({}, {}), p, split(b, parts), keys)[3]
+        return lambda p, b: accumulated(per_example, lambda p, f: ({}, {}), p, split(b, parts), keys, unroll)[3]
 
     steps = {"whole": jax.grad(lambda p, b: total_loss(per_example(p, b, jax.random.key(0))[1]))}
-    steps |= {f"{parts} parts": in_parts(parts) for parts in (2, 4, 8)}
+    steps |= {f"{parts} parts": in_parts(parts, unroll=True) for parts in (2, 4, 8)}
+    steps["4 parts, in a loop"] = in_parts(4, unroll=False)
     times = {}
     for name, step in steps.items():
         step = jax.jit(step)

@@ -140,9 +140,9 @@ class Cached:
 def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
-    With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a folder with a
-    table of captions, or the table itself. Without: the texts of such tables, or a .txt, a document a line. Else the name
-    of a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
+    With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
+    folder with a table of captions, or the table itself. Without: the texts of such tables, or a .txt, a document a line.
+    Else the name of a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
     """
     here = Path(path).expanduser()
     if any(c in path for c in "*?[{"):

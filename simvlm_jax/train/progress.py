@@ -31,12 +31,13 @@ class Progress:
         return max(seconds, 1e-9)
 
     def show(self, step: int, values: dict[str, float], seconds_a_step: float) -> None:
-        left = (self._total - step) * seconds_a_step
-        text = (
-            f"step {step}/{self._total}  loss {values['loss']:.4f}  {values['images_per_s']:,.0f} images/s  "
-            f"{values['tokens_per_s']:,.0f} tokens/s  MFU {100 * values['mfu']:.0f}%  "
-            f"input {100 * values['input_bound']:.0f}%  {duration(left)} left"
-        )
+        text = f"step {step}/{self._total}  loss {values['loss']:.4f}"
+        if seconds_a_step:  # nothing is known of the speed right after compiling
+            text += (
+                f"  {values['images_per_s']:,.0f} images/s  {values['tokens_per_s']:,.0f} tokens/s  "
+                f"MFU {100 * values['mfu']:.0f}%  input {100 * values['input_bound']:.0f}%  "
+                f"{duration((self._total - step) * seconds_a_step)} left"
+            )
         self._print(text)
 
     def say(self, text: str) -> None:

@@ -92,17 +92,19 @@ def make_train_step(
     return train_step
 
 
-def accumulated(per_example, across, trainable, micros, rngs):
+def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | None = None):
     """(loss, terms, aux, gradients) of a batch cut into micro-batches [N, B/N, ...], equal to the whole batch's.
 
     Equal, that is, where `per_example` draws nothing: with dropout each micro-batch has a mask of its own.
+
+    unroll: by default on CPU, where XLA runs convolutions in a loop many times slower (benchmarks/accumulate.md).
     """
+    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
 
     def look(inputs):  # what every micro-batch must know of the others; for a model without features the counts alone
         features, terms, _ = per_example(trainable, *inputs)
         return features, {k: (t.count, t.weight) for k, t in terms.items()}
 
-    unroll = jax.default_backend() == "cpu"  # there XLA runs convolutions in a loop some ten times slower
     _, (features, seen) = jax.lax.scan(lambda _, inputs: (None, look(inputs)), None, (micros, rngs), unroll=unroll)
     counts = {k: count.sum() for k, (count, _) in seen.items()}
     joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
