@@ -4,6 +4,7 @@ Builds what the config names and hands it to the loop. Exit codes: 0 done, 75 in
 continues), 1 an error.
 """
 
+import functools
 import importlib.metadata
 import os
 import signal
@@ -19,8 +20,8 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
 
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
-    from simvlm_jax.eval.captioning import Captioner, CaptionSuite
-    from simvlm_jax.eval.final import evaluate_run
+    from simvlm_jax.eval.engine import Engine
+    from simvlm_jax.eval.final import evaluate_run, make_examples
     from simvlm_jax.parallel.mesh import make_mesh, replicated
     from simvlm_jax.run.checkpoints import Checkpoints
     from simvlm_jax.run.directory import RunDir
@@ -44,35 +45,42 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         return
 
     say("data ...")
+    begun = directory.begun
+    origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
     images, documents = assemble.train_source(config), assemble.documents_source(config)
     sources = assemble.eval_sources(config)
-    begun = directory.begun
     if begun:
-        tokenizer = Tokenizer.load(directory.tokenizer)
+        tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
     else:
-        origin = tokenizer_of(config.train.init_from)
         if origin and not config.text.model:
             say(f"the tokenizer is that of {origin.parent}, as the weights are")
         tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
+        labels = assemble.make_labels(config, images)
 
     mesh = make_mesh()
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, labels)
     e, keep = config.eval, config.checkpoint
-    captioner = Captioner(model, tokenizer, mesh, e.batch_size, e.prompt, e.max_length, build(e.sampler), config.seed)
+    engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=e.batch_size, seed=config.seed)
+    suites = {name: build(suite, tokenizer=tokenizer, labels=labels) for name, suite in e.suites.items()}
+    pixels = assemble.eval_pixels(config)
     if training:
         process = (jax.process_index(), jax.process_count())
-        pipeline = assemble.make_pipeline(config, tokenizer, images, documents, directory.quarantine, process)
-        validation = CaptionSuite(
-            "validation",
-            assemble.validation_source(config),
-            config.data.image_size,
-            e.examples or 200,
-            config.data.quarantine,
-            directory.quarantine,
-        )
+        pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, process)
+        first = next(iter(suites.values()), None)
+
+        def validate(params, extra):
+            """The scores of the first suite on the validation data."""
+            if first is None:
+                return {}
+            source, bad = assemble.validation_source(config), config.data.quarantine
+            examples = make_examples(first, "validation", source, pixels, e.examples or 200, bad, directory.quarantine)
+            now = engine.with_weights(params, extra)
+            return first.outcome(now, first.answers(now, examples)).scores
+
         moved = directory.moved()
         directory.start(config, variant)
         if not begun:
+            directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
@@ -100,7 +108,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             trainable=config.train.trainable,
             threads=config.data.threads,
             initialise=initialiser(model, tokenizer.sha256, config.train.init_from, mesh),
-            evaluate=lambda params, extra: validation.run(captioner, params, extra)[0],
+            evaluate=validate,
         )
     step = checkpoints.best_step()
     if step is None:
@@ -108,19 +116,17 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if not training or step != config.train.steps:
         params, extra = checkpoints.restore_weights(step, replicated(mesh))
     say(f"evaluating step {step} ...")
-    built_in = assemble.is_scenes(assemble.eval_path(config))
     evaluate_run(
         directory,
-        captioner,
+        engine.with_weights(params, extra),
+        suites,
         sources,
-        params,
-        extra,
         step,
         trained=checkpoints.latest_step() or 0,
-        image_size=config.data.image_size,
+        pixels=pixels,
         limit=e.examples,
         bad=config.data.quarantine,
-        constants=[] if built_in else list(assemble.constant_captions(config, images)),
+        texts=functools.cache(lambda: list(assemble.constant_captions(config, images))),
         say=say,
     )
     checkpoints.close()

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -13,14 +15,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
     parser.add_argument("--prompt", default="", help='how the caption begins, such as "a picture of"')
     parser.add_argument(
-        "--json", action="store_true", help='one line an input: {"image", "caption"} or {"image", "error"}'
+        "--json", action="store_true", help='one line an input: {"image", "caption"[, "n_best"]} or {"image", "error"}'
     )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument(
         "--max-length", type=int, default=0, help="pieces after the prompt (default: all there is room for)"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--beams", type=int, default=1, help="width of the beam search (default: greedy)")
+    parser.add_argument("--n-best", type=int, default=1, help="captions an image, the best first (needs as many beams)")
+    parser.add_argument("--length-penalty", type=float, default=1.0, help="above 0 longer captions gain (beams only)")
+    parser.add_argument("--min-length", type=int, default=0, help="pieces before a caption may end")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 repeats become less likely")
+    parser.add_argument("--no-repeat-ngram", type=int, default=0, help="no so many pieces in a row come twice")
+    parser.add_argument("--forced", default="", help="how the decoder begins; --prompt is read by the encoder instead")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 is greedy; above, draws depend on the image alone"
+    )
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -28,35 +39,54 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
-    from simvlm_jax.data.images import BadImage, decode, resize
+    from simvlm_jax.data.assemble import eval_pixels
+    from simvlm_jax.data.images import BadImage
+    from simvlm_jax.decode.decoding import Decoding
     from simvlm_jax.decode.sampling import Sampler
-    from simvlm_jax.eval.captioning import Captioner
+    from simvlm_jax.eval.engine import Engine
     from simvlm_jax.main import setup_jax
     from simvlm_jax.run.load import load_run
 
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
-    sampler = Sampler(args.temperature, args.top_k, args.top_p)
+    how = Decoding(
+        args.max_length,
+        args.min_length,
+        args.beams,
+        args.n_best,
+        args.length_penalty,
+        args.repetition_penalty,
+        args.no_repeat_ngram,
+        Sampler(args.temperature, args.top_k, args.top_p),
+    )
     setup_jax()
     run = load_run(args.run, args.step)
-    size = run.config.data.image_size
+    pixels = eval_pixels(run.config)
     rows = -(-min(args.batch_size, len(args.images)) // run.mesh.size) * run.mesh.size
-    captioner = Captioner(run.model, run.tokenizer, run.mesh, rows, args.prompt, args.max_length, sampler, args.seed)
+    engine = Engine(
+        run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
+    )
+    opening = f"{args.prompt} " if args.prompt else ""
 
     ok = True
     for start in range(0, len(args.images), rows):
         names = args.images[start : start + rows]
-        pixels, answers = [], {}
+        seen, ids, answers = [], [], {}
         for i, name in enumerate(names):
             try:
-                pixels.append((i, resize(decode(_read(name), at_least=size), size)[None]))
+                data = _read(name)
+                seen.append((i, pixels({"image": data}, None)["image"]))
+                ids.append(zlib.crc32(data))
             except (BadImage, OSError) as e:
                 answers[i] = {"image": name, "error": _reason(e)}
-        if pixels:
-            ids = np.asarray([start + i for i, _ in pixels], np.int64)
-            captions = captioner(run.params, run.extra, np.stack([p for _, p in pixels]), ids)
-            for (i, _), caption in zip(pixels, captions, strict=True):
-                answers[i] = {"image": names[i], "caption": caption}
+        if seen:
+            images = np.stack([p for _, p in seen])
+            made = engine.generate(images, [args.prompt] * len(seen), np.asarray(ids, np.int64), how, args.forced)
+            for (i, _), hypotheses in zip(seen, made, strict=True):
+                said = [{"caption": f"{opening}{t}".strip(), "score": round(s, 4)} for t, s in hypotheses]
+                answers[i] = {"image": names[i], "caption": said[0]["caption"]}
+                if args.n_best > 1:
+                    answers[i]["n_best"] = said
         for i in range(len(names)):
             ok = _print(answers[i], args.json) and ok
     return 0 if ok else 1
@@ -75,12 +105,14 @@ def _reason(e: Exception) -> str:
     return e.strerror if isinstance(e, OSError) and e.strerror else str(e)
 
 
-def _print(answer: dict[str, str], as_json: bool) -> bool:
+def _print(answer: dict[str, Any], as_json: bool) -> bool:
     """Prints one answer; whether it is a caption."""
     if as_json:
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     elif "caption" in answer:
         print(f"{answer['image']}: {answer['caption']}", flush=True)
+        for other in answer.get("n_best", ())[1:]:
+            print(f"    {other['score']:8.3f}  {other['caption']}", flush=True)
     if "error" in answer:
         print(f"error: {answer['image']}: {answer['error']}", file=sys.stderr)
     return "caption" in answer

@@ -28,9 +28,10 @@ def spec(target: str, **kwargs: Any) -> ConfigDict:
 def build(config: Any, **extra: Any) -> Any:
     """Imports and calls what a spec names. `extra` are keywords that only the caller knows.
 
-    Keywords in `extra` that the constructor does not take are left out; unknown keywords of the spec are an error.
+    Nested specs get them too. Keywords in `extra` that a constructor does not take are left out; unknown keywords of the
+    spec are an error.
     """
-    target, kwargs = config[TARGET], {k: _built(v) for k, v in config.items() if k != TARGET}
+    target, kwargs = config[TARGET], {k: _built(v, extra) for k, v in config.items() if k != TARGET}
     constructor = resolve(target)
     fields = inspect.signature(constructor).parameters
     if unknown := sorted(set(kwargs) - set(fields)):
@@ -51,11 +52,11 @@ def resolve(target: str) -> Any:
         raise ValueError(f"config names {target!r}, which cannot be imported: {e}") from e
 
 
-def _built(value: Any) -> Any:
+def _built(value: Any, extra: dict[str, Any]) -> Any:
     if isinstance(value, ConfigDict):
-        return build(value) if TARGET in value else {k: _built(v) for k, v in value.items()}
+        return build(value, **extra) if TARGET in value else {k: _built(v, extra) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_built(v) for v in value)
+        return tuple(_built(v, extra) for v in value)
     return value
 
 

@@ -22,7 +22,8 @@ Batch = dict[str, Any]
 
 `image` [B,M,Y,X,C] uint8 · `image_mask` [B,M] bool · `text` [B,T] int32 (pieces, then one EOS, then padding) ·
 `text_mask` [B,T] bool (pieces and EOS) · `prefix_length` [B] int32 (leading pieces that are given) · `seed` [B]
-uint32 (for draws that a model lays out itself) · `id` [B] int64 · `weight` [B] float32 (0 marks a padding row) ·
+uint32 (for draws that a model lays out itself) · `label` [B] int32 (-1: none of the list) · `scores` [B,A]
+float32 (of each answer, where several people answered) · `id` [B] int64 · `weight` [B] float32 (0 marks a padding row) ·
 `documents`: a second Batch, of text-only rows; it has its own number of rows.
 """
 

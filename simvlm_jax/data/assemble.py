@@ -1,6 +1,7 @@
 """From a config's `data` section to sources and a pipeline."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from ml_collections import ConfigDict
 from simvlm_jax.core.build import build
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
 from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source
+from simvlm_jax.data.transforms import Pixels, answers_of, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
+
+TEXT_FIELDS = ("text", "question", "answer", "hypothesis", "sentence", "source", "target")
+"""Fields of an example that hold one text."""
 
 
 def is_scenes(path: str) -> bool:
@@ -42,6 +47,11 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
     return {"test": open_source(path, data.eval.split)}
 
 
+def eval_pixels(config: ConfigDict) -> Pixels:
+    """How pictures are made ready for evaluation: as in training, without draws."""
+    return Pixels(config.data.image_size, whole=config.data.whole)
+
+
 def validation_source(config: ConfigDict) -> Source:
     """What is evaluated while a run trains: the validation split of `scenes`, else the one evaluation source.
 
@@ -66,7 +76,8 @@ def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:
 
 def texts_of(example: dict[str, Any]) -> list[str]:
     """All texts of an example."""
-    return [*example.get("captions", ()), *([example["text"]] if "text" in example else [])]
+    one = [example[k] for k in TEXT_FIELDS if isinstance(example.get(k), str)]
+    return [*example.get("captions", ()), *one]
 
 
 def _spread(source: Source, count: int) -> Iterator[dict[str, Any]]:
@@ -74,7 +85,7 @@ def _spread(source: Source, count: int) -> Iterator[dict[str, Any]]:
     count = min(len(source), count)
     for i in range(count):
         with contextlib.suppress(Exception):
-            yield source[i * len(source) // count]
+            yield _without_pictures(source, i * len(source) // count)
 
 
 def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Path | None = None) -> Tokenizer:
@@ -102,9 +113,30 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
     return Tokenizer(tokenizer.model, -(-longest // 8) * 8)
 
 
+def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
+    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, in that order.
+
+    Only those seen `at_least` so often count (VQA's 3,129 answers were seen nine times or more); size 0: none are wanted.
+    """
+    wanted = config.data.labels
+    if not wanted.size:
+        return ()
+    seen = Counter(most_frequent(a) for i in range(len(source)) if (a := answers_of(_without_pictures(source, i))))
+    found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
+    if not found:
+        raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")
+    return tuple(found[: wanted.size])
+
+
+def _without_pictures(source: Source, index: int) -> dict[str, Any]:
+    light = getattr(source, "text", None)
+    return light(index) if light else source[index]
+
+
 def make_pipeline(
     config: ConfigDict,
     tokenizer: Tokenizer,
+    labels: tuple[str, ...],
     images: Source,
     documents: Source | None,
     record: Any = None,
@@ -113,7 +145,7 @@ def make_pipeline(
     """The training pipeline: `train.batch_size` image rows and `data.documents.batch_size` text-only rows a batch."""
     data, seed = config.data, config.seed
     assert isinstance(seed, int)
-    steps = [build(t, tokenizer=tokenizer) for t in data.train.transforms]
+    steps = [build(t, tokenizer=tokenizer, labels=labels) for t in data.train.transforms]
     if data.train.cache:  # the first transform draws nothing, so its result can be kept
         images, steps = Cached(images, steps[:1]), steps[1:]
     parts = [Part("images", images, steps, config.train.batch_size)]

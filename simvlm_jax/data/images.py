@@ -16,14 +16,18 @@ class BadImage(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
     """RGB image of encoded bytes: first frame, upright by EXIF, alpha over white, 16-bit scaled to 8.
+
+    Pixels [Y,X,3] uint8, as some data sets store them, are taken as they are.
 
     at_least: a JPEG may be decoded at a reduced scale whose shorter side is still at least this, which is faster.
 
     Raises:
       BadImage: empty, unreadable, truncated, or of more than `max_pixels`.
     """
+    if isinstance(data, np.ndarray):
+        return Image.fromarray(data)
     if not data:
         raise BadImage("the file is empty")
     try:

@@ -16,7 +16,7 @@ from simvlm_jax.core.types import Batch
 from simvlm_jax.data.sources import Source
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
-_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label")
+_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label", "scores")
 _MAX_TRIES = 20
 
 

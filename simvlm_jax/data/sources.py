@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from simvlm_jax.data.files import TABLE_SUFFIXES, FolderSource, TextSource, WebDatasetSource, read_table, texts
+from simvlm_jax.data import questions
+from simvlm_jax.data.files import TABLE_SUFFIXES, FolderSource, Table, TextSource, WebDatasetSource, read_table, texts
 from simvlm_jax.text.tokenizer import clean
 
 
@@ -44,6 +45,7 @@ class TfdsSource:
         features = builder.info.features
         skip = tfds.decode.SkipDecoding()
         raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
+        self._labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
         except ValueError as e:
@@ -66,6 +68,8 @@ class TfdsSource:
         for name in ("captions", "caption"):
             if name in record:
                 example["captions"] = texts(record[name])
+        for name, feature in self._labels.items():
+            example[name] = feature.int2str(int(record[name]))
         return example
 
     def __repr__(self):
@@ -141,7 +145,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
-    folder with a table of captions, or the table itself. Without: the texts of such tables, or a .txt, a document a line.
+    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN, of
+    which `split` is read. Without: the texts of such tables, or a .txt, a document a line.
     Else the name of a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
     """
     here = Path(path).expanduser()
@@ -157,19 +162,26 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
             return TextSource(here)
         if here.suffix.lower() in TABLE_SUFFIXES:
             table = read_table(here)
-            return FolderSource(here.parent, [table]) if images else TextSource(here, [table])
+            return _rows(here.parent, [table]) if images else TextSource(here, [table])
         text = "" if images else "a .txt, "
         raise ValueError(f"path {path!r} is neither {text}a .tar nor a table (*{', *'.join(TABLE_SUFFIXES)})")
     if here.is_dir():
+        if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
+            return known(here, split)
         if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
             tables = [read_table(p) for p in found]
-            return FolderSource(here, tables) if images else TextSource(here, tables)
+            return _rows(here, tables) if images else TextSource(here, tables)
         if tars := sorted(here.glob("*.tar")):
             return WebDatasetSource(tars)
         raise ValueError(f"path {path!r} holds neither .tar shards nor a table of captions")
     if path.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"path {path!r} does not exist")
     return TfdsSource(path, split)
+
+
+def _rows(folder: Path, tables: list[Table]) -> Source:
+    asks = any(set(questions.QUESTION_COLUMNS) & set(row) for table in tables for _, row in table.rows[:1])
+    return questions.from_tables(folder, tables) if asks else FolderSource(folder, tables)
 
 
 def _ranges(path: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.data.images import decode, random_box, resize
+from simvlm_jax.data.scenes.tasks import premise
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 
 Example = dict[str, Any]
@@ -20,24 +21,35 @@ class BadExample(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """`image` bytes to uint8 [1,size,size,3]: the central square, or a random one of at least `smallest` of its area.
+    """`image` bytes, or several `images`, to uint8 [M,size,size,3].
 
-    mirror: share of images turned left to right; captions that say "left" or "right" are then wrong.
+    The central square, or a random one of at least `smallest` of its area; with `whole` all of the picture, squeezed.
+    mirror: share of images turned left to right; texts that say "left" or "right" are then wrong.
     """
 
     size: int
     smallest: float = 1.0
     mirror: float = 0.0
+    whole: bool = False
+
+    def __post_init__(self):
+        if self.whole and self.smallest < 1:
+            raise ValueError(f"{self}: a picture is taken whole or cropped; set one of whole and smallest")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        if "image" not in example:
+        given = example["images"] if "images" in example else [example["image"]] if "image" in example else []
+        if not len(given):
             raise BadExample("the example has no image")
-        image = decode(example["image"], at_least=self.size)
+        made = [self._one(image, rng) for image in given]
+        return {**{k: v for k, v in example.items() if k != "images"}, "image": np.stack(made)}
+
+    def _one(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
+        image = decode(encoded, at_least=self.size)
         box = random_box(*image.size, self.smallest, rng) if self.smallest < 1 else None
-        pixels = resize(image, self.size, box)
+        pixels = resize(image, self.size, (0, 0, *image.size) if self.whole else box)
         if self.mirror and rng.random() < self.mirror:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return {**example, "image": pixels[None]}
+        return pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +65,77 @@ class ChooseCaption:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """`text` to int32 ids [T]: pieces, EOS, padding. A text that is cut has no EOS, for it does not end there."""
+    """A text field to int32 ids [T]: pieces, EOS, padding. A text that is cut has no EOS, for it does not end there."""
 
     tokenizer: Tokenizer
+    field: str = "text"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        ids = _encode(self.tokenizer, example, self.field)
+        return {**example, **_row(self.tokenizer, [*ids, self.tokenizer.vocabulary.eos])}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizePair:
+    """A prompt field and a target field to one text: the prompt's pieces are the prefix, the target's and EOS are predicted.
+
+    A prompt too long for the text loses its beginning, so that the target stays; a target that does not fit is an error.
+    """
+
+    tokenizer: Tokenizer
+    prompt: str = "question"
+    target: str = "answer"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         v = self.tokenizer.vocabulary
-        ids = self.tokenizer.encode(clean(example.get("text", "")))
-        if not ids:
-            raise BadExample("the text is empty")
-        ids = [*ids, v.eos][: v.length]
-        text = np.full(v.length, v.pad, np.int32)
-        text[: len(ids)] = ids
-        return {**example, "text": text, "text_mask": np.arange(v.length) < len(ids)}
+        target = [*_encode(self.tokenizer, example, self.target), v.eos]
+        if len(target) > v.length:
+            raise BadExample(f"the {self.target} is {len(target)} pieces, more than the text length of {v.length}")
+        prompt = _encode(self.tokenizer, example, self.prompt)[-(v.length - len(target)) :]
+        prompt = prompt if len(target) < v.length else []
+        row = _row(self.tokenizer, [*prompt, *target])
+        return {**example, **row, "prefix_length": np.int32(len(prompt))}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeAfter:
+    """A text after a first part of `slots`, which holds the premise of an example of `scenes/entail`, or nothing.
+
+    The text begins at the same slot whether its premise is read or seen, so that a model that was taught on read ones can
+    be asked about seen ones (SimVLM, section 4.3). The first part is the prefix.
+    """
+
+    tokenizer: Tokenizer
+    slots: int
+    field: str = "hypothesis"
+    read: bool = True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        v = self.tokenizer.vocabulary
+        first = self.tokenizer.encode(premise(example["scene"], example["curtain"])) if self.read else []
+        if len(first) > self.slots:
+            raise BadExample(f"the premise is {len(first)} pieces, more than the {self.slots} it has room in")
+        after = _row(self.tokenizer, [*_encode(self.tokenizer, example, self.field), v.eos], v.length - self.slots)
+        before = _row(self.tokenizer, first, self.slots)
+        row = {k: np.concatenate([before[k], after[k]]) for k in before}
+        return {**example, **row, "prefix_length": np.int32(self.slots)}
+
+
+def _encode(tokenizer: Tokenizer, example: Example, field: str) -> list[int]:
+    if field not in example:
+        raise BadExample(f"the example has no {field!r}; it has {sorted(example)}")
+    ids = tokenizer.encode(clean(str(example[field])))
+    if not ids:
+        raise BadExample("the text is empty" if field == "text" else f"the {field} is empty")
+    return ids
+
+
+def _row(tokenizer: Tokenizer, ids: list[int], length: int = 0) -> dict[str, np.ndarray]:
+    """ids [length] (by default T), cut or padded, and their mask."""
+    length = length or tokenizer.vocabulary.length
+    text = np.full(length, tokenizer.vocabulary.pad, np.int32)
+    text[: len(ids)] = ids[:length]
+    return {"text": text, "text_mask": np.arange(length) < len(ids)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +150,57 @@ class DrawPrefix:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         length = rng.integers(int(example["text_mask"].sum()))
         return {**example, "prefix_length": np.int32(0 if rng.random() < self.empty else length)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FixPrefix:
+    """`prefix_length` 0, or with `whole` all pieces but EOS: the text goes to a model's decoder, or to its encoder."""
+
+    whole: bool = False
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "prefix_length": np.int32(example["text_mask"].sum() - 1 if self.whole else 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """`label`: the place of the most frequent answer in the run's list of answers, -1 if it is not there.
+
+    soft: where several people answered, `scores` [A] too: 0.3 for each who gave an answer, at most 1, as VQA counts.
+    """
+
+    labels: tuple[str, ...]
+    soft: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "_place", {name: i for i, name in enumerate(self.labels)})
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        given = answers_of(example)
+        if not given:
+            raise BadExample("the example has no answer")
+        row: Example = {"label": np.int32(self._place.get(most_frequent(given), -1))}
+        if self.soft:
+            scores = np.zeros(len(self.labels), np.float32)
+            for answer in given:
+                if answer in self._place:
+                    scores[self._place[answer]] += 0.3 if len(given) > 1 else 1.0
+            row["scores"] = np.minimum(scores, 1)
+        return {**example, **row}
+
+
+def answers_of(example: Example) -> list[str]:
+    """What people answered to an example: `answers`, or the one `answer` or `label`, as lower-case text."""
+    given = example.get("answers")
+    if given is None:
+        given = [example[k] for k in ("answer", "label") if example.get(k) is not None][:1]
+    given = [a.get("answer") if isinstance(a, dict) else a for a in given]
+    return [clean(a if isinstance(a, bytes) else str(a)).lower() for a in given]
+
+
+def most_frequent(answers: list[str]) -> str:
+    """The answer most people gave, the first of them where several are."""
+    return max(answers, key=answers.count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,29 @@
-"""Token-by-token generation over `prefill` and `extend`: batched, cached, each row on its own.
+"""Text from a model by `prefill` and `extend`: batched, cached, each row on its own.
 
 A row's result depends on its own inputs, seed and id alone: not on its neighbours, their number, or padding.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Batch, Vocabulary
-from simvlm_jax.decode.sampling import Sampler
+from simvlm_jax.decode.beam import beam_search
+from simvlm_jax.decode.constraints import constrain
+from simvlm_jax.decode.decoding import Decoding
+
+
+class Generated(NamedTuple):
+    """The N best hypotheses of each row, the best first.
+
+    tokens [B,N,max_length] int32 ended by EOS then pad; a forced prefix is part of them. score [B,N] fp32: the
+    log-likelihood in nats, forced pieces left out, EOS included; divided by length^length_penalty in a beam search.
+    """
+
+    tokens: Any
+    score: Any
 
 
 def generate(
@@ -19,36 +33,54 @@ def generate(
     batch: Batch,
     *,
     vocabulary: Vocabulary,
-    max_length: int,
-    sampler: Sampler,
+    decoding: Decoding,
+    forced: tuple[int, ...] = (),
     seed: int = 0,
-):
-    """Continues each row's prompt: (tokens [B,max_length] int32 ended by EOS then pad, log-probability [B] fp32).
+) -> Generated:
+    """Continues each row's prompt by `decoding.max_length` pieces at most.
 
-    The log-probability is the model's own, of all tokens chosen, EOS included. Rows draw from keys made of `seed` and
-    their `id` (their number in the batch where there is none).
+    forced: pieces every answer begins with. Rows draw from keys made of `seed` and their `id` (their number in the batch
+    where there is none).
     """
-    extend = capabilities["extend"]
-    logits, cache = capabilities["prefill"](params, extra, batch, max_length)
-    B = logits.shape[0]
-    ids = batch.get("id", jnp.arange(B))
+    if decoding.max_length < 1:
+        raise ValueError(f"decoding.max_length {decoding.max_length}: name the number of pieces to generate")
+    if len(forced) >= decoding.max_length:
+        raise ValueError(f"a forced prefix of {len(forced)} pieces fills max_length {decoding.max_length}")
+    logits, cache = capabilities["prefill"](params, extra, batch, decoding.max_length)
+
+    def extend(cache, chosen):
+        logits, cache = capabilities["extend"](params, extra, cache, chosen[:, None])
+        return logits[:, 0], cache
+
+    if decoding.beams > 1:
+        return Generated(*beam_search(extend, logits, cache, vocabulary, decoding, forced))
+    ids = batch.get("id", jnp.arange(logits.shape[0]))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids.astype(jnp.uint32))
-    tokens = jnp.full((B, max_length), vocabulary.pad, jnp.int32)
+    tokens, total = one_by_one(extend, logits, cache, keys, vocabulary, decoding, forced)
+    return Generated(tokens[:, None], total[:, None])
+
+
+def one_by_one(extend, logits, cache, keys, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]):
+    """Greedy or sampled: (tokens [B,L], log-likelihood [B]), the likelihood being the model's own, without any rule."""
+    B, L = logits.shape[0], decoding.max_length
+    tokens = jnp.full((B, L), vocabulary.pad, jnp.int32)
     start = (jnp.zeros((), jnp.int32), logits, cache, tokens, jnp.zeros((B,)), jnp.zeros((B,), bool))
 
     def unfinished(carry):
         i, _, _, _, _, done = carry
-        return (i < max_length) & ~done.all()
+        return (i < L) & ~done.all()
 
     def step(carry):
         i, logits, cache, tokens, total, done = carry
-        chosen = sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
-        likely = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), chosen[:, None], 1)[:, 0]
+        logits = logits.astype(jnp.float32)
+        allowed = constrain(logits, tokens, i, decoding, vocabulary, forced)
+        chosen = decoding.sampler(allowed, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+        likely = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], 1)[:, 0]
         chosen = jnp.where(done, vocabulary.pad, chosen)
-        total = total + jnp.where(done, 0.0, likely)
-        logits, cache = extend(params, extra, cache, chosen[:, None])
-        done = done | (chosen == vocabulary.eos)
-        return i + 1, logits[:, 0], cache, tokens.at[:, i].set(chosen), total, done
+        total = total + jnp.where(done | (i < len(forced)), 0.0, likely)
+        tokens, done = tokens.at[:, i].set(chosen), done | (chosen == vocabulary.eos)
+        logits, cache = extend(cache, chosen)
+        return i + 1, logits, cache, tokens, total, done
 
     _, _, _, tokens, total, _ = jax.lax.while_loop(unfinished, step, start)
     return tokens, total

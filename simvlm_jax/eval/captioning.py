@@ -1,178 +1,99 @@
-"""Captioning: generate one caption an image and score it against references and, where there is one, the scene graph."""
+"""Captioning: one caption an image, scored against references and, where there is one, the scene graph.
+
+COCO's protocol scores the whole set at once; NoCaps' adds its domains (Agrawal et al., ICCV 2019): "overall" is over all
+images, not the mean of the three. Here every slice uses the document frequencies of the whole set, so that slices compare.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from simvlm_jax.core.types import Model
-from simvlm_jax.data.images import decode, resize
-from simvlm_jax.data.pipeline import TooManyBadExamples
-from simvlm_jax.data.scenes import judge
+from simvlm_jax.data.scenes import graph, judge
 from simvlm_jax.data.scenes.graph import Scene
-from simvlm_jax.data.sources import Source
-from simvlm_jax.data.transforms import BadExample
-from simvlm_jax.decode.generate import generate
-from simvlm_jax.decode.sampling import Sampler
-from simvlm_jax.eval.metrics.caption import CiderD, caption_scores
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.caption import CiderD, caption_scores, caption_scores_per_image
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
-from simvlm_jax.parallel.mesh import place_batch, replicated
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
+
+DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
 
 
-class MissingCapability(ValueError):
-    """The model cannot do what an evaluator needs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captioning(Suite):
+    """Captions by generation; with a `prompt` such as "a picture of" the zero-shot protocol of SimVLM, section 4.2.
 
-
-@dataclasses.dataclass(frozen=True)
-class Captioner:
-    """Captions for pixels, by any model that has `prefill` and `extend`; compiled once for a batch size, which is
-    rounded up to a multiple of the mesh.
-
-    max_length: pieces after the prompt, EOS included; 0 for as many as the model's text length leaves.
+    prompt: text every caption begins with, read as a prefix. forced: the same, written by the decoder instead.
     """
 
-    model: Model
-    tokenizer: Tokenizer
-    mesh: jax.sharding.Mesh
-    batch_size: int = 100
     prompt: str = ""
-    max_length: int = 0
-    sampler: Sampler = Sampler()
-    seed: int = 0
+    forced: str = ""
+    how: Decoding = Decoding()
 
-    def __post_init__(self):
-        capabilities = self.model.capabilities()
-        if missing := [name for name in ("prefill", "extend") if name not in capabilities]:
-            raise MissingCapability(f"captioning needs {', '.join(missing)}, which {type(self.model).__name__} lacks")
-        vocabulary = self.tokenizer.vocabulary
-        prompt = self.tokenizer.encode(self.prompt)
-        room = vocabulary.length - len(prompt)
-        if room < 1:
-            raise ValueError(f"the prompt {self.prompt!r} is {len(prompt)} pieces, the text length {vocabulary.length}")
-        length = self.max_length or room
-        if length > room:
-            raise ValueError(f"max_length {length} does not fit: the prompt leaves room for {room} pieces")
+    fields = ("image", "captions")
 
-        def run(params, extra, batch):
-            return generate(
-                capabilities,
-                params,
-                extra,
-                batch,
-                vocabulary=vocabulary,
-                max_length=length,
-                sampler=self.sampler,
-                seed=self.seed,
-            )
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        out: Answered = []
+        opening = f"{self.prompt} " if self.prompt else ""
+        for rows, images in examples.chunks(engine.batch_size):
+            made = engine.generate(images, [self.prompt] * len(rows), draw_ids(rows), self.how, self.forced)
+            for example, hypotheses in zip(rows, made, strict=True):
+                best = tuple((f"{opening}{text}".strip(), score) for text, score in hypotheses)
+                out.append((example, Answer(*best[0], best)))
+        return out
 
-        devices = self.mesh.size  # a batch's rows must divide over them
-        object.__setattr__(self, "batch_size", -(-self.batch_size // devices) * devices)
-        object.__setattr__(self, "_prompt", np.asarray(prompt, np.int32))
-        object.__setattr__(self, "_run", jax.jit(run, out_shardings=replicated(self.mesh)))
-
-    def __call__(self, params: Any, extra: Any, images: np.ndarray, ids: np.ndarray) -> list[str]:
-        """Captions of uint8 images [N,1,Y,X,C], prompt included; N is padded to a multiple of the batch size."""
-        captions: list[str] = []
-        for start in range(0, len(images), self.batch_size):
-            rows = images[start : start + self.batch_size]
-            short = self.batch_size - len(rows)
-            pad = lambda x, n=short: np.concatenate([x, np.repeat(x[-1:], n, axis=0)]) if n else x  # noqa: E731
-            prompt = np.broadcast_to(self._prompt, (self.batch_size, len(self._prompt)))
-            batch = {
-                "image": pad(rows),
-                "text": prompt,
-                "text_mask": np.ones(prompt.shape, bool),
-                "id": pad(ids[start : start + self.batch_size]),
-            }
-            tokens, _ = self._run(params, extra, place_batch(self.mesh, batch))
-            for row in np.asarray(tokens)[: len(rows)]:
-                captions.append(self.tokenizer.decode([*self._prompt, *row]))
-        return captions
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One judged image, for the page."""
-
-    key: str
-    pixels: np.ndarray
-    caption: str
-    references: list[str]
-    verdict: judge.Verdict | None
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionSuite:
-    """A set of images with references; examples that cannot be read or have none are left out.
-
-    limit: evaluate only so many of an even spread (0: all). bad: share of examples that may be left out. record: gets a
-    row for each of them.
-    """
-
-    split: str
-    source: Source
-    image_size: int
-    limit: int = 0
-    bad: float = 0.05
-    record: Callable[[dict[str, Any]], None] | None = None
-
-    def __post_init__(self):
-        n = len(self.source)
-        count = min(self.limit, n) if self.limit else n
-        object.__setattr__(self, "_indices", [i * n // count for i in range(count)])
-
-    def load(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """(pixels [N,1,Y,X,C], examples) of the good ones.
-
-        Raises:
-          TooManyBadExamples: more than the limit are bad.
-        """
-        pixels, examples, wrong = [], [], []
-        for i in self._indices:
-            try:
-                example = dict(self.source[i])
-                if not example.get("captions"):
-                    raise BadExample("the example has no caption")
-                image = decode(example.pop("image"), at_least=self.image_size)
-                pixels.append(resize(image, self.image_size)[None])
-                examples.append(example)
-            except Exception as e:  # as in the pipeline: people's files fail in any way they like
-                key = self.source.key(i)
-                wrong.append(f"{key!r}: {e}")
-                if self.record is not None:
-                    self.record({"part": self.split, "key": key, "error": f"{type(e).__name__}: {e}"})
-        if not pixels or len(wrong) > self.bad * len(self._indices):
-            raise TooManyBadExamples(
-                f"{len(wrong)} of {len(self._indices)} examples of {self.split!r} are bad, over the limit of "
-                f"{self.bad:.1%}; the last was {wrong[-1]}. Mend the data or raise config.data.quarantine."
-            )
-        return np.stack(pixels), examples
-
-    def run(
-        self, captioner: Captioner, params: Any, extra: Any, blind: bool = False
-    ) -> tuple[dict[str, float], list[Sample]]:
-        """(scores, samples). `blind` zeroes every image: what the model says without looking."""
-        pixels, examples = self.load()
-        seen = np.zeros_like(pixels) if blind else pixels
-        captions = captioner(params, extra, seen, np.arange(len(seen), dtype=np.int64))
-        references = [e["captions"] for e in examples]
-        scores = caption_scores(captions, references)
-        scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e in examples]
-        known = [(s, c) for s, c in zip(scenes, captions, strict=True) if s is not None]
+    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+        said, references = [a.text for _, a in answered], [e["captions"] for e, _ in answered]
+        scores = caption_scores(said, references)
+        scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e, _ in answered]
+        known = [(s, c) for s, c in zip(scenes, said, strict=True) if s is not None]
         if known:
             scores = {**judge.scores(*map(list, zip(*known, strict=True))), **scores}
-        samples = [
-            Sample(e["key"], p[0], c, r, judge.judge(s, c) if s else None)
-            for e, p, c, r, s in zip(examples, pixels, captions, references, scenes, strict=True)
-        ]
-        return scores, samples
+        each = [row["cider"] for row in caption_scores_per_image(said, references)]
+        scores |= _by_domain([domain_of(e) for e, _ in answered], each)
+        items = []
+        for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):
+            verdict = judge.judge(scene, answer.text) if scene else None
+            wrong = verdict.said - verdict.true if verdict else 0
+            items.append(
+                Item(
+                    example,
+                    answer,
+                    truth=tuple(example["captions"]),
+                    right=verdict.accurate if verdict else None,
+                    badness=wrong + 1 / (1 + cider) if wrong or not verdict else 0.0,
+                    claims=tuple(verdict.claims) if verdict else (),
+                )
+            )
+        return Outcome({k: v for k, v in scores.items() if np.isfinite(v)}, items)
+
+    def constant(self, engine: Engine, answered: Answered, texts: Sequence[str]) -> Answered:
+        """The one caption of the training data that scores the best CIDEr-D when said of every image."""
+        if not texts or all("scene" in e for e, _ in answered):  # a scene's caption is never right of another
+            return []
+        cider = CiderD([[ptb_tokenize(r) for r in e["captions"]] for e, _ in answered])
+        best = max(texts, key=lambda c: cider.constant(ptb_tokenize(c)))
+        return [(example, Answer(best)) for example, _ in answered]
+
+    def decoding(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "forced": self.forced, **dataclasses.asdict(self.how)}
 
 
-def best_constant(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """The candidate caption that scores the best CIDEr-D when said of every image, and its scores."""
-    cider = CiderD([[ptb_tokenize(r) for r in refs] for refs in references])
-    best = max(candidates, key=lambda c: cider.constant(ptb_tokenize(c)))
-    return best, caption_scores([best] * len(references), references)
+def domain_of(example: Example) -> str | None:
+    """in, near or out: as the data says, or by how many of a scene's (colour, shape) pairs training never shows."""
+    if "domain" in example:
+        return DOMAINS.get(example["domain"], example["domain"])
+    if "scene" not in example:
+        return None
+    unseen = [(o.colour, o.shape) in graph.HELD_OUT for o in Scene.from_json(example["scene"]).objects]
+    return "out" if all(unseen) else "near" if any(unseen) else "in"
+
+
+def _by_domain(domains: list[str | None], cider: list[float]) -> dict[str, float]:
+    """Mean CIDEr-D of every domain, where there are several."""
+    found = sorted({d for d in domains if d})
+    if len(found) < 2:
+        return {}
+    return {f"cider_{d}": float(np.mean([c for c, at in zip(cider, domains, strict=True) if at == d])) for d in found}

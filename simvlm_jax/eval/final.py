@@ -1,126 +1,174 @@
-"""The evaluation at the end of a run: every split and the controls, `results.json`, and the page."""
+"""The evaluation at the end of a run: every suite on every split, the controls, `results.json`, and the page."""
 
-import hashlib
-import importlib.metadata
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.sources import Source
-from simvlm_jax.eval.captioning import Captioner, CaptionSuite, Sample, best_constant
+from simvlm_jax.data.sources import Source, open_source
+from simvlm_jax.data.transforms import Pixels
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.provenance import provenance
+from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite
 from simvlm_jax.run.directory import RunDir
-from simvlm_jax.run.report import Card, write_report
+from simvlm_jax.run.report import Card, Section, write_report
 
-_PACKAGES = ("jax", "flax", "optax", "numpy", "pillow", "sentencepiece", "simvlm_jax")
-
-
-def provenance(captioner: Captioner, suite: CaptionSuite, images: int, step: int) -> dict[str, Any]:
-    """What a score depends on; `images` are those scored."""
-    label = f"{suite.source!r} {len(suite.source)} limit {suite.limit}"
-    return {
-        "data": {"source": label, "fingerprint": hashlib.sha256(label.encode()).hexdigest()[:16], "images": images},
-        "prompt": captioner.prompt,
-        "preprocessing": {"image_size": suite.image_size, "crop": "central square", "resample": "bicubic"},
-        "decoding": {
-            "temperature": captioner.sampler.temperature,
-            "top_k": captioner.sampler.top_k,
-            "top_p": captioner.sampler.top_p,
-            "max_length": captioner.max_length,
-            "seed": captioner.seed,
-        },
-        "tokenizer": captioner.tokenizer.sha256[:16],
-        "checkpoint": step,
-        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
+CARDS, MISTAKES = 24, 8
 
 
 def evaluate_run(
     run: RunDir,
-    captioner: Captioner,
+    engine: Engine,
+    suites: dict[str, Suite],
     sources: dict[str, Source],
-    params: Any,
-    extra: Any,
     step: int,
     *,
     trained: int,
-    image_size: int,
+    pixels: Pixels,
     limit: int = 0,
     bad: float = 0.05,
-    constants: list[str] | None = None,
-    cards: int = 24,
-    say: Any = print,
+    texts: Callable[[], Sequence[str]] = tuple,
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Scores every split, and on "test" the blind control too; writes the page and results.json.
+    """Runs every suite on its splits, with controls on the first; writes the page and results.json.
 
-    step: of the weights. trained: how far the run has come. bad: share of examples that may be left out.
-    constants: candidate captions of which the best constant one is a second control on "test".
+    sources: the run's own evaluation data by split. step: of the weights. trained: how far the run has come. bad: share of
+    examples that may be left out. texts: training texts that may serve as the best constant answer.
     """
-    entries, galleries = [], {}
-    for split in sorted(sources, key=lambda name: name != "test"):
-        source = sources[split]
-        suite = CaptionSuite(split, source, image_size, limit, bad, run.quarantine)
-        scores, samples = suite.run(captioner, params, extra)
-        why = provenance(captioner, suite, len(samples), step)
-        entries.append(_entry(split, None, scores, why))
-        say(_line(split, scores))
-        galleries[split] = [  # from the last on: in `scenes` those hold the most objects
-            _card(s, captioner, params, extra) for s in samples[:: -max(len(samples) // cards, 1)][:cards]
-        ]
-        if split != "test":
-            continue
-        blind, _ = suite.run(captioner, params, extra, blind=True)
-        entries.append(_entry(split, "blind", blind, why))
-        say(_line("test, blind", blind))
-        if constants:
-            said, constant = best_constant([s.references for s in samples], constants)
-            entries.append(_entry(split, "constant", constant, {**why, "decoding": {"constant": said}}))
-            say(_line("test, best constant caption", constant))
-    write_report(run, entries, galleries)
+    entries: list[dict[str, Any]] = []
+    sections: list[Section] = []
+    for name, suite in suites.items():
+        for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
+            examples = make_examples(suite, split, source, pixels, limit, bad, run.quarantine)
+            made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
+            entries += made
+            sections.append(_section(f"{name} · {split}", engine, examples, outcome))
+    write_report(run, entries, sections)
     run.write_results(step, trained, entries)  # last, for it says that the run is finished
     return entries
 
 
-def _entry(split: str, control: str | None, scores: dict[str, float], why: dict[str, Any]) -> dict[str, Any]:
-    known = {k: v for k, v in scores.items() if np.isfinite(v)}
-    return {"suite": "captions", "split": split, "control": control, "scores": known, "provenance": why}
+def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]:
+    """A suite's own data, or the run's; "test" first."""
+    if suite.path:
+        return {name: open_source(suite.path, split) for name, split in (suite.splits or {"test": "test"}).items()}
+    if unknown := [s for s in suite.splits if s not in sources]:
+        raise ValueError(f"a suite names split {unknown[0]!r}; config.data.eval.splits has {', '.join(sources)}")
+    chosen = {k: sources[k] for k in suite.splits or sources}
+    return dict(sorted(chosen.items(), key=lambda item: item[0] != "test"))
 
 
-def _line(name: str, scores: dict[str, float]) -> str:
-    shown = ("scene_accuracy", "coverage", "hallucination", "cider", "bleu4", "rouge_l")
-    return f"{name:>28}  " + "  ".join(f"{k} {scores[k]:.3f}" for k in shown if k in scores)
-
-
-def _card(sample: Sample, captioner: Captioner, params: Any, extra: Any) -> Card:
-    """A sample for the page, with the attention of every word where the model can show it."""
-    return Card(
-        key=sample.key,
-        png=_png(sample.pixels),
-        caption=sample.caption,
-        references=sample.references,
-        claims=list(sample.verdict.claims) if sample.verdict else [],
-        right=sample.verdict.accurate if sample.verdict else None,
-        words=_attention(sample, captioner, params, extra),
+def make_examples(
+    suite: Suite, split: str, source: Source, pixels: Pixels, limit: int, bad: float, record: Any, blind: bool = False
+) -> Examples:
+    """The examples a suite asks about."""
+    return Examples(
+        split,
+        source,
+        pixels if getattr(suite, "images", True) else None,
+        fields=suite.fields,
+        limit=suite.limit or limit,
+        bad=bad,
+        record=record,
+        blind=blind,
+        expand=suite.expand,
     )
 
 
-def _attention(sample: Sample, captioner: Captioner, params: Any, extra: Any) -> list[tuple[str, list[list[float]]]]:
-    attention = captioner.model.capabilities().get("attention")
-    ids = captioner.tokenizer.encode(sample.caption)[: captioner.tokenizer.vocabulary.length]
+def evaluate(
+    engine: Engine,
+    name: str,
+    suite: Suite,
+    examples: Examples,
+    step: int,
+    *,
+    controls: bool = True,
+    texts: Callable[[], Sequence[str]] = tuple,
+    say: Callable[[str], None] = print,
+) -> tuple[list[dict[str, Any]], Outcome]:
+    """(results.json entries of one suite on one split, with its controls; the outcome without control)."""
+    answered = suite.answers(engine, examples)
+    outcome = suite.outcome(engine, answered)
+    why = provenance(engine, suite, examples, len(answered), step)
+
+    def entry(control: str | None, scores: dict[str, float], why: dict[str, Any]) -> dict[str, Any]:
+        say(_line(f"{name} · {examples.split}" + (f", {control}" if control else ""), scores))
+        return {"suite": name, "split": examples.split, "control": control, "scores": scores, "provenance": why}
+
+    entries = [entry(None, outcome.scores, why)]
+    if controls and "blind" in suite.controls and examples.pictured:
+        unseen = examples.unseen()
+        scores = suite.outcome(engine, suite.answers(engine, unseen)).scores
+        entries.append(entry("blind", scores, {**why, "preprocessing": unseen.preprocessing()}))
+    if controls and "constant" in suite.controls:
+        same = suite.constant(engine, answered, texts())
+        if same:
+            scores = suite.outcome(engine, same).scores
+            entries.append(entry("constant", scores, {**why, "decoding": {"constant": same[0][1].text}}))
+    return entries, outcome
+
+
+def _line(name: str, scores: dict[str, float]) -> str:
+    shown = (
+        "scene_accuracy",
+        "coverage",
+        "hallucination",
+        "cider",
+        "bleu4",
+        "rouge_l",
+        "accuracy",
+        "f1",
+        "bleu",
+        "exact",
+    )
+    return f"{name:>28}  " + "  ".join(f"{k} {scores[k]:.3f}" for k in shown if k in scores)
+
+
+def _section(title: str, engine: Engine, examples: Examples, outcome: Outcome) -> Section:
+    """What the page shows of an outcome: a spread of examples, the worst mistakes, the confusion of answers."""
+    items = outcome.items
+    spread = items[:: -max(len(items) // CARDS, 1)][:CARDS]  # from the last on: in `scenes` those hold the most objects
+    worst = sorted((i for i in items if i.badness > 0), key=lambda i: -i.badness)[:MISTAKES]
+    return Section(
+        title,
+        [_card(item, engine, examples) for item in spread],
+        [_card(item, engine, examples) for item in worst],
+        outcome.confusion,
+    )
+
+
+def _card(item: Item, engine: Engine, examples: Examples) -> Card:
+    """An item for the page, with the attention of every word where the model can show it."""
+    images = examples.image(item.example["index"]) if examples.pictured else np.zeros((0, 1, 1, 3), np.uint8)
+    return Card(
+        key=str(item.example["key"]),
+        images=[_png(image) for image in images],
+        said=item.answer.text,
+        asked=item.asked,
+        references=list(item.truth),
+        claims=list(item.claims),
+        right=item.right,
+        words=[] if item.asked or len(images) != 1 else _attention(item.answer.text, images, engine),
+        n_best=list(item.answer.n_best) if len(item.answer.n_best) > 1 else [],
+    )
+
+
+def _attention(said: str, images: np.ndarray, engine: Engine) -> list[tuple[str, list[list[float]]]]:
+    attention = engine.model.capabilities().get("attention")
+    ids = engine.tokenizer.encode(said)[: engine.vocabulary.length]
     if attention is None or not ids:
         return []
-    text = np.zeros((1, captioner.tokenizer.vocabulary.length), np.int32)
+    text = np.zeros((1, engine.vocabulary.length), np.int32)
     text[0, : len(ids)] = ids
     mask = np.arange(text.shape[1])[None] < len(ids)
-    weights = np.asarray(
-        _jitted(attention)(params, extra, {"image": sample.pixels[None, None], "text": text, "text_mask": mask})
-    )[0]
+    rows = {"image": images[None], "text": text, "text_mask": mask}
+    weights = np.asarray(_jitted(attention)(engine.params, engine.extra, rows))[0]
     side = round(weights.shape[-1] ** 0.5)
     words: list[tuple[str, np.ndarray]] = []
-    for piece, row in zip(captioner.tokenizer.pieces(ids), weights[: len(ids)], strict=True):
+    for piece, row in zip(engine.tokenizer.pieces(ids), weights[: len(ids)], strict=True):
         if piece.startswith(" ") or not words:
             words.append((piece.strip(), row))
         else:

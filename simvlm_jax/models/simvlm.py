@@ -13,6 +13,11 @@ for encoder and decoder; prefix length uniform over [0, pieces] so that at least
 
 The ablations of table 5 are fields: `stem_stages` 2, 3, 4, or 0 for plain patches (the token grid stays that of
 `patch`); `decoder_only`; `objective`.
+
+Fine-tuning to classify (section 4.1, VQA, SNLI-VE, NLVR2) puts a linear head on the decoder's output at the last token of
+the text. Where the text stands is the prefix length's to say: 0 feeds it to the decoder, the image alone to the encoder;
+its full length puts it into the encoder beside the image. Several images are as many passes, whose outputs are
+concatenated (NLVR2).
 """
 
 import dataclasses
@@ -32,7 +37,7 @@ from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import resize_grid, resize_relative
 from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
-from simvlm_jax.objectives.cross_entropy import cross_entropy
+from simvlm_jax.objectives.cross_entropy import cross_entropy, soft_cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
 _RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
@@ -81,6 +86,11 @@ class Network(nn.Module):
             self.encoder_norm = LayerNorm(dtype)
             self.decoder = stack(decoder, cross=True)
         self.decoder_norm = LayerNorm(dtype)
+        if m.classes:
+            kernel = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("D", None))
+            self.head_kernel = self.param("head_kernel", kernel, (m.images * D, m.classes))
+            bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            self.head_bias = self.param("head_bias", bias, (m.classes,))
 
     def embed(self, image, image_mask, tokens, positions, sight: Sight | None) -> tuple[Any, Any]:
         """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
@@ -100,22 +110,59 @@ class Network(nn.Module):
         both = bidirectional(valid) if sight is None else join(bidirectional(valid), sight)
         return jnp.concatenate([seen, text], axis=1), both
 
+    def everything(self, batch, layout: "Layout"):
+        """Touches every parameter once, to make them."""
+        out = self.teacher_forced(batch, layout)
+        if not self.model.classes:
+            return out
+        several = {**batch, "image": jnp.repeat(batch["image"][:, :1], self.model.images, axis=1)}
+        return out, self.classify({k: v for k, v in several.items() if k != "image_mask"}, layout)
+
+    def classify(self, batch, layout: "Layout"):
+        """Logits [B,classes] in fp32 (or wider), from the decoder's output at the last slot that is predicted."""
+        M, B = self.model.images, batch["text"].shape[0]
+        rows = {k: batch[k] for k in ("image", "image_mask") if k in batch}
+        if M > 1:  # a pass an image, with the same text
+            rows = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in rows.items()}
+            layout = dataclasses.replace(
+                layout, **{k: jnp.repeat(v, M, axis=0) for k, v in vars(layout).items() if k != "aligned"}
+            )
+        x = self.decoder_norm(self.decode(rows, layout))
+        slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
+        last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0].reshape(B, -1)
+        precise = statistics_dtype(x.dtype)
+        return jnp.dot(last, self.head_kernel.astype(x.dtype), preferred_element_type=precise) + self.head_bias
+
+    def features(self, image):
+        """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
+        empty = jnp.zeros((image.shape[0], 1), jnp.int32)
+        unseen = bidirectional(jnp.zeros(empty.shape, bool))
+        if self.model.decoder_only:
+            x, sight = self.embed(image, None, empty, empty, unseen)
+            x, _ = self.decoder(x, Shared(visible(sight, sight)))
+            x = self.decoder_norm(x)
+        else:
+            x, _ = self.encode(image, None, empty, empty, unseen)
+        return x[:, :-1].astype(statistics_dtype(x.dtype)).mean(1)
+
     def teacher_forced(self, batch, layout: "Layout"):
         """Logits [B,T',V] of every decoder slot of a layout."""
+        return self.logits(self.decode(batch, layout))
+
+    def decode(self, batch, layout: "Layout"):
+        """The decoder's output [B,T',D] at every slot of a layout, before the last norm."""
         image, image_mask = batch.get("image"), batch.get("image_mask")
         given = bidirectional(layout.given)
         if self.model.decoder_only:
             x, sight = self.embed(image, image_mask, *layout.one_sequence())
             x, _ = self.decoder(x, Shared(visible(sight, sight)), image_tokens=image is not None)
-            x = x[:, -layout.targets.shape[1] :]
-        else:
-            context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
-            x, _ = self.embed(None, None, layout.inputs, layout.input_positions, given)
-            sight = causal(layout.predicted)
-            everything = Sight(jnp.zeros_like(seen.block), seen.segment)
-            shared = Shared(visible(sight, sight), context, visible(sight, everything))
-            x, _ = self.decoder(x, shared)
-        return self.logits(x)
+            return x[:, -layout.targets.shape[1] :]
+        context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
+        x, _ = self.embed(None, None, layout.inputs, layout.input_positions, given)
+        sight = causal(layout.predicted)
+        everything = Sight(jnp.zeros_like(seen.block), seen.segment)
+        shared = Shared(visible(sight, sight), context, visible(sight, everything))
+        return self.decoder(x, shared)[0]
 
     def encode(self, image, image_mask, tokens, positions, sight):
         """The encoder's output [B,P+T,D] over [image; prefix] and its Sight."""
@@ -180,6 +227,7 @@ class SimVLM(BaseModel):
       stem_stages: ResNet stages of the conv stem, 0 for plain patches.
       decoder_only: one stack of both depths instead of encoder and decoder.
       objective: "prefix_lm", "lm" (no text in the prefix) or "span_corruption" (T5).
+      classes: of the head that fine-tuning to classify puts on the decoder, 0 for none. images: a row, to classify.
       dropout, drop_path: off in pre-training, 0.1 in fine-tuning; drop_path acts on the conv stem and the encoder only.
       compute: dtype, remat, scan.
     """
@@ -191,6 +239,8 @@ class SimVLM(BaseModel):
     stem_stages: int = 3
     decoder_only: bool = False
     objective: str = "prefix_lm"
+    classes: int = 0
+    images: int = 1
     dropout: float = 0.0
     drop_path: float = 0.0
     compute: Compute = Compute()
@@ -222,28 +272,54 @@ class SimVLM(BaseModel):
         return Network(self)
 
     def init(self, rng, batch):
-        with_image = {k: v for k, v in batch.items() if k != "documents"}
-        if "image" not in with_image:
-            raise ValueError("SimVLM is initialised on a batch with images; this one has only text")
-        small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), with_image)
-        variables = self.network.init(rng, small, self.layout(small), method="teacher_forced")
+        rows = {k: v for k, v in batch.items() if k != "documents"}
+        small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
+        small["image"] = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)  # also where rows have none
+        small.pop("image_mask", None)
+        layout = prefix_layout(small["text"], small["text_mask"], np.zeros(1, np.int32), self.vocabulary.bos)
+        variables = self.network.init(rng, small, layout, method="everything")
         return variables["params"], {}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        """The language-model loss, over images with text and over documents alike (section 3.1)."""
+        """The language-model loss, over images with text and over documents alike (section 3.1).
+
+        Rows with a `label` or `scores` are classified instead; label -1 is an answer outside the list and trains nothing.
+        """
         groups = {"text": {k: v for k, v in batch.items() if k != "documents"}}
         if "documents" in batch:
             groups["documents"] = batch["documents"]
-        aux, total, count = {}, 0.0, 0.0
+        terms, aux, total, count = {}, {}, 0.0, 0.0
         for i, (name, group) in enumerate(groups.items()):
-            layout = self.layout(group)
             streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}
+            if "label" in group or "scores" in group:
+                terms["classify"], aux["classify_accuracy"] = self._classified(params, group, streams)
+                continue
+            layout = self.layout(group)
             logits = self.network.apply({"params": params}, group, layout, rngs=streams, method="teacher_forced")
             weight = layout.predicted * group["weight"][:, None]
             loss, tokens, correct = cross_entropy(logits, layout.targets, weight)
             aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
             total, count = total + loss, count + tokens
-        return {}, {"lm": Term(total, count)}, aux
+            terms["lm"] = Term(total, count)
+        return {}, terms, aux
+
+    def _classified(self, params, group, streams) -> tuple[Term, Term]:
+        """(loss, accuracy) of classified rows: softmax over a label, or a sigmoid an answer with soft scores."""
+        logits = self._class_logits(params, group, streams)
+        if "scores" in group:
+            loss, rows, right = soft_cross_entropy(logits, group["scores"], group["weight"])
+        else:
+            weight = group["weight"] * (group["label"] >= 0)
+            loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(group["label"], 0)[:, None], weight[:, None])
+        return Term(loss, rows), Term(right, rows)
+
+    def _class_logits(self, params, batch, streams):
+        """Logits [B,classes]; without images the text is all there is (cross-modality transfer, section 4.3)."""
+        if not self.classes:
+            raise ValueError("SimVLM has no head to classify with; set model.classes, or name labels in the data")
+        prefix = jnp.zeros_like(batch["prefix_length"]) if self.objective == "lm" else batch["prefix_length"]
+        layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
+        return self.network.apply({"params": params}, batch, layout, rngs=streams, method="classify")
 
     def layout(self, group) -> Layout:
         """Encoder inputs, decoder inputs and targets of a group of rows."""
@@ -254,11 +330,18 @@ class SimVLM(BaseModel):
         return prefix_layout(text, valid, prefix, self.vocabulary.bos)
 
     def adapt(self, params, target):
-        """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size."""
+        """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size.
+
+        A longer text keeps the positions learned and has fresh ones after them; a shorter one drops the last.
+        """
         out = dict(params)
         if "image_position" in params:
             side = round(params["image_position"].shape[0] ** 0.5)
             out["image_position"] = resize_grid(params["image_position"], (side, side), self.grid)
+
+        if "text_position" in params:
+            kept = params["text_position"][: self.vocabulary.length]
+            out["text_position"] = jnp.asarray(target["text_position"]).at[: len(kept)].set(kept)
 
         def fit(path, leaf):
             return resize_relative(leaf, self.grid) if path[-2].key == "relative" else leaf
@@ -268,7 +351,30 @@ class SimVLM(BaseModel):
         return out
 
     def capabilities(self):
-        return {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
+        able = {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
+        able |= {"features": self.features, "score_text": self.score_text, "layout": self.visible_layout}
+        return {**able, "classify": self.classify} if self.classes else able
+
+    def classify(self, params, extra, batch):
+        """Logits [B,classes] fp32 of the text (and images) of each row."""
+        return self._class_logits(params, batch, {})
+
+    def features(self, params, extra, batch):
+        """Image features [B,D] fp32 for probing: the mean of the encoded image tokens."""
+        return self.network.apply({"params": params}, batch["image"], method="features")
+
+    def score_text(self, params, extra, batch):
+        """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
+        layout = self.layout(batch)
+        logits = self.network.apply({"params": params}, batch, layout, method="teacher_forced")
+        likely = jax.nn.log_softmax(logits.astype(statistics_dtype(logits.dtype)), axis=-1)
+        chosen = jnp.take_along_axis(likely, layout.targets[..., None], axis=-1)[..., 0]
+        return jnp.where(layout.predicted, chosen, 0).sum(1)
+
+    def visible_layout(self, batch):
+        """What the two sides see of a batch, for people: see Layout."""
+        layout = self.layout(batch)
+        return {k: np.asarray(v) for k, v in vars(layout).items() if k != "aligned"}
 
     def prefill(self, params, extra, batch, max_length):
         """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
@@ -400,7 +506,7 @@ class SimVLM(BaseModel):
                 per_row += stack_flops(deep, P + both)
             else:
                 per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
-            total += 3 * B * per_row
+            total += 3 * B * per_row * (group["image"].shape[1] if P else 1)
         return total
 
 

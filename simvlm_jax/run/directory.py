@@ -49,6 +49,7 @@ class RunDir:
         """Records the config of a run that begins or goes on. What an attempt left that never began goes."""
         if not self.begun:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
+            (self.path / "labels.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "config.json", json.dumps(_recorded(config, variant), indent=1))
         write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
@@ -69,6 +70,16 @@ class RunDir:
         if not recorded.is_file():
             raise FileNotFoundError(f"{self.path} is not a run directory (it has no config.json)")
         return json.loads(recorded.read_text())
+
+    def labels(self) -> tuple[str, ...]:
+        """The answers the run classifies into; () if it does not."""
+        path = self.path / "labels.json"
+        return tuple(json.loads(path.read_text())) if path.exists() else ()
+
+    def write_labels(self, labels: tuple[str, ...]) -> None:
+        """Records the answer list, which travels with the weights of the head."""
+        if labels:
+            write_whole(self.path / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
 
     def results(self) -> dict[str, Any]:
         """The recorded results, `{"entries": []}` when there are none yet."""

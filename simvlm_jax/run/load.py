@@ -21,6 +21,7 @@ class Loaded:
 
     config: ConfigDict
     tokenizer: Tokenizer
+    labels: tuple[str, ...]
     model: Model
     params: Any
     extra: Any
@@ -28,9 +29,10 @@ class Loaded:
     mesh: jax.sharding.Mesh
 
 
-def build_model(config: ConfigDict, tokenizer: Tokenizer) -> Model:
-    """The model of a config, for a tokenizer's vocabulary and the config's image size."""
-    return build(config.model, vocabulary=tokenizer.vocabulary, image_size=config.data.image_size)
+def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
+    """The model of a config, for a tokenizer's vocabulary, the config's image size and the run's answers."""
+    known = dict(vocabulary=tokenizer.vocabulary, image_size=config.data.image_size, classes=len(labels))
+    return build({k: v for k, v in config.model.items() if k not in known}, **known)
 
 
 def load_run(path: str | Path, step: int | None = None) -> Loaded:
@@ -51,4 +53,5 @@ def load_run(path: str | Path, step: int | None = None) -> Loaded:
     mesh = make_mesh()
     params, extra = checkpoints.restore_weights(chosen, replicated(mesh))
     checkpoints.close()
-    return Loaded(config, tokenizer, build_model(config, tokenizer), params, extra, chosen, mesh)
+    labels = run.labels()
+    return Loaded(config, tokenizer, labels, build_model(config, tokenizer, labels), params, extra, chosen, mesh)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import html
 import json
+from collections import Counter
 from typing import Any
 
 from simvlm_jax.run.directory import RunDir, write_whole
@@ -11,23 +12,36 @@ from simvlm_jax.run.directory import RunDir, write_whole
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """One picture of the gallery.
+    """One example of the gallery.
 
-    claims: (what was said, whether it is true); right: all of it true, None where truth is not known. words: each word
-    of the caption with its attention over the image, rows of a grid of values between 0 and 1.
+    asked: the question, if there was one. claims: (what was said, whether it is true); right: all of it true, None where
+    truth is not known. words: each word of the answer with its attention over the image, rows of a grid of values between 0
+    and 1. n_best: hypotheses with their scores.
     """
 
     key: str
-    png: bytes
-    caption: str
+    images: list[bytes]
+    said: str
+    asked: str
     references: list[str]
     claims: list[tuple[str, bool]]
     right: bool | None
     words: list[tuple[str, list[list[float]]]]
+    n_best: list[tuple[str, float]]
 
 
-def write_report(run: RunDir, entries: list[dict[str, Any]], galleries: dict[str, list[Card]]) -> None:
-    """Writes `report.html` from the run's metrics, its results and the cards of each split."""
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """What a suite showed on a split: an even spread of examples, the worst mistakes, {(truth, said): how often}."""
+
+    title: str
+    cards: list[Card]
+    mistakes: list[Card]
+    confusion: dict[tuple[str, str], int]
+
+
+def write_report(run: RunDir, entries: list[dict[str, Any]], sections: list[Section]) -> None:
+    """Writes `report.html` from the run's metrics, its results and what each suite showed."""
     rows = run.rows()
     config = run.config()
     body = [
@@ -38,10 +52,12 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], galleries: dict[str
         "<h2>Training</h2>",
         "<div class=curves>" + "".join(_curves(rows)) + "</div>",
     ]
-    for split, cards in galleries.items():
-        body += [f"<h2>{html.escape(split)}</h2>", _legend(cards), "<div class=cards>"]
-        body += [_card(card) for card in cards]
-        body.append("</div>")
+    for section in sections:
+        body += [f"<h2>{html.escape(section.title)}</h2>", _legend(section.cards), _gallery(section.cards)]
+        if section.confusion:
+            body += ["<h3>What was answered (columns) where the truth was (rows)</h3>", _confusion(section.confusion)]
+        if section.mistakes:
+            body += ["<h3>The worst mistakes</h3>", _gallery(section.mistakes)]
     text = json.dumps(config, indent=1)
     body += ["<h2>Config</h2>", f"<details><summary>all fields</summary><pre>{html.escape(text)}</pre></details>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.path.name)}</title>"
@@ -50,15 +66,49 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], galleries: dict[str
     )
 
 
+def _gallery(cards: list[Card]) -> str:
+    return "<div class=cards>" + "".join(map(_card, cards)) + "</div>"
+
+
+def _confusion(counts: dict[tuple[str, str], int], most: int = 16) -> str:
+    """The most frequent truths against the most frequent answers; the shade is the share of a row."""
+    truths, said = Counter[str](), Counter[str]()
+    for (truth, answer), n in counts.items():
+        truths[truth] += n
+        said[answer] += n
+    rows = [t for t, _ in truths.most_common(most)]
+    columns = sorted(
+        {*[a for a, _ in said.most_common(most)], *[t for t in rows if t in said]},
+        key=lambda a: (a not in rows, -said[a]),
+    )
+    columns.sort(key=lambda a: rows.index(a) if a in rows else len(rows))
+    rest = len(said) - len(columns)
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns) + ("<th>others</th>" if rest else "")
+    out = [f"<table class=confusion><tr><th></th>{head}<th>all</th></tr>"]
+    for truth in rows:
+        shown = [(counts.get((truth, c), 0), c == truth) for c in columns]
+        if rest:
+            shown.append((truths[truth] - sum(n for n, _ in shown), False))
+        cells = "".join(
+            f"<td style='background:{'#2a9c4a' if ok else '#dd3333'}{int(150 * n / truths[truth]):02x}'>{n or '·'}</td>"
+            for n, ok in shown
+        )
+        out.append(f"<tr><th>{html.escape(truth)}</th>{cells}<td>{truths[truth]}</td></tr>")
+    return "".join(out) + "</table>"
+
+
 def _scores(entries: list[dict[str, Any]]) -> str:
-    """One table: headline scores; then one for the slices, where the scene graph gives them."""
-    names = list(dict.fromkeys(name for e in entries for name in e["scores"]))
-    slices = [n for n in names if n.startswith("accuracy_")]
-    head = [n for n in names if n not in slices]
-    tables = _table(entries, head)
-    if slices:
-        tables += "<h3>Share of true claims, by what they speak of</h3>" + _table(entries, slices)
-    return tables
+    """A table a suite: headline scores; then one for the slices, where there are any."""
+    out = ""
+    for suite in dict.fromkeys(e["suite"] for e in entries):
+        mine = [e for e in entries if e["suite"] == suite]
+        names = list(dict.fromkeys(name for e in mine for name in e["scores"]))
+        slices = [n for n in names if n.startswith("accuracy_")]
+        out += f"<h3>{html.escape(suite)}</h3>" + _table(mine, [n for n in names if n not in slices])
+        if slices:
+            what = "Share of true claims, by what they speak of" if "scene_accuracy" in names else "Accuracy by slice"
+            out += f"<h3>{what}</h3>" + _table(mine, slices)
+    return out
 
 
 def _table(entries: list[dict[str, Any]], names: list[str]) -> str:
@@ -127,14 +177,17 @@ def _short(value: float) -> str:
 
 def _legend(cards: list[Card]) -> str:
     known = [c for c in cards if c.right is not None]
-    right = f" {sum(bool(c.right) for c in known)} of the {len(known)} captions shown are wholly true." if known else ""
+    right = f" {sum(bool(c.right) for c in known)} of the {len(known)} shown are right." if known else ""
     hint = " Point at a word to see where the model looked while writing it." if any(c.words for c in cards) else ""
     return f"<p class=sub>{right}{hint}</p>"
 
 
 def _card(card: Card) -> str:
     mark = {True: "right", False: "wrong", None: ""}[card.right]
-    data = base64.b64encode(card.png).decode()
+    pictures = "".join(
+        f"<img alt='{html.escape(card.key)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        for png in card.images
+    )
     words = "".join(
         f"<span class=w data-a='{html.escape(json.dumps(grid))}'>{html.escape(word)}</span> "
         for word, grid in card.words
@@ -143,10 +196,13 @@ def _card(card: Card) -> str:
         f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(said)}</span>"
         for said, ok in card.claims
     )
+    asked = f"<p class=asked>{html.escape(card.asked)}</p>" if card.asked else ""
+    others = "".join(f"<li>{html.escape(text)} <b>{score:.2f}</b></li>" for text, score in card.n_best)
+    others = f"<ol>{others}</ol>" if others else ""
     references = "".join(f"<li>{html.escape(r)}</li>" for r in card.references)
     return (
-        f"<div class='card {mark}'><div class=pic><img alt='{html.escape(card.key)}' src='data:image/png;base64,{data}'>"
-        f"<div class=heat></div></div><p class=cap>{words or html.escape(card.caption)}</p><p class=claims>{claims}</p>"
+        f"<div class='card {mark}'><div class=pic style='--n:{max(len(card.images), 1)}'>{pictures}<div class=heat></div></div>"
+        f"{asked}<p class=cap>{words or html.escape(card.said)}</p><p class=claims>{claims}</p>{others}"
         f"<ul>{references}</ul><p class=key>{html.escape(card.key)}</p></div>"
     )
 
@@ -160,7 +216,9 @@ th:first-child{text-align:left}.control{color:#888}.curves{display:flex;flex-wra
 figure{margin:0;background:#fff;padding:8px;width:270px}figcaption{font-size:13px;color:#444}svg text{font-size:10px;fill:#666}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(215px,1fr));gap:14px}
 .card{background:#fff;border-top:5px solid #bbb;padding:10px}.right{border-color:#2a9c4a}.wrong{border-color:#d33}
-.pic{position:relative}.pic img{width:100%;display:block;image-rendering:auto}
+.pic{position:relative;display:grid;grid-template-columns:repeat(var(--n),1fr);gap:4px}.pic img{width:100%;display:block;image-rendering:auto}
+.asked{margin:8px 0 0;color:#444}.asked+.cap{margin-top:2px}ol{margin:4px 0;padding-left:18px;font-size:12px;color:#555}ol b{font-weight:400;color:#aaa}
+.confusion td{text-align:center;min-width:24px}.confusion th{white-space:nowrap}
 .heat{position:absolute;inset:0;display:grid;pointer-events:none}.cap{font-weight:600;margin:8px 0 4px}
 .w{cursor:default;border-radius:3px}.w.on{background:#ffe08a}.claims span{display:inline-block;font-size:12px;margin:0 6px 2px 0}
 .yes{color:#1c7a38}.no{color:#c22}ul{margin:6px 0;padding-left:16px;font-size:12px;color:#666}.key{font-size:10px;color:#aaa;margin:0}

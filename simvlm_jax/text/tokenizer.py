@@ -14,6 +14,8 @@ from pathlib import Path
 from simvlm_jax.core.types import Vocabulary
 
 MODEL, CONTRACT = "tokenizer.model", "contract.json"
+ASCII = "".join(chr(c) for c in range(33, 127))
+"""Characters every tokenizer trained here knows, so that a run can be fine-tuned on other English text."""
 
 
 class Tokenizer:
@@ -61,6 +63,7 @@ class Tokenizer:
                 vocab_size=size,
                 model_type="bpe",
                 character_coverage=0.9999,
+                required_chars=ASCII,
                 **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "unk_surface": "?"},
                 minloglevel=2,
             )

@@ -22,13 +22,16 @@ def initialiser(
 
     tokenizer: sha256 of this run's model, which must be that of every run whose embedding is taken.
 
-    sources: `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}` in order. The first
+    sources: a run directory, or `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}`, in
+    order. The first
     pattern found in a loaded parameter's path rewrites it; None drops it; without a match the path is kept. Position
     tables of another resolution are resized by the model. Parameters no source names stay as initialised.
 
     Raises:
       ValueError: a loaded parameter has no place in the model, or another shape there; or the tokenizers differ.
     """
+
+    sources = [{"run": s} if isinstance(s, str) else s for s in sources]
 
     def initialise(state: TrainState) -> TrainState:
         params = flatten_dict(state.params, sep="/")
@@ -58,6 +61,7 @@ def initialiser(
 def tokenizer_of(sources: Sequence[Any]) -> Path | None:
     """The tokenizer folder of the first run whose embedding is taken, if any is."""
     for source in sources:
+        source = {"run": source} if isinstance(source, str) else source
         if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
             return RunDir(source["run"]).tokenizer
     return None

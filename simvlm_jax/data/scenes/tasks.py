@@ -113,6 +113,14 @@ def entail(rng: np.random.Generator, draw: Draw, size: int) -> dict:
     }
 
 
+def premise(scene: str, curtain: str) -> str:
+    """An `entail` picture in words: all that can be seen and where; what is behind the curtain is not said."""
+    seen = [o for o in Scene.from_json(scene).objects if o.cell not in CURTAINS[curtain]]
+    every = (Phrase(1, o.size, None if o.texture == "plain" else o.texture, o.colour, o.shape) for o in seen)
+    said = [f"{noun_phrase(p)} {graph.place(o)}" for p, o in zip(every, seen, strict=True)]
+    return " and ".join(said) or "nothing"
+
+
 def _detailed(o: Object, rng: np.random.Generator) -> Phrase:
     """Colour and shape, and now and then size or texture."""
     return Phrase(

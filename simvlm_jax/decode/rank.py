@@ -1,0 +1,37 @@
+"""Likelihoods of given answers: ranking instead of generating."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import Batch
+
+
+def likelihoods(capabilities: dict[str, Callable], params, extra, batch: Batch, candidates, mask, shortlist: int = 0):
+    """Log-likelihood [B,N] fp32 (nats) of each of N candidates as the continuation of each row's prompt.
+
+    candidates [N,T] int32 and mask [N,T] bool: pieces and EOS, then padding. The prompt is read once; candidates follow one
+    after another over its cache.
+
+    shortlist: only so many candidates a row are scored whole, those with the likeliest first piece (BLIP, arXiv
+    2201.12086, appendix); the others get -inf. 0: all of them.
+    """
+    N, T = candidates.shape
+    logits, cache = capabilities["prefill"](params, extra, batch, T)
+    B = logits.shape[0]
+    first = jax.nn.log_softmax(logits.astype(jnp.float32))[:, candidates[:, 0]]  # [B,N]
+    kept = min(shortlist or N, N)
+    chosen = jax.lax.top_k(first, kept)[1] if kept < N else jnp.broadcast_to(jnp.arange(N), (B, N))
+
+    def rest(which):  # [B] candidates, one a row
+        pieces, real = candidates[which], mask[which]
+        logits, _ = capabilities["extend"](params, extra, cache, pieces[:, :-1])
+        likely = jax.nn.log_softmax(logits.astype(jnp.float32))
+        likely = jnp.take_along_axis(likely, pieces[:, 1:, None], axis=-1)[..., 0]
+        return jnp.where(real[:, 1:], likely, 0.0).sum(1)
+
+    more = jax.lax.map(rest, chosen.T).T if T > 1 else jnp.zeros((B, kept))
+    rows = jnp.arange(B)[:, None]
+    total = jnp.take_along_axis(first, chosen, axis=1) + more
+    return jnp.full((B, N), -jnp.inf).at[rows, chosen].set(total)

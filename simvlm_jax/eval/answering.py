@@ -1,0 +1,167 @@
+"""Questions with short answers: by a classifier, by generation, by ranking; and how answers are scored."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.transforms import answers_of, most_frequent
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
+
+SLICES = ("kind", "answer_type", "domain")
+"""Fields whose values cut a data set into slices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answering(Suite):
+    """What suites with short answers share: scores, slices, the confusion of answers.
+
+    question: the field that is asked.
+    """
+
+    question: str = "question"
+
+    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+        """accuracy: VQA's where several people answered, else whether the normalised texts agree.
+
+        accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
+        that are (`in_list`) and those that are not (`out_of_list`).
+        """
+        known = {normalise(a) for a in engine.labels}
+        items: list[Item] = []
+        values: list[float] = []
+        slices: dict[str, list[float]] = {}
+        confusion: Counter[tuple[str, str]] = Counter()
+        for example, answer in answered:
+            people = answers_of(example)
+            truth = most_frequent(people)
+            value = _worth(answer.text, people)
+            values.append(value)
+            for name in _slices(example, normalise(truth) in known if known else None):
+                slices.setdefault(name, []).append(value)
+            confusion[truth, answer.text] += 1
+            items.append(
+                Item(
+                    example,
+                    answer,
+                    str(example.get(self.question, "")),
+                    tuple(dict.fromkeys(people)),
+                    value > 0.5,
+                    (1 - value) * _confidence(answer.score),
+                )
+            )
+        if "out_of_list" not in slices:
+            slices.pop("in_list", None)
+        scores = {"accuracy": float(np.mean(values))}
+        scores |= {f"accuracy_{name}": float(np.mean(slices[name])) for name in sorted(slices)}
+        return Outcome(scores, items, dict(confusion))
+
+
+def _worth(said: str, people: list[str]) -> float:
+    return vqa_accuracy(said, people) if len(people) > 1 else float(normalise(said) == normalise(people[0]))
+
+
+def _slices(example: Example, listed: bool | None) -> Iterable[str]:
+    yield from (str(example[k]).replace(" ", "_").replace("/", "_") for k in SLICES if k in example)
+    if listed is not None:
+        yield "in_list" if listed else "out_of_list"
+
+
+def _confidence(score: float) -> float:
+    """Between 0 and 1, of a probability or a log-likelihood."""
+    return float(np.exp(min(score, 0.0))) if score <= 0 else min(score, 1.0) if np.isfinite(score) else 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Answering):
+    """A classifier over the run's answer list: VQA by classification, entailment, sentences about two images.
+
+    transforms: how a row is made of an example, as in training but without draws. images: False leaves the picture out,
+    for premises that are read (SimVLM, section 4.3).
+    """
+
+    transforms: tuple[Any, ...]
+    images: bool = True
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ()
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        classify = engine.needs("classification", "classify")["classify"]
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            batch = {k: np.stack([self._row(e)[k] for e in rows]) for k in ("text", "text_mask", "prefix_length")}
+            if self.images and images is not None:
+                batch["image"] = images
+            logits = engine.over(("classify", self.images), classify, batch).astype(np.float64)
+            likely = np.exp(logits - logits.max(1, keepdims=True))
+            likely /= likely.sum(1, keepdims=True)
+            for example, p in zip(rows, likely, strict=True):
+                order = np.argsort(-p, kind="stable")[:3]
+                best = tuple((engine.labels[i], float(p[i])) for i in order)
+                out.append((example, Answer(*best[0], best)))
+        return out
+
+    def _row(self, example: Example) -> Example:
+        for transform in self.transforms:
+            example = transform(example, None)
+        return example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(Answering):
+    """Open-ended answers: the question is the prompt, whatever the model writes is the answer."""
+
+    how: Decoding = Decoding(max_length=8)
+    prompt: str = "{}"
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        width = engine.vocabulary.length - self.how.max_length
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            asked = [self.prompt.format(e[self.question]) for e in rows]
+            made = engine.generate(images, asked, draw_ids(rows), self.how, width=width)
+            out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
+        return out
+
+    def decoding(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, **dataclasses.asdict(self.how)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking(Answering):
+    """Open-ended answers by likelihood: of the run's answer list, or of `candidates`, the likeliest after the question.
+
+    per_piece: compare the mean likelihood of an answer's pieces, not their sum. shortlist: see decode.rank.
+    """
+
+    candidates: Sequence[str] = ()
+    prompt: str = "{}"
+    shortlist: int = 0
+    per_piece: bool = False
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        candidates = tuple(self.candidates) or engine.labels
+        if not candidates:
+            raise ValueError("ranking needs answers: set the suite's `candidates`, or config.data.labels.size")
+        width = engine.answer_width(candidates)
+        length = np.asarray([len(engine.tokenizer.encode(c)) + 1 for c in candidates])
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            asked = [self.prompt.format(e[self.question]) for e in rows]
+            scores = engine.likelihoods(images, asked, candidates, self.shortlist, width)
+            scores = scores / length if self.per_piece else scores
+            for example, s in zip(rows, scores, strict=True):
+                best = tuple((candidates[i], float(s[i])) for i in np.argsort(-s, kind="stable")[:3])
+                out.append((example, Answer(*best[0], best)))
+        return out
+
+    def decoding(self) -> dict[str, Any]:
+        names = ("prompt", "shortlist", "per_piece")
+        return {"ranking": len(self.candidates) or "the answer list", **{k: getattr(self, k) for k in names}}

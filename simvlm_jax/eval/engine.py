@@ -1,0 +1,172 @@
+"""A model that can be asked: batches of any number of rows, padded to one compiled size, answered exactly once a row."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from simvlm_jax.core.types import Model, Vocabulary
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.decode.generate import generate
+from simvlm_jax.decode.rank import likelihoods
+from simvlm_jax.parallel.mesh import place_batch, replicated
+from simvlm_jax.text.tokenizer import Tokenizer, clean
+
+Answers = list[list[tuple[str, float]]]
+"""For every row its hypotheses, the best first, each with its score."""
+
+
+class MissingCapability(ValueError):
+    """The model cannot do what is asked of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A model with its weights, tokenizer and answer list.
+
+    batch_size: rows of a compiled call, rounded up to a multiple of the mesh. Results never depend on it.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+    params: Any = None
+    extra: Any = None
+    labels: tuple[str, ...] = ()
+    batch_size: int = 100
+    seed: int = 0
+    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size {self.batch_size} must be at least 1")
+        devices = self.mesh.size
+        object.__setattr__(self, "batch_size", -(-self.batch_size // devices) * devices)
+
+    def with_weights(self, params: Any, extra: Any) -> "Engine":
+        """The same engine, compiled functions and all, with other weights."""
+        return dataclasses.replace(self, params=params, extra=extra)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.tokenizer.vocabulary
+
+    def needs(self, what: str, *names: str) -> dict[str, Callable]:
+        """The model's capabilities.
+
+        Raises:
+          MissingCapability: one of `names` is not among them.
+        """
+        able = self.model.capabilities()
+        if missing := [name for name in names if name not in able]:
+            raise MissingCapability(f"{what} needs {', '.join(missing)}, which {type(self.model).__name__} lacks")
+        return able
+
+    def over(self, name: Any, function: Callable[[Any, Any, dict], Any], rows: dict[str, np.ndarray]) -> Any:
+        """`function(params, extra, batch)` over rows [N,...] of any N, as numpy; compiled once for a name and shapes.
+
+        The last batch is filled up with copies of its last row, whose results are dropped.
+        """
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(function, out_shardings=replicated(self.mesh))
+        found, total, size = [], len(next(iter(rows.values()))), self.batch_size
+        for start in range(0, total, size):
+            batch = {k: v[start : start + size] for k, v in rows.items()}
+            real = len(next(iter(batch.values())))
+            if real < size:
+                batch = {k: np.concatenate([v, np.repeat(v[-1:], size - real, axis=0)]) for k, v in batch.items()}
+            got = self._compiled[name](self.params, self.extra, place_batch(self.mesh, batch))
+            found.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], got))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def generate(
+        self,
+        images: np.ndarray | None,
+        prompts: Sequence[str],
+        ids: np.ndarray,
+        decoding: Decoding,
+        forced: str = "",
+        width: int | None = None,
+    ) -> Answers:
+        """Texts after a prompt a row. images [N,M,Y,X,C] uint8 or None; ids [N] choose the draws where there are any.
+
+        forced: how every answer begins; it is part of the answer. width: pieces of prompt there is room for, by default
+        those of the longest; a longer prompt loses its beginning.
+        """
+        able = self.needs("generation", "prefill", "extend")
+        tokens, mask = self._prompts(prompts, width)
+        room = self.vocabulary.length - tokens.shape[1]
+        decoding = dataclasses.replace(decoding, max_length=decoding.max_length or room)
+        start = tuple(self.tokenizer.encode(forced))
+        if not 0 < decoding.max_length <= room:
+            raise ValueError(
+                f"max_length {decoding.max_length} does not fit: the prompt leaves room for {room} pieces of a text of "
+                f"{self.vocabulary.length}"
+            )
+
+        def run(params, extra, batch):
+            return generate(
+                able, params, extra, batch, vocabulary=self.vocabulary, decoding=decoding, forced=start, seed=self.seed
+            )
+
+        rows = {"text": tokens, "text_mask": mask, "id": ids}
+        if images is not None:
+            rows["image"] = images
+        made = self.over(("generate", decoding, start), run, rows)
+        return [
+            [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, scores, strict=True) if s > -1e8]
+            for hypotheses, scores in zip(*made, strict=True)
+        ]
+
+    def likelihoods(
+        self,
+        images: np.ndarray | None,
+        prompts: Sequence[str],
+        candidates: Sequence[str],
+        shortlist: int = 0,
+        width: int | None = None,
+    ) -> np.ndarray:
+        """Log-likelihood [N,K] (nats) of each of K candidate answers after a prompt a row."""
+        able = self.needs("ranking", "prefill", "extend")
+        tokens, mask = self._prompts(prompts, width)
+        pieces = [[*self.tokenizer.encode(clean(c)), self.vocabulary.eos] for c in candidates]
+        longest = max(map(len, pieces))
+        if longest > self.vocabulary.length - tokens.shape[1]:
+            raise ValueError(
+                f"the longest answer is {longest} pieces, but a prompt of {tokens.shape[1]} leaves room for "
+                f"{self.vocabulary.length - tokens.shape[1]}"
+            )
+        table = np.full((len(pieces), longest), self.vocabulary.pad, np.int32)
+        real = np.zeros(table.shape, bool)
+        for i, row in enumerate(pieces):
+            table[i, : len(row)], real[i, : len(row)] = row, True
+
+        def run(params, extra, batch):
+            return likelihoods(able, params, extra, batch, table, real, shortlist)
+
+        rows = {"text": tokens, "text_mask": mask}
+        if images is not None:
+            rows["image"] = images
+        return self.over(("likelihoods", tuple(candidates), shortlist), run, rows)
+
+    def answer_width(self, answers: Sequence[str]) -> int:
+        """Pieces left for a prompt when any of the answers is to follow it."""
+        return max(self.vocabulary.length - max(len(self.tokenizer.encode(clean(a))) + 1 for a in answers), 0)
+
+    def _prompts(self, prompts: Sequence[str], width: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt pieces [N,width] and their mask."""
+        pieces = [self.tokenizer.encode(clean(p)) for p in prompts]
+        longest = max(map(len, pieces))
+        if width is None and longest >= self.vocabulary.length:
+            raise ValueError(
+                f"a prompt of {longest} pieces leaves no room for an answer in a text of {self.vocabulary.length}"
+            )
+        width = longest if width is None else width
+        tokens = np.full((len(pieces), width), self.vocabulary.pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, row in enumerate(pieces):
+            row = row[len(row) - min(len(row), width) :]
+            tokens[i, : len(row)], mask[i, : len(row)] = row, True
+        return tokens, mask

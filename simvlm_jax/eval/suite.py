@@ -1,0 +1,191 @@
+"""What every evaluation has: examples that are read once, answers, scores, and items a person can look at."""
+
+import copy
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.pipeline import TooManyBadExamples
+from simvlm_jax.data.sources import Source
+from simvlm_jax.data.transforms import BadExample, Pixels
+from simvlm_jax.eval.engine import Engine
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says of an example. score: its own (log-likelihood, probability). n_best: other hypotheses too."""
+
+    text: str
+    score: float = float("nan")
+    n_best: tuple[tuple[str, float], ...] = ()
+
+
+Answered = list[tuple[Example, Answer]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One judged answer. right: None where nobody can say. badness: how wrong it is, to find the worst mistakes."""
+
+    example: Example
+    answer: Answer
+    asked: str = ""
+    truth: tuple[str, ...] = ()
+    right: bool | None = None
+    badness: float = 0.0
+    claims: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Scores of one suite on one split, its items in order, and how often an answer was given for a truth."""
+
+    scores: dict[str, float]
+    items: list[Item]
+    confusion: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+
+
+class Examples:
+    """The examples of a source with their pixels, an even spread of `limit` of them (0: all), in order.
+
+    Those that cannot be read or lack one of `fields` are left out, told to `record`, and fatal when there are more than a
+    share of `bad`. blind: every pixel is 0. Nothing but the examples of a chunk is held in memory.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        source: Source,
+        pixels: Pixels | None,
+        *,
+        fields: Sequence[str] = (),
+        limit: int = 0,
+        bad: float = 0.05,
+        record: Callable[[dict[str, Any]], None] | None = None,
+        blind: bool = False,
+        expand: Callable[[Example], Iterable[Example]] | None = None,
+    ):
+        count = min(limit, len(source)) if limit else len(source)
+        self.indices = [i * len(source) // count for i in range(count)]
+        self.split, self.source, self.blind = split, source, blind
+        self._pixels, self._fields, self._bad, self._record, self._expand = pixels, fields, bad, record, expand
+
+    @property
+    def pictured(self) -> bool:
+        """Whether the examples come with pictures."""
+        return self._pixels is not None
+
+    def unseen(self) -> "Examples":
+        """The same examples with every pixel at 0."""
+        other = copy.copy(self)
+        other.blind = True
+        return other
+
+    def chunks(self, size: int) -> Iterator[tuple[list[Example], np.ndarray | None]]:
+        """(examples, images [n,M,Y,X,C] or None) of up to `size` examples each."""
+        rows: list[Example] = []
+        for example in self._good():
+            rows.append(example)
+            if len(rows) == size:
+                yield self._taken(rows)
+                rows = []
+        if rows:
+            yield self._taken(rows)
+
+    def _taken(self, rows: list[Example]) -> tuple[list[Example], np.ndarray | None]:
+        if self._pixels is None:
+            return rows, None
+        images = np.stack([row.pop("image") for row in rows])
+        return rows, np.zeros_like(images) if self.blind else images
+
+    def _good(self) -> Iterator[Example]:
+        wrong, good = [], 0
+        for i in self.indices:
+            try:
+                example = self._read(i)
+                made = list(self._expand(example)) if self._expand else [example]
+            except Exception as e:  # as in the pipeline: people's files fail in any way they like
+                wrong.append(f"{self.source.key(i)!r}: {e}")
+                if self._record is not None:
+                    self._record({"part": self.split, "key": self.source.key(i), "error": f"{type(e).__name__}: {e}"})
+                continue
+            good += 1
+            yield from made
+        if not good or len(wrong) > self._bad * len(self.indices):
+            last = f"; the last was {wrong[-1]}" if wrong else ""
+            raise TooManyBadExamples(
+                f"{len(wrong)} of {len(self.indices)} examples of {self.split!r} are bad, over the limit of "
+                f"{self._bad:.1%}{last}. Mend the data or raise config.data.quarantine."
+            )
+
+    def _read(self, index: int) -> Example:
+        example: Example = {**self.source[index], "index": index}
+        if missing := [f for f in self._fields if not example.get(f) and example.get(f) not in (0, False)]:
+            raise BadExample(f"the example has no {', '.join(missing)}; it has {sorted(example)}")
+        if self._pixels is None:
+            return {k: v for k, v in example.items() if k not in ("image", "images")}
+        return self._pixels(example, _NO_DRAWS)
+
+    def image(self, index: int) -> np.ndarray:
+        """The pixels [M,Y,X,C] of one example, as the model got them (or would have, were it not blind)."""
+        assert self._pixels is not None
+        return self._pixels(self.source[index], _NO_DRAWS)["image"]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How pictures are made ready."""
+        if self._pixels is None:
+            return {"pixels": "none"}
+        part = "all of it" if self._pixels.whole else "central square"
+        return {"image_size": self._pixels.size, "part": part, "resample": "bicubic", "blind": self.blind}
+
+
+_NO_DRAWS: Any = None  # transforms that draw nothing never touch it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One way to examine a model; it never knows which.
+
+    Args:
+      path, splits: data of its own, {name: split}; by default what the run evaluates on.
+      limit: examples a split, 0 for those of the config.
+    """
+
+    path: str = ""
+    splits: dict[str, str] = dataclasses.field(default_factory=dict)
+    limit: int = 0
+
+    fields = ("image",)
+    """Fields an example must have."""
+    controls: tuple[str, ...] = ("blind", "constant")
+    """What to compare with, on the first split: the image zeroed; always the same answer."""
+
+    def expand(self, example: Example) -> Iterable[Example]:
+        """The examples asked of one example of the data."""
+        return [example]
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        """What the model says."""
+        raise NotImplementedError
+
+    def constant(self, engine: Engine, answered: Answered, texts: Sequence[str]) -> Answered:
+        """The same answer to every example: the most frequent one in training. texts: of the training data."""
+        return [(example, Answer(engine.labels[0])) for example, _ in answered] if engine.labels else []
+
+    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+        """Scores what was said."""
+        raise NotImplementedError
+
+    def decoding(self) -> dict[str, Any]:
+        """How answers are made, for the provenance of scores."""
+        return {}
+
+
+def draw_ids(examples: Sequence[Example]) -> np.ndarray:
+    """Numbers [N] that choose each example's draws: they depend on its key alone, not on the batch or the limit."""
+    return np.asarray([zlib.crc32(str(e["key"]).encode()) for e in examples], np.int64)
