@@ -137,7 +137,8 @@ def _pixels(config, **how):
 
 def _own(config, split: str):
     """Trains and evaluates on two splits of one data set."""
-    config.data.eval.update(path=config.data.train.get_ref("path"), split=split)
+    del config.data.eval.path  # a field without a value, which cannot refer to another
+    config.data.eval.path, config.data.eval.split = config.data.train.get_ref("path"), split
 
 
 TASKS = {

@@ -75,6 +75,11 @@ class Examples:
         self.split, self.source, self.blind = split, source, blind
         self._pixels, self._fields, self._bad, self._record, self._expand = pixels, fields, bad, record, expand
 
+    def like(self, split: str, source: Source, limit: int = 0) -> "Examples":
+        """Examples of another source, read as these are."""
+        how = dict(fields=self._fields, limit=limit, bad=self._bad, record=self._record, blind=self.blind)
+        return Examples(split, source, self._pixels, expand=self._expand, **how)
+
     @property
     def pictured(self) -> bool:
         """Whether the examples come with pictures."""

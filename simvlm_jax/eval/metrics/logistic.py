@@ -1,0 +1,78 @@
+"""L2-regularised logistic regression by L-BFGS, as linear probes of CLIP have it (arXiv 2103.00020, appendix A.3)."""
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import minimize
+
+STEPS_A_DECADE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Logistic:
+    """Class scores `x @ weights + bias`; weights [D,A], bias [A]."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x @ self.weights + self.bias
+
+
+def fit(
+    x: np.ndarray, y: np.ndarray, classes: int, c: float, start: Logistic | None = None, iterations: int = 1000
+) -> Logistic:
+    """The minimum of `c * sum of cross-entropies + |weights|^2 / 2`; the bias is free. x [N,D], y [N] ints, in float64.
+
+    start: where to begin; the minimum is one, so that it changes the time alone.
+    """
+    n, d = x.shape
+    x = x.astype(np.float64)
+    scale = 1.0 / (c * n)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w, b = flat[: d * classes].reshape(d, classes), flat[d * classes :]
+        logits = x @ w + b
+        top = logits.max(1, keepdims=True)
+        p = np.exp(logits - top)
+        total = p.sum(1, keepdims=True)
+        loss = (np.log(total[:, 0]) + top[:, 0] - logits[np.arange(n), y]).mean() + 0.5 * scale * (w * w).sum()
+        p /= total
+        p[np.arange(n), y] -= 1
+        p /= n
+        return loss, np.concatenate([(x.T @ p + scale * w).ravel(), p.sum(0)])
+
+    begin = np.zeros((d + 1) * classes) if start is None else np.concatenate([start.weights.ravel(), start.bias])
+    options = {"maxiter": iterations, "ftol": 64 * np.finfo(float).eps, "gtol": 1e-6, "maxfun": 2 * iterations}
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options).x
+    return Logistic(found[: d * classes].reshape(d, classes), found[d * classes :])
+
+
+def best_c(
+    x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation: np.ndarray, classes: int
+) -> tuple[float, dict[float, float]]:
+    """(c, validation accuracy by c tried): CLIP's search for c between 1e-6 and 1e6, 96 steps.
+
+    Starts from every second decade and halves the distance around the best until there are 8 steps a decade.
+    """
+    accuracy: dict[int, float] = {}
+    fitted: dict[int, Logistic] = {}
+
+    def try_out(step: int) -> None:
+        if step in accuracy or abs(step) > 6 * STEPS_A_DECADE:
+            return
+        near = min(fitted, key=lambda s: abs(s - step)) if fitted else None
+        start = None if near is None else fitted[near]
+        fitted[step] = fit(x, y, classes, 10 ** (step / STEPS_A_DECADE), start)
+        accuracy[step] = float((fitted[step](x_validation).argmax(1) == y_validation).mean())
+
+    distance = 2 * STEPS_A_DECADE
+    for step in range(-6 * STEPS_A_DECADE, 6 * STEPS_A_DECADE + 1, distance):
+        try_out(step)
+    while distance > 1:
+        distance //= 2
+        peak = max(accuracy, key=lambda s: (accuracy[s], -abs(s)))
+        try_out(peak - distance)
+        try_out(peak + distance)
+    peak = max(accuracy, key=lambda s: (accuracy[s], -abs(s)))
+    return 10 ** (peak / STEPS_A_DECADE), {10 ** (s / STEPS_A_DECADE): a for s, a in sorted(accuracy.items())}

@@ -1,0 +1,65 @@
+"""Linear probe: what a frozen image encoder's features hold, by logistic regression (CLIP, arXiv 2103.00020, section 3.2)."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.transforms import answers_of
+from simvlm_jax.eval.answering import Answering
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.logistic import best_c, fit
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearProbe(Answering):
+    """Trained on the features of `train`, regularised by what does best on `validation`, then on both, asked about the rest.
+
+    path: data with a `label`; train, validation: its splits. train_limit: examples of training used, 0 for all.
+    """
+
+    train: str = "train"
+    validation: str = "validation"
+    train_limit: int = 0
+
+    fields = ("image", "label")
+    controls = ("blind",)
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        engine.needs("a linear probe", "features")
+        if not self.path:
+            raise ValueError("a linear probe needs data of its own: set the suite's `path`")
+        sets = [
+            self._features(engine, examples.like(split, open_source(self.path, split), self.train_limit))
+            for split in (self.train, self.validation)
+        ]
+        asked = self._features(engine, examples)
+        names = sorted({answers_of(e)[0] for rows, _ in sets for e in rows})
+        place = {name: i for i, name in enumerate(names)}
+        (x, y), (xv, yv) = (
+            (features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets
+        )
+        c, _ = best_c(x, y, xv, yv, len(names))
+        probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
+        logits = probe(asked[1])
+        likely = np.exp(logits - logits.max(1, keepdims=True))
+        likely /= likely.sum(1, keepdims=True)
+        out: Answered = []
+        for example, p in zip(asked[0], likely, strict=True):
+            best = tuple((names[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:3])
+            out.append((example, Answer(*best[0], best)))
+        return out
+
+    def _features(self, engine: Engine, examples: Examples) -> tuple[list[Example], np.ndarray]:
+        features = engine.needs("a linear probe", "features")["features"]
+        rows: list[Example] = []
+        found = []
+        for part, images in examples.chunks(engine.batch_size):
+            rows += part
+            found.append(engine.over("features", features, {"image": images}).astype(np.float64))
+        return rows, np.concatenate(found)
+
+    def decoding(self) -> dict[str, Any]:
+        return {"probe": "logistic regression, L-BFGS, C by validation", "train": self.train, "limit": self.train_limit}

@@ -1,0 +1,44 @@
+"""Image-conditioned translation: the source text is read as a prefix beside the image, the target is generated."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.translation import corpus_bleu
+from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Translation(Suite):
+    """Corpus BLEU (0 to 100), and `exact`, the share of translations that are the reference word for word."""
+
+    source: str = "source"
+    target: str = "target"
+    how: Decoding = Decoding(max_length=32)
+
+    controls = ("blind",)
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        width = engine.vocabulary.length - self.how.max_length
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            sources = [str(e[self.source]) for e in rows]
+            made = engine.generate(images, sources, draw_ids(rows), self.how, width=width)
+            out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
+        return out
+
+    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+        said = [a.text for _, a in answered]
+        truth = [str(e[self.target]) for e, _ in answered]
+        items = [
+            Item(e, a, str(e[self.source]), (t,), a.text == t, float(1 - corpus_bleu([a.text], [t], smooth=True) / 100))
+            for (e, a), t in zip(answered, truth, strict=True)
+        ]
+        exact = float(np.mean([s == t for s, t in zip(said, truth, strict=True)]))
+        return Outcome({"bleu": corpus_bleu(said, truth), "exact": exact}, items)
+
+    def decoding(self) -> dict[str, Any]:
+        return {"prompt": f"{{{self.source}}}", **dataclasses.asdict(self.how)}
