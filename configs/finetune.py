@@ -114,6 +114,7 @@ def translate(config):
 def easy_vqa(config):
     """easy-VQA: 64 px shapes, 13 answers."""
     vqa(config, "easy_vqa")
+    config.train.steps = 1000
     _own(config, "test")
 
 

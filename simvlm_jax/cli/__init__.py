@@ -6,7 +6,10 @@ import sys
 COMMANDS = {
     "caption": "caption images with a trained run",
     "metrics": "score captions as the official tools do",
-    "data": "prepare the built-in data sets, train tokenizers",
+    "eval": "score a trained run with any suite, on any data",
+    "eval-diff": "say what differs between two sets of scores",
+    "sweep": "run arms and seeds at equal compute, write a table and a figure",
+    "data": "look at batches, prepare the built-in data sets, train tokenizers",
 }
 
 
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
-    command = importlib.import_module(f"simvlm_jax.cli.{argv[0]}")
+    command = importlib.import_module(f"simvlm_jax.cli.{argv[0].replace('-', '_')}")
     try:
         return command.main(argv[1:])
     except (ValueError, OSError) as e:

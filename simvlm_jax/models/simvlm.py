@@ -317,8 +317,7 @@ class SimVLM(BaseModel):
         """Logits [B,classes]; without images the text is all there is (cross-modality transfer, section 4.3)."""
         if not self.classes:
             raise ValueError("SimVLM has no head to classify with; set model.classes, or name labels in the data")
-        prefix = jnp.zeros_like(batch["prefix_length"]) if self.objective == "lm" else batch["prefix_length"]
-        layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
+        layout = prefix_layout(batch["text"], batch["text_mask"], batch["prefix_length"], self.vocabulary.bos)
         return self.network.apply({"params": params}, batch, layout, rngs=streams, method="classify")
 
     def layout(self, group) -> Layout:

@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: asynchronous, atomic, kept by policy, restored straight onto the mesh."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,7 @@ class Checkpoints:
 
     def restore_weights(self, step: int, sharding: Any) -> tuple[Any, Any]:
         """(params, extra) to evaluate at a step, shapes and dtypes as saved."""
-        if step not in self._manager.all_steps():
-            raise FileNotFoundError(
-                f"{self._manager.directory} has no step {step}; it has {list(self._manager.all_steps())}"
-            )
-        folder = Path(str(self._manager.directory)) / str(step) / _WEIGHTS
+        folder = self._weights(step)
         with ocp.StandardCheckpointer() as reader:
             saved = reader.metadata(folder).item_metadata.tree
             abstract = jax.tree.map(
@@ -94,6 +91,20 @@ class Checkpoints:
             )
             got = reader.restore(folder, abstract)
         return got["params"], got.get("extra") or {}
+
+    def count_parameters(self, step: int) -> int:
+        """Parameters in the weights of a step."""
+        with ocp.StandardCheckpointer() as reader:
+            saved = reader.metadata(self._weights(step)).item_metadata.tree["params"]
+        leaves = jax.tree.leaves(saved, is_leaf=lambda m: hasattr(m, "dtype"))
+        return sum(math.prod(m.shape) for m in leaves)
+
+    def _weights(self, step: int) -> Path:
+        if step not in self._manager.all_steps():
+            raise FileNotFoundError(
+                f"{self._manager.directory} has no step {step}; it has {list(self._manager.all_steps())}"
+            )
+        return Path(str(self._manager.directory)) / str(step) / _WEIGHTS
 
     def wait(self) -> None:
         """Blocks until saves under way are complete."""

@@ -1,0 +1,104 @@
+"""`simvlm eval RUN --suite NAME [--out results.json]`: scores a trained run, with everything a score depends on."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates a run by one suite and prints (or writes) the entries of results.json."""
+    parser = argparse.ArgumentParser(prog="simvlm eval", description="Score a trained run.")
+    parser.add_argument("run", nargs="?", help="a run directory")
+    parser.add_argument("--suite", help="one of the run's own suites or of those of --list")
+    parser.add_argument("--list", action="store_true", help="list the suites")
+    parser.add_argument("--data", help="data to evaluate on (default: the suite's, or the run's)")
+    parser.add_argument("--split", action="append", help="a split of it; may be given more than once")
+    parser.add_argument("--limit", type=int, default=0, help="so many of an even spread of examples")
+    parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
+    parser.add_argument("--batch-size", type=int, help="rows a call; results do not depend on it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the suite, such as how.beams=4"
+    )
+    parser.add_argument("--no-controls", action="store_true", help="leave out the blind and the constant control")
+    parser.add_argument("--out", help="write {step, entries} to this JSON file")
+    parser.add_argument("--json", action="store_true", help="print {step, entries} as one JSON object")
+    args = parser.parse_args(argv)
+
+    from simvlm_jax.eval.suites import known
+
+    if args.list:
+        print("\n".join(f"{name:20} {what}" for name, (what, _) in known().items()))
+        return 0
+    if not args.run or not args.suite:
+        parser.error("name a run and a --suite (see --list)")
+
+    from simvlm_jax.core.build import build
+    from simvlm_jax.data import assemble
+    from simvlm_jax.eval.engine import Engine
+    from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
+    from simvlm_jax.main import setup_jax
+    from simvlm_jax.run.directory import RunDir, write_whole
+    from simvlm_jax.run.load import load_run
+
+    config = RunDir(args.run).config()
+    own = config["eval"].get("suites", {})
+    if args.suite not in own and args.suite not in known():
+        raise ValueError(f"no suite {args.suite!r}; the run has {', '.join(own) or 'none'}, and --list shows more")
+    setup_jax()
+    run = load_run(args.run, args.step)
+    spec = run.config.eval.suites[args.suite] if args.suite in own else known()[args.suite][1]
+    for assignment in args.set:
+        _assign(spec, assignment)
+    if args.data:
+        spec.path = args.data
+    if args.split:
+        spec.splits = {name: name for name in args.split}
+    suite = build(spec, tokenizer=run.tokenizer, labels=run.labels)
+    rows = args.batch_size or run.config.eval.batch_size
+    engine = Engine(
+        run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
+    )
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    entries = []
+    sources = {} if suite.path else assemble.eval_sources(run.config)
+    texts = lambda: list(assemble.constant_captions(run.config, assemble.train_source(run.config)))  # noqa: E731
+    for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
+        examples = make_examples(
+            suite, split, source, assemble.eval_pixels(run.config), args.limit, run.config.data.quarantine, None
+        )
+        controls = i == 0 and not args.no_controls
+        made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, say=say)
+        entries += made
+    found = {"run": str(args.run), "step": run.step, "entries": entries}
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
+    if args.json:
+        print(json.dumps(found, default=str))
+    elif not args.out:
+        for entry in entries:
+            control = f", {entry['control']}" if entry["control"] else ""
+            print(f"{entry['suite']} · {entry['split']}{control}")
+            print("\n".join(f"  {name:24} {value:.4f}" for name, value in entry["scores"].items()))
+    return 0
+
+
+def _assign(spec, assignment: str) -> None:
+    """Sets "how.beams=4" in a suite's spec."""
+    name, mark, text = assignment.partition("=")
+    *path, last = name.split(".")
+    place = spec
+    for part in path:
+        place = place.get(part) if place is not None else None
+    if not mark or place is None or last not in place:
+        fields = ", ".join(k for k in spec if k != "target")
+        raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of the suite, {fields} or inside them")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    with spec.ignore_type():
+        place[last] = value

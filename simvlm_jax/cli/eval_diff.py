@@ -1,0 +1,88 @@
+"""`simvlm eval-diff A.json B.json`: which scores differ, and what they depend on that differs too."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Compares two files of entries (results.json, or what `simvlm eval --out` wrote; a run directory means its own)."""
+    parser = argparse.ArgumentParser(prog="simvlm eval-diff", description="Say what differs between two sets of scores.")
+    parser.add_argument("a")
+    parser.add_argument("b")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="differences up to this are none")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+
+    a, b = read_entries(args.a), read_entries(args.b)
+    if not set(a) & set(b):
+        raise ValueError(f"{args.a} and {args.b} have no suite, split and control in common: {_names(a)} and {_names(b)}")
+    compared = [compare(key, a[key], b[key], args.tolerance) for key in a if key in b]
+    alone = {"only_in_a": [list(k) for k in a if k not in b], "only_in_b": [list(k) for k in b if k not in a]}
+    if args.json:
+        print(json.dumps({"compared": compared, **alone}))
+    else:
+        print("\n".join(line for one in compared for line in _lines(one)))
+        for name, keys in alone.items():
+            if keys:
+                print(f"{name.replace('_', ' ')}: {', '.join(_name(*k) for k in keys)}")
+    return 0
+
+
+Key = tuple[str, str, str | None]
+
+
+def read_entries(path: str) -> dict[Key, dict[str, Any]]:
+    """Entries by (suite, split, control).
+
+    Raises:
+      ValueError: the file holds no entries.
+    """
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    try:
+        entries = json.loads(file.read_text())["entries"]
+        return {(e["suite"], e["split"], e["control"]): e for e in entries}
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise ValueError(f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e!r}') from e
+
+
+def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) -> dict[str, Any]:
+    """{suite, split, control, scores: {name: [a, b]} that differ, provenance: {field: [a, b]} that differ, verdict}."""
+    from simvlm_jax.eval.provenance import differences
+
+    x, y = a["scores"], b["scores"]
+    names = [k for k in {**x, **y} if not _close(x.get(k), y.get(k), tolerance)]
+    why = {field: [p, q] for field, p, q in differences(a.get("provenance", {}), b.get("provenance", {}))}
+    if not names:
+        verdict = "the same scores" + (", though other things differ" if why else "")
+    else:
+        verdict = "explained by what differs" if why else "nothing recorded explains the difference"
+    scores = {k: [x.get(k), y.get(k)] for k in names}
+    return {"suite": key[0], "split": key[1], "control": key[2], "scores": scores, "provenance": why, "verdict": verdict}
+
+
+def _close(a: float | None, b: float | None, tolerance: float) -> bool:
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=0, abs_tol=tolerance)
+
+
+def _lines(one: dict[str, Any]) -> list[str]:
+    out = [f"{_name(one['suite'], one['split'], one['control'])}: {one['verdict']}"]
+    for name, (a, b) in one["scores"].items():
+        change = f"{b - a:+.4f}" if a is not None and b is not None else "only one has it"
+        out.append(f"  {name:24} {_number(a):>10} -> {_number(b):>10}   {change}")
+    out += [f"  because {field}: {a!r} -> {b!r}" for field, (a, b) in one["provenance"].items()]
+    return out
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _name(suite: str, split: str, control: str | None) -> str:
+    return f"{suite} · {split}" + (f", {control}" if control else "")
+
+
+def _names(entries: dict[Key, Any]) -> str:
+    return "; ".join(_name(*k) for k in entries) or "nothing"

@@ -1,0 +1,67 @@
+"""`simvlm sweep configs/sweeps/X.py [--out DOC.md]`: arms and seeds at equal compute, resumable, one table and figure."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
+
+
+def main(argv: list[str]) -> int:
+    """Runs what is missing of a sweep, then writes its page."""
+    parser = argparse.ArgumentParser(prog="simvlm sweep", description="Run a sweep, or go on with it, and write its page.")
+    parser.add_argument("config", help="a file of configs/sweeps/")
+    parser.add_argument("--workdir", help="where its runs lie (default: runs/sweeps/NAME)")
+    parser.add_argument("--out", help="a Markdown page to write the table into, the figure beside it (default: in the workdir)")
+    parser.add_argument("--seeds", type=int, help="only so many of its seeds")
+    parser.add_argument("--arms", help="only these of its arms, with commas; the baseline is always one of them")
+    parser.add_argument("--steps-factor", type=float, default=1.0, help="train for so much of the steps, to try a sweep out")
+    parser.add_argument("--report-only", action="store_true", help="write the page of what has been run")
+    args = parser.parse_args(argv)
+
+    from simvlm_jax.core.build import load_config
+    from simvlm_jax.main import run, setup_jax, setup_xla
+    from simvlm_jax.run.sweep import Clock, figure, markdown, summarise, trials
+    from simvlm_jax.train.progress import duration
+
+    setup_xla()
+    setup_jax()
+    sweep = load_config(args.config)
+    folder = Path(args.workdir or f"runs/sweeps/{sweep.name}")
+    if args.seeds:
+        sweep.seeds = tuple(sweep.seeds)[: args.seeds]
+    if args.arms:
+        wanted = {sweep.baseline, *args.arms.split(",")}
+        if unknown := wanted - set(sweep.arms):
+            parser.error(f"no arm {', '.join(sorted(unknown))}; the arms are {', '.join(sweep.arms)}")
+        for arm in set(sweep.arms) - wanted:
+            del sweep.arms[arm]
+    every = trials(sweep, folder, args.steps_factor)
+    clock = Clock(folder)
+    for i, trial in enumerate(every if not args.report_only else ()):
+        left = (len(every) - i) * sum(clock.seconds.values()) / max(i, 1)
+        eta = f", about {duration(left)} left" if i and clock.seconds else ""
+        print(f"== {trial.arm}, seed {trial.seed} ({i + 1} of {len(every)}{eta})", file=sys.stderr, flush=True)
+        for stage in trial.stages:
+            began = time.perf_counter()
+            run(stage.config, str(stage.path), f"{sweep.name}:{stage.name}")
+            if time.perf_counter() - began > 1:  # a finished stage returns at once
+                clock.add(stage.path, time.perf_counter() - began)
+    done = [t for t in every if t.result.results().get("trained") == t.stages[-1].config.train.steps]
+    if not done:
+        raise ValueError(f"nothing of the sweep has finished in {folder}")
+    summaries = summarise(sweep, done, clock.seconds)
+    page = Path(args.out) if args.out else folder / "report.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    drawn = page.with_suffix(".svg")
+    drawn.write_text(figure(sweep, summaries))
+    made = f"{BEGIN}\n\n{markdown(sweep, summaries, drawn.name)}\n{END}"
+    before = page.read_text() if page.exists() else ""
+    if BEGIN in before and END in before:  # what people wrote around the table stays
+        start, rest = before.split(BEGIN, 1)
+        page.write_text(start + made + rest.split(END, 1)[1])
+    else:
+        page.write_text(f"# {sweep.name}\n\n{made}\n")
+    print(f"{len(done)} of {len(every)} trials; {page} and {drawn}")
+    return 0

@@ -1,0 +1,266 @@
+"""Experiments with several arms and seeds: what to run at equal compute, and what came out, as a table and a figure.
+
+A sweep's config names `stages` (a config file each, with fields to set), `arms` (what each sets in the stages beside that; a
+stage set to None is left out), `seeds`, the `scores` to report, and the `claims` to test against the `baseline` arm.
+"""
+
+import dataclasses
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simvlm_jax.core.build import load_config
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.run.directory import RunDir, write_whole
+from simvlm_jax.run.load import build_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the sweep: the config to train, where, and what it starts from."""
+
+    name: str
+    config: ConfigDict
+    path: Path
+    flops: float
+    """Of all its training steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """An arm with a seed."""
+
+    arm: str
+    seed: int
+    stages: list[Stage]
+
+    @property
+    def result(self) -> RunDir:
+        """The run whose scores count: the last."""
+        return RunDir(self.stages[-1].path)
+
+
+def trials(sweep: ConfigDict, folder: Path, steps_factor: float = 1.0) -> list[Trial]:
+    """All trials, seed by seed, so that a sweep cut short has whole comparisons.
+
+    Where a stage has `match`, its steps are those that cost as much as the baseline's, by the models' analytic FLOPs.
+    """
+    whole: dict[str, float] = {}
+    for stage in sweep.stages:
+        config = _stage_config(stage, sweep.arms[sweep.baseline].get(stage.name) or {}, 0, None)
+        whole[stage.name] = step_flops(config) * config.train.steps
+    out = []
+    for seed in sweep.seeds:
+        for arm, sets in sweep.arms.items():
+            stages: list[Stage] = []
+            for stage in sweep.stages:
+                if stage.name in sets and sets[stage.name] is None:
+                    continue
+                config = _stage_config(stage, sets.get(stage.name) or {}, seed, stages[-1].path if stages else None)
+                each = step_flops(config)
+                if stage.match:
+                    config.train.steps = max(round(whole[stage.name] / each), 1)
+                config.train.steps = max(round(config.train.steps * steps_factor), 1)
+                path = folder / arm / f"seed{seed}" / stage.name
+                stages.append(Stage(stage.name, config, path, each * config.train.steps))
+            out.append(Trial(arm, seed, stages))
+    return out
+
+
+def _stage_config(stage: ConfigDict, sets: Any, seed: int, start: Path | None) -> ConfigDict:
+    config = load_config(stage.config)
+    for name, value in {**stage.set, **sets}.items():
+        _assign(config, name, value)
+    config.seed = seed
+    config.train.init_from = (str(start),) if start else ()
+    return config
+
+
+def _assign(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets a field by its flat name, whatever type it had."""
+    *path, last = name.split(".")
+    for part in path:
+        config = config[part]
+    if last not in config:
+        raise ValueError(f"a sweep sets {name!r}, which the config does not have")
+    with config.ignore_type():
+        config[last] = value
+
+
+def step_flops(config: ConfigDict) -> float:
+    """Analytic FLOPs of one training step of a config whose text length is set."""
+    if not config.text.length:
+        raise ValueError("a sweep compares compute, so its configs must set text.length")
+    vocabulary = Vocabulary(config.text.vocabulary, config.text.length)
+
+    class Known:
+        """What a model's size depends on."""
+
+        def __init__(self):
+            self.vocabulary = vocabulary
+
+    model: Any = build_model(config, Known(), ("",) * int(config.data.labels.size > 0))  # pyright: ignore
+    side, T = config.data.image_size, vocabulary.length
+
+    def rows(n: int, pictured: bool) -> dict[str, Any]:
+        text = {"text": jax.ShapeDtypeStruct((n, T), np.int32)}
+        images = getattr(model, "images", 1)
+        return {**text, "image": jax.ShapeDtypeStruct((n, images, side, side, 3), np.uint8)} if pictured else text
+
+    pictured = any("Pixels" in t.get("target", "") for t in config.data.train.transforms)
+    batch = rows(config.train.batch_size, pictured)
+    if config.data.documents.batch_size:
+        batch["documents"] = rows(config.data.documents.batch_size, False)
+    return float(model.train_flops(batch))
+
+
+def parameters(path: Path) -> int:
+    """How many parameters a run's model has, as its first log line counts them."""
+    from simvlm_jax.run.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(RunDir(path).checkpoints, read_only=True)
+    try:
+        step = checkpoints.latest_step()
+        assert step is not None
+        return checkpoints.count_parameters(step)
+    finally:
+        checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Scores of an arm by seed: {score: {seed: value}}, and what a seed costs."""
+
+    arm: str
+    scores: dict[str, dict[int, float]]
+    flops: float
+    steps: str
+    parameters: int
+    seconds: float
+
+
+def summarise(sweep: ConfigDict, done: list[Trial], seconds: dict[str, float]) -> list[Summary]:
+    """One summary an arm, of those trials that have finished. seconds: by the path of a stage."""
+    out = []
+    for arm in sweep.arms:
+        mine = [t for t in done if t.arm == arm]
+        if not mine:
+            continue
+        scores: dict[str, dict[int, float]] = {name: {} for name in sweep.scores}
+        for trial in mine:
+            found = {
+                f"{e['suite']}/{e['split']}/{k}": v
+                for e in trial.result.results()["entries"]
+                if not e["control"]
+                for k, v in e["scores"].items()
+            }
+            for name in sweep.scores:
+                if name in found:
+                    scores[name][trial.seed] = found[name]
+        took = [sum(seconds.get(str(s.path), 0.0) for s in t.stages) for t in mine]
+        out.append(
+            Summary(
+                arm,
+                scores,
+                sum(s.flops for s in mine[0].stages),
+                " + ".join(str(s.config.train.steps) for s in mine[0].stages),
+                parameters(mine[0].stages[-1].path),
+                float(np.mean(took)),
+            )
+        )
+    return out
+
+
+def spread(values: dict[int, float]) -> tuple[float, float]:
+    """(mean, standard deviation with n - 1) over seeds; NaN where there are too few."""
+    v = list(values.values())
+    return (float(np.mean(v)) if v else math.nan), (float(np.std(v, ddof=1)) if len(v) > 1 else math.nan)
+
+
+def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, float, float]:
+    """Whether one arm beats another: (word, mean difference, its standard error), paired by seed.
+
+    "holds" or "reversed" when the mean difference is more than twice its standard error from 0, else "not separated".
+    """
+    pairs = [better[s] - worse[s] for s in sorted({*better} & {*worse})]
+    if len(pairs) < 2:
+        return "too few seeds", math.nan, math.nan
+    mean, error = float(np.mean(pairs)), float(np.std(pairs, ddof=1) / math.sqrt(len(pairs)))
+    if abs(mean) <= 2 * error:
+        return "not separated", mean, error
+    return ("holds" if mean > 0 else "reversed"), mean, error
+
+
+def markdown(sweep: ConfigDict, summaries: list[Summary], figure: str) -> str:
+    """The page: the table of arms, the figure, the claims."""
+    by_arm = {s.arm: s for s in summaries}
+    head = ["arm", *[sweep.scores[n] for n in sweep.scores], "steps", "TFLOP", "parameters", "time"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for s in summaries:
+        cells = []
+        for name in sweep.scores:
+            mean, deviation = spread(s.scores[name])
+            cells.append(f"{mean:.3f} ± {deviation:.3f}" if math.isfinite(mean) else "–")
+        cells += [s.steps, f"{s.flops / 1e12:.1f}", f"{s.parameters:,}", f"{s.seconds:.0f} s"]
+        lines.append(f"| {sweep.titles.get(s.arm, s.arm)} | " + " | ".join(cells) + " |")
+    out = [*lines, "", f"![{sweep.name}]({figure})", ""]
+    out += ["| the paper's direction | difference | here |", "|---|---|---|"]
+    main = next(iter(sweep.scores))
+    for claim in sweep.claims:
+        if claim.better in by_arm and claim.worse in by_arm:
+            word, mean, error = verdict(by_arm[claim.better].scores[main], by_arm[claim.worse].scores[main])
+            out.append(f"| {claim.text} | {mean:+.3f} ± {error:.3f} | {word} |")
+    return "\n".join(out) + "\n"
+
+
+def figure(sweep: ConfigDict, summaries: list[Summary]) -> str:
+    """An SVG: for the first score, every seed a dot and the mean a bar, an arm a row."""
+    main = next(iter(sweep.scores))
+    rows = [s for s in summaries if s.scores[main]]
+    values = [v for s in rows for v in s.scores[main].values()]
+    low, high = min(values), max(values)
+    pad = max(high - low, 1e-3) * 0.08
+    low, high = low - pad, high + pad
+    left, width, line = 220, 720, 26
+    height = line * len(rows) + 56
+
+    def x(v: float) -> float:
+        return left + (width - left - 20) * (v - low) / (high - low)
+
+    base = spread(next((s.scores[main] for s in rows if s.arm == sweep.baseline), {}))[0]
+    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(sweep.scores[main])}</text>']
+    for tick in np.linspace(low + pad, high - pad, 5):
+        parts.append(f'<path d="M{x(tick):.1f},28V{height - 24}" stroke="#e4e4e0"/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:.3f}</text>')
+    if math.isfinite(base):
+        parts.append(f'<path d="M{x(base):.1f},28V{height - 24}" stroke="#2864c8" stroke-dasharray="4 3"/>')
+    for i, s in enumerate(rows):
+        y = 42 + i * line
+        mean, _ = spread(s.scores[main])
+        name = html.escape(sweep.titles.get(s.arm, s.arm))
+        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{name}</text>')
+        parts.append(f'<path d="M{x(mean):.1f},{y - 8}v16" stroke="#1c1c1c" stroke-width="2.5"/>')
+        parts += [f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>' for v in s.scores[main].values()]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
+    return f'{head}{style}<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
+
+
+class Clock:
+    """How long each stage took on the wall, kept beside the runs so that a sweep can be continued."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "seconds.json"
+        self.seconds: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def add(self, path: Path, seconds: float) -> None:
+        """Adds what an attempt took: a stage that was cut short takes the sum of its attempts."""
+        self.seconds[str(path)] = self.seconds.get(str(path), 0.0) + seconds
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path, json.dumps(self.seconds, indent=1))
