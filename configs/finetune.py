@@ -20,7 +20,9 @@ def get_config(variant: str = "vqa"):
     """A task of TASKS, tiny or of a size of the paper's."""
     task, _, size = variant.partition("-")
     if task not in TASKS or size not in ("", "base", "large", "huge"):
-        raise ValueError(f"finetune has no variant {variant!r}; it has {', '.join(TASKS)}, each also with -base, -large, -huge")
+        raise ValueError(
+            f"finetune has no variant {variant!r}; it has {', '.join(TASKS)}, each also with -base, -large, -huge"
+        )
     config = paper(size) if size else tiny()
     TASKS[task](config)
     return config
@@ -142,6 +144,4 @@ def _own(config, split: str):
     config.data.eval.path, config.data.eval.split = config.data.train.get_ref("path"), split
 
 
-TASKS = {
-    f.__name__: f for f in (vqa, vqa_open, entail, transfer, pairs, captions, translate, easy_vqa, nlvr, daquar)
-}
+TASKS = {f.__name__: f for f in (vqa, vqa_open, entail, transfer, pairs, captions, translate, easy_vqa, nlvr, daquar)}

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from simvlm_jax.core.build import build, load_config, spec
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.run.load import build_model
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "simvlm_jax"
@@ -29,20 +31,19 @@ ARROWS = {
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
+_ABLATIONS = ("decoder_only", "lm", "span", "patches", "stem2", "stem4", "with_text")
+_TASKS = ("vqa", "vqa_open", "entail", "transfer", "pairs", "captions", "translate", "easy_vqa", "nlvr", "daquar")
 VARIANTS = [
-    "",
-    "photos",
-    "base",
-    "large",
-    "huge",
-    "decoder_only",
-    "lm",
-    "span",
-    "patches",
-    "stem2",
-    "stem4",
-    "with_text",
+    "prefixlm.py",
+    *(f"prefixlm.py:{v}" for v in ("photos", "base", "large", "huge", *_ABLATIONS)),
+    *(f"finetune.py:{task}" for task in _TASKS),
+    *(f"finetune.py:{task}-base" for task in _TASKS),
+    "finetune.py:vqa-huge",
 ]
+
+
+class _Tokenizer:
+    vocabulary = Vocabulary(320, 32)
 
 
 def rooms_imported(path):
@@ -83,18 +84,17 @@ def test_only_its_own_files_name_a_model(model):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_config_builds(variant):
-    from simvlm_jax.core.types import Vocabulary
-
-    config = load_config(str(ROOT / "configs" / "prefixlm.py") + (f":{variant}" if variant else ""))
-    model = build(
-        config.model,
-        vocabulary=Vocabulary(config.text.vocabulary, config.text.length or 32),
-        image_size=config.data.image_size,
-    )
+    config = load_config(str(ROOT / "configs" / variant))
+    model = build_model(config, _Tokenizer(), ("yes", "no") if config.data.labels.size else ())
     assert model.capabilities()
     schedule = build(config.optimizer).schedule_for(config.train.steps)
     assert 0 < float(schedule(config.train.steps // 2)) <= config.optimizer.learning_rate
-    build(config.eval.sampler)
+    tokenizer, labels = _Tokenizer(), ("yes", "no")
+    assert all(
+        build(suite, tokenizer=tokenizer, labels=labels).fields is not None for suite in config.eval.suites.values()
+    )
+    for transform in config.data.train.transforms:
+        build(transform, tokenizer=tokenizer, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,12 @@ def test_every_config_builds(variant):
         ("model.objective=lm", "model.objective", "lm"),
         ("model.drop_path=0.1", "model.drop_path", 0.1),
         ("model.compute.remat=full", "model.compute.remat", "full"),
-        ("eval.sampler.temperature=0.7", "eval.sampler.temperature", 0.7),
+        (
+            "eval.suites.captions.how.sampler.temperature=0.7",
+            "eval.suites.captions.how.sampler.temperature",
+            0.7,
+        ),
+        ("eval.suites.captions.how.beams=3", "eval.suites.captions.how.beams", 3),
         ("data.eval.path=elsewhere", "data.eval.path", "elsewhere"),
         ("checkpoint.best=cider", "checkpoint.best", "cider"),
     ],
@@ -142,6 +147,7 @@ def test_an_unknown_field_lists_the_fields():
         "import simvlm_jax",
         "from simvlm_jax.cli import main; main(['--help'])",
         "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
+        "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep",
     ],
 )
 def test_light_imports(code):

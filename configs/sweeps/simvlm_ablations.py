@@ -6,88 +6,86 @@ Every arm is pretrained with the same FLOPs, then fine-tuned alike to answer `sc
 in the paper. Three seeds.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from configs import parts
-from simvlm_jax.core.build import spec
 
-LENGTH = 24
+CONFIGS = Path(__file__).resolve().parent.parent
+LENGTH, VOCABULARY = 24, 384
 
 
 def get_config():
     """The sweep: stages, arms, scores, and the paper's directions."""
     common = {
         "text.length": LENGTH,
-        "text.vocabulary": 320,
+        "text.vocabulary": VOCABULARY,
         "log.every": 50,
         "checkpoint.every": 0,
         "checkpoint.latest": 1,
         "train.batch_size": 64,
     }
-    pretrain = {
-        **common,
-        "train.steps": 300,
-        "data.documents.batch_size": 8,
-        "eval.suites": {},
+    pretrain = {**common, "train.steps": 300, "data.documents.batch_size": 8, "eval.suites": {}}
+    text_only = {
+        "data.train.path": "scenes/text",
+        "data.train.split": "train",
+        "data.train.transforms": parts.text_transforms(),
+        "data.train.cache": False,
     }
-    finetune = {**common, "train.steps": 200, "train.accumulate": 1}
-    text_only = {"data.train.path": "scenes/text", "data.train.transforms": parts.text_transforms(), "data.train.cache": False, "data.train.split": "train"}
-    arms = dict(
-        full={},
-        decoder_only=_both({"model.decoder_only": True}),
-        lm=dict(pretrain={"model.objective": "lm"}),
-        span=_both({"model.objective": "span_corruption"}),
-        stem2=_both({"model.stem_stages": 2}),
-        stem4=_both({"model.stem_stages": 4}),
-        patches=_both({"model.stem_stages": 0}),
-        images_only=dict(pretrain={"data.documents.batch_size": 0}),
-        text_only=dict(pretrain=text_only),
-        no_pretraining=dict(pretrain=None),
+    arms = (
+        _arm("full", "prefix LM, encoder-decoder, 3 stages"),
+        _arm("no_pretraining", "no pretraining", pretrain=None),
+        _arm("scratch", "no pretraining, fine-tuned as long as both", pretrain=None, spend_all=True),
+        _arm("decoder_only", "decoder only", both={"model.decoder_only": True}),
+        _arm("lm", "LM instead of prefix LM", pretrain={"model.objective": "lm"}),
+        _arm("span", "span corruption", both={"model.objective": "span_corruption"}),
+        _arm("stem2", "2 conv stages", both={"model.stem_stages": 2}),
+        _arm("stem4", "4 conv stages", both={"model.stem_stages": 4}),
+        _arm("patches", "plain patches", both={"model.stem_stages": 0}),
+        _arm("images_only", "image-to-text only", pretrain={"data.documents.batch_size": 0}),
+        _arm("text_only", "text-to-text only", pretrain=text_only),
+    )
+    directions = (
+        ("pretraining helps", "no_pretraining"),
+        ("pretraining beats fine-tuning for as long", "scratch"),
+        ("an encoder-decoder beats a decoder alone", "decoder_only"),
+        ("prefix LM beats LM", "lm"),
+        ("prefix LM beats span corruption", "span"),
+        ("3 conv stages beat 2", "stem2"),
+        ("3 conv stages beat 4", "stem4"),
+        ("a conv stem beats plain patches", "patches"),
+        ("text-only data beside image-text data helps", "images_only"),
+        ("image-text data beside text-only data helps", "text_only"),
     )
     return ConfigDict(
         dict(
             name="simvlm_ablations",
             seeds=(0, 1, 2),
-            baseline="full",
+            tokenizer=dict(
+                paths=(("scenes/captions", True), ("scenes/vqa", True), ("scenes/text", False)),
+                vocabulary=VOCABULARY,
+                length=LENGTH,
+            ),
             stages=(
-                ConfigDict(dict(name="pretrain", config="configs/prefixlm.py", match=True, set=pretrain)),
-                ConfigDict(dict(name="finetune", config="configs/finetune.py:vqa", match=False, set=finetune)),
+                _dict(name="pretrain", config=f"{CONFIGS}/prefixlm.py", set=pretrain),
+                _dict(name="finetune", config=f"{CONFIGS}/finetune.py:vqa", set={**common, "train.steps": 200}),
             ),
             arms=arms,
-            titles=dict(
-                full="prefix LM, encoder-decoder, 3 stages",
-                decoder_only="decoder only",
-                lm="LM instead of prefix LM",
-                span="span corruption",
-                stem2="2 conv stages",
-                stem4="4 conv stages",
-                patches="plain patches",
-                images_only="without text-only data",
-                text_only="without image-text data",
-                no_pretraining="no pretraining",
+            scores=(
+                ("classify/test/accuracy", "VQA accuracy, test"),
+                ("classify/compositional/accuracy", "VQA accuracy, unseen pairs"),
             ),
-            scores={
-                "classify/test/accuracy": "VQA accuracy, test",
-                "classify/compositional/accuracy": "VQA accuracy, unseen pairs",
-            },
-            claims=tuple(
-                ConfigDict(dict(text=text, better="full", worse=worse))
-                for text, worse in (
-                    ("pretraining helps", "no_pretraining"),
-                    ("an encoder-decoder beats a decoder alone", "decoder_only"),
-                    ("prefix LM beats LM", "lm"),
-                    ("prefix LM beats span corruption", "span"),
-                    ("3 conv stages beat 2", "stem2"),
-                    ("3 conv stages beat 4", "stem4"),
-                    ("a conv stem beats plain patches", "patches"),
-                    ("text-only data beside images helps", "images_only"),
-                    ("image-text data helps", "text_only"),
-                )
-            ),
+            claims=tuple(_dict(text=text, better="full", worse=worse) for text, worse in directions),
         )
     )
 
 
-def _both(sets):
-    """The same in both stages: what is pretrained is fine-tuned."""
-    return dict(pretrain=sets, finetune=sets)
+def _arm(name, title, both=None, spend_all=False, **stages):
+    """An arm; `both` is set in both stages, for what is pretrained is fine-tuned."""
+    sets = {"pretrain": both, "finetune": both} if both else stages
+    return _dict(name=name, title=title, spend_all=spend_all, sets=sets)
+
+
+def _dict(**fields):
+    return ConfigDict(fields, allow_dotted_keys=True)

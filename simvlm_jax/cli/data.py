@@ -1,8 +1,10 @@
-"""`simvlm data prepare | tokenizer`: what training needs on disk, made ahead of time."""
+"""`simvlm data prepare | tokenizer | inspect`: what training needs on disk, made ahead of time, and what it will see."""
 
 import argparse
 import json
 import sys
+
+from simvlm_jax.cli import inspect_data
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +25,9 @@ def main(argv: list[str]) -> int:
     tokenizer.add_argument("--vocabulary", type=int, default=32_000)
     tokenizer.add_argument("--length", type=int, default=256, help="text length of the runs that will use it")
     tokenizer.add_argument("--json", action="store_true")
+    inspect_data.add_arguments(commands.add_parser("inspect", help="print a training batch as a person reads it"))
     args = parser.parse_args(argv)
-    return {"prepare": _prepare, "tokenizer": _tokenizer}[args.command](args)
+    return {"prepare": _prepare, "tokenizer": _tokenizer, "inspect": inspect_data.inspect}[args.command](args)
 
 
 def _prepare(args) -> int:

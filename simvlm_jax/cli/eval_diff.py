@@ -9,7 +9,9 @@ from typing import Any
 
 def main(argv: list[str]) -> int:
     """Compares two files of entries (results.json, or what `simvlm eval --out` wrote; a run directory means its own)."""
-    parser = argparse.ArgumentParser(prog="simvlm eval-diff", description="Say what differs between two sets of scores.")
+    parser = argparse.ArgumentParser(
+        prog="simvlm eval-diff", description="Say what differs between two sets of scores."
+    )
     parser.add_argument("a")
     parser.add_argument("b")
     parser.add_argument("--tolerance", type=float, default=1e-6, help="differences up to this are none")
@@ -18,7 +20,9 @@ def main(argv: list[str]) -> int:
 
     a, b = read_entries(args.a), read_entries(args.b)
     if not set(a) & set(b):
-        raise ValueError(f"{args.a} and {args.b} have no suite, split and control in common: {_names(a)} and {_names(b)}")
+        raise ValueError(
+            f"{args.a} and {args.b} have no suite, split and control in common: {_names(a)} and {_names(b)}"
+        )
     compared = [compare(key, a[key], b[key], args.tolerance) for key in a if key in b]
     alone = {"only_in_a": [list(k) for k in a if k not in b], "only_in_b": [list(k) for k in b if k not in a]}
     if args.json:
@@ -45,7 +49,9 @@ def read_entries(path: str) -> dict[Key, dict[str, Any]]:
         entries = json.loads(file.read_text())["entries"]
         return {(e["suite"], e["split"], e["control"]): e for e in entries}
     except (json.JSONDecodeError, KeyError, TypeError) as e:
-        raise ValueError(f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e!r}') from e
+        raise ValueError(
+            f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e!r}'
+        ) from e
 
 
 def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) -> dict[str, Any]:
@@ -60,7 +66,14 @@ def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) ->
     else:
         verdict = "explained by what differs" if why else "nothing recorded explains the difference"
     scores = {k: [x.get(k), y.get(k)] for k in names}
-    return {"suite": key[0], "split": key[1], "control": key[2], "scores": scores, "provenance": why, "verdict": verdict}
+    return {
+        "suite": key[0],
+        "split": key[1],
+        "control": key[2],
+        "scores": scores,
+        "provenance": why,
+        "verdict": verdict,
+    }
 
 
 def _close(a: float | None, b: float | None, tolerance: float) -> bool:

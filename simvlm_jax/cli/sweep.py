@@ -8,15 +8,33 @@ from pathlib import Path
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
 
+def make_tokenizer(wanted, folder: Path) -> Path:
+    """The one tokenizer of all arms, trained on texts of all data sets that any of them reads."""
+    from simvlm_jax.data.assemble import spread_texts
+    from simvlm_jax.data.sources import open_source
+    from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
+
+    if not (folder / CONTRACT).exists():
+        texts = [t for path, images in wanted.paths for t in spread_texts(open_source(path, images=images), 10_000)]
+        Tokenizer.train(texts, wanted.vocabulary, wanted.length).save(folder)
+    return folder
+
+
 def main(argv: list[str]) -> int:
     """Runs what is missing of a sweep, then writes its page."""
-    parser = argparse.ArgumentParser(prog="simvlm sweep", description="Run a sweep, or go on with it, and write its page.")
+    parser = argparse.ArgumentParser(
+        prog="simvlm sweep", description="Run a sweep, or go on with it, and write its page."
+    )
     parser.add_argument("config", help="a file of configs/sweeps/")
     parser.add_argument("--workdir", help="where its runs lie (default: runs/sweeps/NAME)")
-    parser.add_argument("--out", help="a Markdown page to write the table into, the figure beside it (default: in the workdir)")
+    parser.add_argument(
+        "--out", help="a Markdown page to write the table into, the figure beside it (default: in the workdir)"
+    )
     parser.add_argument("--seeds", type=int, help="only so many of its seeds")
     parser.add_argument("--arms", help="only these of its arms, with commas; the baseline is always one of them")
-    parser.add_argument("--steps-factor", type=float, default=1.0, help="train for so much of the steps, to try a sweep out")
+    parser.add_argument(
+        "--steps-factor", type=float, default=1.0, help="train for so much of the steps, to try a sweep out"
+    )
     parser.add_argument("--report-only", action="store_true", help="write the page of what has been run")
     args = parser.parse_args(argv)
 
@@ -32,12 +50,12 @@ def main(argv: list[str]) -> int:
     if args.seeds:
         sweep.seeds = tuple(sweep.seeds)[: args.seeds]
     if args.arms:
-        wanted = {sweep.baseline, *args.arms.split(",")}
-        if unknown := wanted - set(sweep.arms):
-            parser.error(f"no arm {', '.join(sorted(unknown))}; the arms are {', '.join(sweep.arms)}")
-        for arm in set(sweep.arms) - wanted:
-            del sweep.arms[arm]
-    every = trials(sweep, folder, args.steps_factor)
+        names = [arm.name for arm in sweep.arms]
+        wanted = {names[0], *args.arms.split(",")}
+        if unknown := wanted - set(names):
+            parser.error(f"no arm {', '.join(sorted(unknown))}; the arms are {', '.join(names)}")
+        sweep.arms = tuple(arm for arm in sweep.arms if arm.name in wanted)
+    every = trials(sweep, folder, make_tokenizer(sweep.tokenizer, folder / "tokenizer"), args.steps_factor)
     clock = Clock(folder)
     for i, trial in enumerate(every if not args.report_only else ()):
         left = (len(every) - i) * sum(clock.seconds.values()) / max(i, 1)

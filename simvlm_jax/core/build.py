@@ -74,7 +74,12 @@ def load_config(path: str) -> ConfigDict:
 
 
 def add_config_root(file: str) -> None:
-    """Puts the grandparent folder of a config file on sys.path, so that `from configs import parts` works."""
-    root = str(Path(file).resolve().parent.parent)
+    """Puts the folder that holds `configs/` on sys.path, so that `from configs import parts` works.
+
+    That is the grandparent of a config file, or what lies further up if the file is in a folder of `configs/`.
+    """
+    path = Path(file).resolve()
+    homes = [p for p in path.parents if p.name == "configs"]
+    root = str((homes[-1] if homes else path.parent).parent)
     if root not in sys.path:
         sys.path.insert(0, root)

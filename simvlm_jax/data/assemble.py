@@ -70,8 +70,14 @@ def documents_source(config: ConfigDict) -> Source | None:
 def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:
     """The run's own text, for its tokenizer: an even spread of every source's captions and documents."""
     for source in sources:
-        for example in _spread(source, config.text.corpus) if source is not None else ():
-            yield from texts_of(example)
+        if source is not None:
+            yield from spread_texts(source, config.text.corpus)
+
+
+def spread_texts(source: Source, count: int) -> Iterator[str]:
+    """All texts of an even spread of `count` examples."""
+    for example in _spread(source, count):
+        yield from texts_of(example)
 
 
 def texts_of(example: dict[str, Any]) -> list[str]:

@@ -126,7 +126,7 @@ class Pipeline:
                 for transform in p.transforms:
                     example = transform(example, rng)
                 self.quarantine.good()
-                row = {k: example[k] for k in _ROW_KEYS if k in example}
+                row = {k: example[k] for k in _ROW_KEYS if k in example and not isinstance(example[k], bytes)}
                 return {**row, "id": np.int64(position), "weight": np.float32(1)}
             except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)

@@ -17,6 +17,7 @@ def likelihoods(capabilities: dict[str, Callable], params, extra, batch: Batch, 
     shortlist: only so many candidates a row are scored whole, those with the likeliest first piece (BLIP, arXiv
     2201.12086, appendix); the others get -inf. 0: all of them.
     """
+    candidates, mask = jnp.asarray(candidates), jnp.asarray(mask)
     N, T = candidates.shape
     logits, cache = capabilities["prefill"](params, extra, batch, T)
     B = logits.shape[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.transforms import answers_of, most_frequent
+from simvlm_jax.data.transforms import BadExample, answers_of, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
@@ -25,6 +25,15 @@ class Answering(Suite):
     """
 
     question: str = "question"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.question,)
+
+    def expand(self, example: Example) -> Iterable[Example]:
+        if not answers_of(example):
+            raise BadExample("the example has no answer")
+        return [example]
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         """accuracy: VQA's where several people answered, else whether the normalised texts agree.
@@ -87,10 +96,6 @@ class Classification(Answering):
 
     transforms: tuple[Any, ...]
     images: bool = True
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return ()
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         classify = engine.needs("classification", "classify")["classify"]

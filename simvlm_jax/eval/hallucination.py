@@ -34,7 +34,9 @@ class Hallucination(Answering):
     each: int = 1
     ask: str = "is there {thing}?"
 
-    fields = ("image", "scene")
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("image", "scene")
 
     def expand(self, example: Example) -> Iterable[Example]:
         rng = np.random.default_rng(zlib.crc32(str(example["key"]).encode()))
@@ -75,7 +77,12 @@ def binary_scores(answered: Answered) -> dict[str, float]:
     precision = hit / (hit + false) if hit + false else 0.0
     recall = hit / (hit + missed) if hit + missed else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "yes_ratio": (hit + false) / max(sum(count.values()), 1)}
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "yes_ratio": (hit + false) / max(sum(count.values()), 1),
+    }
 
 
 def _candidates(kind: str, there: list[tuple[str, str]]) -> list[tuple[str, str]]:

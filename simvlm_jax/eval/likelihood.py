@@ -29,7 +29,10 @@ class GenerativeClassifier(Answering):
     prior: str = "blank"
     strength: float = 1.0
 
-    fields = ("image", "label")
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("image", "label")
+
     controls = ("blind",)
 
     def __post_init__(self):

@@ -24,7 +24,10 @@ class LinearProbe(Answering):
     validation: str = "validation"
     train_limit: int = 0
 
-    fields = ("image", "label")
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("image", "label")
+
     controls = ("blind",)
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
@@ -38,9 +41,7 @@ class LinearProbe(Answering):
         asked = self._features(engine, examples)
         names = sorted({answers_of(e)[0] for rows, _ in sets for e in rows})
         place = {name: i for i, name in enumerate(names)}
-        (x, y), (xv, yv) = (
-            (features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets
-        )
+        (x, y), (xv, yv) = ((features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets)
         c, _ = best_c(x, y, xv, yv, len(names))
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
         logits = probe(asked[1])

@@ -130,7 +130,7 @@ class Examples:
 
     def _read(self, index: int) -> Example:
         example: Example = {**self.source[index], "index": index}
-        if missing := [f for f in self._fields if not example.get(f) and example.get(f) not in (0, False)]:
+        if missing := [f for f in self._fields if _empty(example.get(f))]:
             raise BadExample(f"the example has no {', '.join(missing)}; it has {sorted(example)}")
         if self._pixels is None:
             return {k: v for k, v in example.items() if k not in ("image", "images")}
@@ -147,6 +147,10 @@ class Examples:
             return {"pixels": "none"}
         part = "all of it" if self._pixels.whole else "central square"
         return {"image_size": self._pixels.size, "part": part, "resample": "bicubic", "blind": self.blind}
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (hasattr(value, "__len__") and not len(value))
 
 
 _NO_DRAWS: Any = None  # transforms that draw nothing never touch it

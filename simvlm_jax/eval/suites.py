@@ -40,7 +40,10 @@ def known() -> dict[str, tuple[str, Any]]:
             "image-conditioned translation",
             spec(f"{_HERE}.translation:Translation", how=_decoding(max_length=32), path="scenes/translate"),
         ),
-        "probe": ("linear probe of the image features", spec(f"{_HERE}.probe:LinearProbe", train_limit=5000, **classes)),
+        "probe": (
+            "linear probe of the image features",
+            spec(f"{_HERE}.probe:LinearProbe", train_limit=5000, **classes),
+        ),
         "generative": (
             "classification by the likelihood of texts",
             spec(f"{_HERE}.likelihood:GenerativeClassifier", **classes),

@@ -1,7 +1,8 @@
 """Experiments with several arms and seeds: what to run at equal compute, and what came out, as a table and a figure.
 
 A sweep's config names `stages` (a config file each, with fields to set), `arms` (what each sets in the stages beside that; a
-stage set to None is left out), `seeds`, the `scores` to report, and the `claims` to test against the `baseline` arm.
+stage set to None is left out; the first arm is the baseline), `seeds`, the `scores` to report, and the `claims` to test.
+Tokenizers must not differ between arms, so it names the data that one for all is trained on.
 """
 
 import dataclasses
@@ -46,38 +47,43 @@ class Trial:
         return RunDir(self.stages[-1].path)
 
 
-def trials(sweep: ConfigDict, folder: Path, steps_factor: float = 1.0) -> list[Trial]:
+def trials(sweep: ConfigDict, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
     """All trials, seed by seed, so that a sweep cut short has whole comparisons.
 
-    Where a stage has `match`, its steps are those that cost as much as the baseline's, by the models' analytic FLOPs.
+    The steps of a stage are those that cost as much as the baseline's, by the models' analytic FLOPs. An arm that leaves
+    stages out is cheaper, unless it is to `spend_all` on its last one.
     """
     whole: dict[str, float] = {}
     for stage in sweep.stages:
-        config = _stage_config(stage, sweep.arms[sweep.baseline].get(stage.name) or {}, 0, None)
+        config = _stage_config(stage, sweep.arms[0].sets.get(stage.name) or {}, 0, None, tokenizer)
         whole[stage.name] = step_flops(config) * config.train.steps
     out = []
     for seed in sweep.seeds:
-        for arm, sets in sweep.arms.items():
+        for arm in sweep.arms:
             stages: list[Stage] = []
             for stage in sweep.stages:
-                if stage.name in sets and sets[stage.name] is None:
+                if stage.name in arm.sets and arm.sets[stage.name] is None:
                     continue
-                config = _stage_config(stage, sets.get(stage.name) or {}, seed, stages[-1].path if stages else None)
+                start = stages[-1].path if stages else None
+                config = _stage_config(stage, arm.sets.get(stage.name) or {}, seed, start, tokenizer)
                 each = step_flops(config)
-                if stage.match:
-                    config.train.steps = max(round(whole[stage.name] / each), 1)
+                budget = whole[stage.name]
+                if arm.get("spend_all") and stage is sweep.stages[-1]:
+                    budget = sum(whole.values()) - sum(s.flops for s in stages)
+                config.train.steps = max(round(budget / each), 1)
                 config.train.steps = max(round(config.train.steps * steps_factor), 1)
-                path = folder / arm / f"seed{seed}" / stage.name
+                path = folder / arm.name / f"seed{seed}" / stage.name
                 stages.append(Stage(stage.name, config, path, each * config.train.steps))
-            out.append(Trial(arm, seed, stages))
+            out.append(Trial(arm.name, seed, stages))
     return out
 
 
-def _stage_config(stage: ConfigDict, sets: Any, seed: int, start: Path | None) -> ConfigDict:
+def _stage_config(stage: ConfigDict, sets: Any, seed: int, start: Path | None, tokenizer: Path) -> ConfigDict:
     config = load_config(stage.config)
     for name, value in {**stage.set, **sets}.items():
         _assign(config, name, value)
     config.seed = seed
+    config.text.model = str(tokenizer)
     config.train.init_from = (str(start),) if start else ()
     return config
 
@@ -138,6 +144,7 @@ class Summary:
     """Scores of an arm by seed: {score: {seed: value}}, and what a seed costs."""
 
     arm: str
+    title: str
     scores: dict[str, dict[int, float]]
     flops: float
     steps: str
@@ -149,10 +156,10 @@ def summarise(sweep: ConfigDict, done: list[Trial], seconds: dict[str, float]) -
     """One summary an arm, of those trials that have finished. seconds: by the path of a stage."""
     out = []
     for arm in sweep.arms:
-        mine = [t for t in done if t.arm == arm]
+        mine = [t for t in done if t.arm == arm.name]
         if not mine:
             continue
-        scores: dict[str, dict[int, float]] = {name: {} for name in sweep.scores}
+        scores: dict[str, dict[int, float]] = {name: {} for name, _ in sweep.scores}
         for trial in mine:
             found = {
                 f"{e['suite']}/{e['split']}/{k}": v
@@ -160,13 +167,14 @@ def summarise(sweep: ConfigDict, done: list[Trial], seconds: dict[str, float]) -
                 if not e["control"]
                 for k, v in e["scores"].items()
             }
-            for name in sweep.scores:
+            for name in scores:
                 if name in found:
                     scores[name][trial.seed] = found[name]
         took = [sum(seconds.get(str(s.path), 0.0) for s in t.stages) for t in mine]
         out.append(
             Summary(
-                arm,
+                arm.name,
+                arm.title,
                 scores,
                 sum(s.flops for s in mine[0].stages),
                 " + ".join(str(s.config.train.steps) for s in mine[0].stages),
@@ -200,18 +208,18 @@ def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, flo
 def markdown(sweep: ConfigDict, summaries: list[Summary], figure: str) -> str:
     """The page: the table of arms, the figure, the claims."""
     by_arm = {s.arm: s for s in summaries}
-    head = ["arm", *[sweep.scores[n] for n in sweep.scores], "steps", "TFLOP", "parameters", "time"]
+    head = ["arm", *[title for _, title in sweep.scores], "steps", "TFLOP", "parameters", "time"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in summaries:
         cells = []
-        for name in sweep.scores:
+        for name, _ in sweep.scores:
             mean, deviation = spread(s.scores[name])
             cells.append(f"{mean:.3f} ± {deviation:.3f}" if math.isfinite(mean) else "–")
         cells += [s.steps, f"{s.flops / 1e12:.1f}", f"{s.parameters:,}", f"{s.seconds:.0f} s"]
-        lines.append(f"| {sweep.titles.get(s.arm, s.arm)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
     out = [*lines, "", f"![{sweep.name}]({figure})", ""]
     out += ["| the paper's direction | difference | here |", "|---|---|---|"]
-    main = next(iter(sweep.scores))
+    main = sweep.scores[0][0]
     for claim in sweep.claims:
         if claim.better in by_arm and claim.worse in by_arm:
             word, mean, error = verdict(by_arm[claim.better].scores[main], by_arm[claim.worse].scores[main])
@@ -221,7 +229,7 @@ def markdown(sweep: ConfigDict, summaries: list[Summary], figure: str) -> str:
 
 def figure(sweep: ConfigDict, summaries: list[Summary]) -> str:
     """An SVG: for the first score, every seed a dot and the mean a bar, an arm a row."""
-    main = next(iter(sweep.scores))
+    main, title = sweep.scores[0]
     rows = [s for s in summaries if s.scores[main]]
     values = [v for s in rows for v in s.scores[main].values()]
     low, high = min(values), max(values)
@@ -233,8 +241,8 @@ def figure(sweep: ConfigDict, summaries: list[Summary]) -> str:
     def x(v: float) -> float:
         return left + (width - left - 20) * (v - low) / (high - low)
 
-    base = spread(next((s.scores[main] for s in rows if s.arm == sweep.baseline), {}))[0]
-    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(sweep.scores[main])}</text>']
+    base = spread(next((s.scores[main] for s in rows if s.arm == sweep.arms[0].name), {}))[0]
+    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}</text>']
     for tick in np.linspace(low + pad, high - pad, 5):
         parts.append(f'<path d="M{x(tick):.1f},28V{height - 24}" stroke="#e4e4e0"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:.3f}</text>')
@@ -243,10 +251,13 @@ def figure(sweep: ConfigDict, summaries: list[Summary]) -> str:
     for i, s in enumerate(rows):
         y = 42 + i * line
         mean, _ = spread(s.scores[main])
-        name = html.escape(sweep.titles.get(s.arm, s.arm))
+        name = html.escape(s.title)
         parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{name}</text>')
         parts.append(f'<path d="M{x(mean):.1f},{y - 8}v16" stroke="#1c1c1c" stroke-width="2.5"/>')
-        parts += [f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>' for v in s.scores[main].values()]
+        parts += [
+            f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>'
+            for v in s.scores[main].values()
+        ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
     return f'{head}{style}<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'

@@ -68,6 +68,7 @@ def test_metrics(tmp_path, capsys):
         ([{"image_id": 1, "caption": "a"}], {"1": ["a"], "2": ["b"]}, "no caption for image '2'"),
         ([{"image_id": 3, "caption": "a"}], {"1": ["a"]}, "no references for image '3'"),
         ({"1": "a"}, {"1": ["a"]}, "expected a list"),
+        ([], {"1": ["a"]}, "with at least one"),
         ([{"image_id": 1, "caption": "a"}], {"1": []}, "at least one caption"),
         ([{"image_id": 1, "caption": None}], {"1": ["a"]}, "is not text"),
     ],

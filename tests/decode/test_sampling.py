@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.sampling import Sampler
 
@@ -60,12 +61,12 @@ def counting_model(stop_at):
 
 def test_generation_stops_row_by_row():
     start = jnp.asarray([2, 4, 6])
-    tokens, total = generate(
-        counting_model(6), None, None, {"start": start}, vocabulary=Vocabulary(16, 8), max_length=6, sampler=Sampler()
+    made = generate(
+        counting_model(6), None, None, {"start": start}, vocabulary=Vocabulary(16, 8), decoding=Decoding(max_length=6)
     )
-    assert tokens.tolist() == [[3, 4, 5, 6, 2, 0], [5, 6, 2, 0, 0, 0], [2, 0, 0, 0, 0, 0]]
+    assert made.tokens[:, 0].tolist() == [[3, 4, 5, 6, 2, 0], [5, 6, 2, 0, 0, 0], [2, 0, 0, 0, 0, 0]]
     each = jax.nn.log_softmax(jax.nn.one_hot(0, 16) * 9.0)[0]
-    np.testing.assert_allclose(total, each * jnp.asarray([5, 3, 1]), atol=2e-6)
+    np.testing.assert_allclose(made.score[:, 0], each * jnp.asarray([5, 3, 1]), atol=2e-6)
 
 
 def test_sampling_depends_on_the_rows_id_not_on_its_place():
@@ -74,9 +75,9 @@ def test_sampling_depends_on_the_rows_id_not_on_its_place():
         "prefill": lambda p, e, batch, n: (flat(len(batch["id"])), {"n": batch["id"]}),
         "extend": lambda p, e, cache, t: (flat(len(t))[:, None], cache),
     }
-    kwargs = dict(vocabulary=Vocabulary(16, 8), max_length=5, sampler=Sampler(1.0), seed=3)
-    together, _ = generate(model, None, None, {"id": jnp.asarray([7, 8, 9])}, **kwargs)
-    alone, _ = generate(model, None, None, {"id": jnp.asarray([8])}, **kwargs)
+    kwargs = dict(vocabulary=Vocabulary(16, 8), decoding=Decoding(max_length=5, sampler=Sampler(1.0)), seed=3)
+    together = generate(model, None, None, {"id": jnp.asarray([7, 8, 9])}, **kwargs).tokens
+    alone = generate(model, None, None, {"id": jnp.asarray([8])}, **kwargs).tokens
     assert together[1].tolist() == alone[0].tolist() and together[0].tolist() != together[1].tolist()
-    other, _ = generate(model, None, None, {"id": jnp.asarray([8])}, **{**kwargs, "seed": 4})
+    other = generate(model, None, None, {"id": jnp.asarray([8])}, **{**kwargs, "seed": 4}).tokens
     assert other[0].tolist() != alone[0].tolist()

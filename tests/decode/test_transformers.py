@@ -141,7 +141,13 @@ def test_generation(theirs, ours, batch, case):
     forced = how.pop("forced", ())
     decoding = Decoding(max_length=LENGTH, **how)
     made = generate(
-        ours, None, None, {k: jnp.asarray(v) for k, v in batch.items()}, vocabulary=PIECES, decoding=decoding, forced=forced
+        ours,
+        None,
+        None,
+        {k: jnp.asarray(v) for k, v in batch.items()},
+        vocabulary=PIECES,
+        decoding=decoding,
+        forced=forced,
     )
     kwargs = dict(num_beams=decoding.beams, num_return_sequences=decoding.n_best)
     if decoding.beams > 1:
@@ -170,7 +176,9 @@ def test_generation(theirs, ours, batch, case):
         np.testing.assert_allclose(made.score.reshape(-1), expected.sequences_scores.numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", [dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8), dict(temperature=1.4, top_k=12, top_p=0.6)])
+@pytest.mark.parametrize(
+    "how", [dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8), dict(temperature=1.4, top_k=12, top_p=0.6)]
+)
 def test_sampling_from_fixed_logits(how):
     logits = np.random.default_rng(2).normal(size=(8, 40)).astype(np.float32) * 2
     sampler = Sampler(**{"temperature": 1.0, **how})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.models import simvlm
@@ -92,17 +93,25 @@ def test_extending_by_many_is_extending_one_by_one(text_batch):
     np.testing.assert_allclose(many, jnp.concatenate(ones, 1), atol=2e-5)
 
 
-@pytest.mark.parametrize("variant", ["default", "decoder_only", "span"])
-def test_a_caption_depends_on_its_own_image_and_prompt_alone(text_batch, variant):
+@pytest.mark.parametrize(
+    ("variant", "how"),
+    [
+        ("default", dict(sampler=Sampler(0.7, top_k=20))),
+        ("decoder_only", dict(sampler=Sampler(0.7, top_k=20))),
+        ("span", dict(sampler=Sampler(0.7, top_k=20))),
+        ("default", dict(beams=3)),
+    ],
+)
+def test_a_caption_depends_on_its_own_image_and_prompt_alone(text_batch, variant, how):
     model, params, batch = make(text_batch, rows=6, **VARIANTS[variant])
     params = jax.tree.map(lambda x: x * 1.5, params)  # sharper logits, so that captions differ
-    kwargs = dict(vocabulary=V, max_length=6, sampler=Sampler(0.7, top_k=20), seed=1)
+    kwargs = dict(vocabulary=V, decoding=Decoding(max_length=6, **how), seed=1)
 
     def run(rows, width):
         prompt = {"text": batch["text"][rows, :width], "text_mask": (np.arange(width) < 2)[None].repeat(len(rows), 0)}
         inputs = {"image": batch["image"][rows], "id": np.asarray(rows), **prompt}
-        tokens, total = generate(model.capabilities(), params, {}, inputs, **kwargs)
-        return np.asarray(tokens), np.asarray(total)
+        made = generate(model.capabilities(), params, {}, inputs, **kwargs)
+        return np.asarray(made.tokens[:, 0]), np.asarray(made.score[:, 0])
 
     tokens, total = run([0, 1, 2, 3, 4, 5], 2)
     alone, alone_total = run([3], 2)

@@ -74,14 +74,15 @@ def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path, traine
 
 def test_a_stop_during_an_evaluation_loses_nothing(tiny_config, tmp_path, monkeypatch):
     from simvlm_jax import main
-    from simvlm_jax.eval.captioning import CaptionSuite
+    from simvlm_jax.eval.captioning import Captioning
+    from simvlm_jax.eval.suite import Outcome
     from simvlm_jax.train.loop import Interrupted
 
     def stop(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
-        return {"cider": 0.0}, []
+        return Outcome({"cider": 0.0}, [])
 
-    monkeypatch.setattr(CaptionSuite, "run", stop)
+    monkeypatch.setattr(Captioning, "outcome", stop)
     config = tiny_config(**{"train.steps": 9, "eval.every": 3, "checkpoint.every": 100})
     with pytest.raises(Interrupted, match="stopped at step 3"):
         main.run(config, str(tmp_path / "run"))

@@ -1,0 +1,169 @@
+"""`simvlm data inspect CONFIG_OR_RUN`: a batch as a person reads it: picture, pieces, prefix, masks, targets."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_WIDTH = 32
+_RAMP = " .:-=+*#%@"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a config, FILE.py or FILE.py:VARIANT, or a run directory")
+    parser.add_argument("--step", type=int, default=0, help="the batch of this step (default 0)")
+    parser.add_argument("--rows", type=int, default=4, help="so many of its rows (0: all)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the config, such as data.train.path=DIR",
+    )
+    parser.add_argument("--no-picture", action="store_true")
+
+
+def inspect(args) -> int:
+    """Prints rows of a training batch; returns 1 if any of them would train nothing."""
+    import ast
+
+    from ml_collections import ConfigDict
+
+    from simvlm_jax.core.build import load_config
+    from simvlm_jax.data import assemble
+    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.run.load import build_model
+    from simvlm_jax.text.tokenizer import Tokenizer
+    from simvlm_jax.train.init_from import tokenizer_of
+
+    is_run = Path(args.config).is_dir()
+    run = RunDir(args.config)
+    config = ConfigDict(run.config()) if is_run else load_config(args.config)
+    for assignment in args.set:
+        name, _, text = assignment.partition("=")
+        try:
+            value: Any = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        config.update_from_flattened_dict({name: value})
+    images, documents = assemble.train_source(config), assemble.documents_source(config)
+    if is_run:
+        tokenizer, labels = Tokenizer.load(run.tokenizer), run.labels()
+    else:
+        origin = tokenizer_of(config.train.init_from)
+        tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
+        labels = assemble.make_labels(config, images)
+    pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents)
+    model = build_model(config, tokenizer, labels)
+    batch, keys = pipeline.batch(args.step), pipeline.keys(args.step)
+    layout = model.capabilities().get("layout")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    idle = 0
+    documents_batch = batch.pop("documents", None)
+    for name, group in (("images", batch), ("documents", documents_batch)):
+        if group is None:
+            continue
+        seen = layout(group) if layout and "label" not in group else None
+        count = len(group["text"])
+        for i in range(min(args.rows or count, count)):
+            key = keys[i if name == "images" else len(batch["text"]) + i]
+            lines, trains = describe(
+                {k: v[i] for k, v in group.items()},
+                tokenizer,
+                labels,
+                {k: v[i] for k, v in seen.items()} if seen else None,
+                colour,
+                not args.no_picture,
+            )
+            print(f"\n{name} row {i} of {count}, step {args.step}: {key}")
+            print("\n".join(f"  {line}" for line in lines))
+            idle += not trains
+    if idle:
+        print(f"\n{idle} of the rows shown train nothing", file=sys.stderr)
+    return 1 if idle else 0
+
+
+def describe(
+    row: dict[str, Any],
+    tokenizer: Any,
+    labels: tuple[str, ...],
+    layout: dict[str, Any] | None,
+    colour: bool,
+    picture: bool,
+) -> tuple[list[str], bool]:
+    """(lines that describe one row, whether anything is trained by it)."""
+    import numpy as np
+
+    out: list[str] = []
+    if "image" in row and picture:
+        for pixels in row["image"]:
+            out += _picture(pixels, colour)
+    if "image" in row:
+        images, height, width, _ = row["image"].shape
+        out.append(f"image    {images} x {height} x {width} px, mean {row['image'].mean():.0f}")
+    pieces = [_shown(p) for p in tokenizer.pieces(row["text"])]
+    real = row["text_mask"]
+    prefix = int(row.get("prefix_length", 0))
+    given = real & (np.arange(len(real)) < prefix)
+    out.append(f"text     {tokenizer.decode(row['text'])!r}")
+    out.append(
+        f"pieces   {''.join(p for p, m in zip(pieces, real, strict=True) if m)}   ({int(real.sum())} of {len(real)} slots)"
+    )
+    out.append(
+        f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {prefix})"
+    )
+    trains = bool(row.get("weight", 1) > 0)
+    if "label" in row:
+        label = int(row["label"])
+        known = 0 <= label < len(labels)
+        out.append(f"label    {label}: {labels[label] if known else '(not in the answer list: trains nothing)'}")
+        if "scores" in row:
+            best = [(labels[i], float(s)) for i, s in enumerate(row["scores"]) if s]
+            out.append(f"scores   {', '.join(f'{a} {s:.1f}' for a, s in best) or '(all 0)'}")
+        return out, trains and (known or "scores" in row)
+    if layout is None:
+        return out, trains
+    show = lambda ids, mask: "".join(  # noqa: E731
+        _shown(p) for p, m in zip(_pieces(tokenizer, ids), mask, strict=True) if m
+    )
+    encoder = show(layout["tokens"], layout["given"])
+    out.append(f"encoder  {'[image] ' if 'image' in row else ''}{encoder or '(no text)'}")
+    out.append(f"decoder  {show(layout['inputs'], layout['predicted'])}")
+    predicted = int(layout["predicted"].sum())
+    out.append(
+        f"targets  {show(layout['targets'], layout['predicted']) or '(nothing is predicted)'}   ({predicted} trained)"
+    )
+    slots = "".join("." if not r else "p" if g else "T" for r, g in zip(real, given, strict=True)).rstrip(".")
+    out.append(f"slots    {slots}   (p prefix, T target; then {len(real) - len(slots)} of padding)")
+    return out, trains and predicted > 0
+
+
+def _pieces(tokenizer: Any, ids: Any) -> list[str]:
+    """Pieces of ids; those beyond the vocabulary are sentinels."""
+    size = tokenizer.vocabulary.size
+    return [tokenizer.pieces([i])[0] if i < size else f"<{int(i) - size}>" for i in ids]
+
+
+def _shown(piece: str) -> str:
+    return f"|{piece}"
+
+
+def _picture(pixels: Any, colour: bool) -> list[str]:
+    """A picture in half blocks, or in grey letters where there is no colour."""
+    import numpy as np
+    from PIL import Image
+
+    height = max(2 * round(_WIDTH * pixels.shape[0] / pixels.shape[1] / 2), 2)
+    small = np.asarray(Image.fromarray(pixels).resize((_WIDTH, height), Image.Resampling.BOX))
+    if not colour:
+        grey = small.reshape(height // 2, 2, _WIDTH, 3).mean((1, 3))
+        return ["".join(_RAMP[int(9.99 * (1 - v / 256))] for v in line) for line in grey]
+    return [
+        "".join(
+            f"\033[38;2;{';'.join(map(str, top))};48;2;{';'.join(map(str, bottom))}m▀"
+            for top, bottom in zip(small[y].tolist(), small[y + 1].tolist(), strict=True)
+        )
+        + "\033[0m"
+        for y in range(0, height, 2)
+    ]
