@@ -62,12 +62,13 @@ def vqa(config, path: str = "scenes/vqa", field: str = "question", classes: int 
 
 def vqa_open(config, path: str = "scenes/vqa"):
     """Answers as text, after the question as prefix: generated, and ranked among the answer list (section 4.3)."""
-    rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="question", target="answer"), spec(f"{TRANSFORMS}:DrawSeed"))
+    rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="question", answer="answer"), spec(f"{TRANSFORMS}:DrawSeed"))
     config.data.train.update(path=path, transforms=(_pixels(config), *rows))
     config.data.labels.size = 3129
     config.eval.suites = dict(
         generate=spec(f"{ANSWERING}:Generation", how=parts.decoding(max_length=8)),
         rank=spec(f"{ANSWERING}:Ranking"),
+        hallucination=spec("simvlm_jax.eval.hallucination:Hallucination"),
     )
 
 
@@ -106,7 +107,7 @@ def captions(config):
 
 def translate(config):
     """Image-conditioned translation, the source text as prefix (Multi30k)."""
-    rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="source", target="target"), spec(f"{TRANSFORMS}:DrawSeed"))
+    rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="source", answer="target"), spec(f"{TRANSFORMS}:DrawSeed"))
     config.data.train.update(path="scenes/translate", transforms=(_pixels(config), *rows))
     config.text.length = 64
     how = parts.decoding(max_length=32)

@@ -77,23 +77,23 @@ class Tokenize:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizePair:
-    """A prompt field and a target field to one text: the prompt's pieces are the prefix, the target's and EOS are predicted.
+    """A prompt field and an answer field to one text: the prompt's pieces are the prefix, the answer's and EOS are predicted.
 
-    A prompt too long for the text loses its beginning, so that the target stays; a target that does not fit is an error.
+    A prompt too long for the text loses its beginning, so that the answer stays; an answer that does not fit is an error.
     """
 
     tokenizer: Tokenizer
     prompt: str = "question"
-    target: str = "answer"
+    answer: str = "answer"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         v = self.tokenizer.vocabulary
-        target = [*_encode(self.tokenizer, example, self.target), v.eos]
-        if len(target) > v.length:
-            raise BadExample(f"the {self.target} is {len(target)} pieces, more than the text length of {v.length}")
-        prompt = _encode(self.tokenizer, example, self.prompt)[-(v.length - len(target)) :]
-        prompt = prompt if len(target) < v.length else []
-        row = _row(self.tokenizer, [*prompt, *target])
+        answer = [*_encode(self.tokenizer, example, self.answer), v.eos]
+        if len(answer) > v.length:
+            raise BadExample(f"the {self.answer} is {len(answer)} pieces, more than the text length of {v.length}")
+        prompt = _encode(self.tokenizer, example, self.prompt)
+        prompt = prompt[max(len(prompt) + len(answer) - v.length, 0) :]
+        row = _row(self.tokenizer, [*prompt, *answer])
         return {**example, **row, "prefix_length": np.int32(len(prompt))}
 
 

@@ -13,10 +13,13 @@ from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Sui
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translation(Suite):
-    """Corpus BLEU (0 to 100), and `exact`, the share of translations that are the reference word for word."""
+    """Corpus BLEU (0 to 100), and `exact`, the share of translations that are the reference word for word.
+
+    source, reference: fields of an example.
+    """
 
     source: str = "source"
-    target: str = "target"
+    reference: str = "target"
     how: Decoding = Decoding(max_length=32)
 
     controls = ("blind",)
@@ -32,7 +35,7 @@ class Translation(Suite):
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         said = [a.text for _, a in answered]
-        truth = [str(e[self.target]) for e, _ in answered]
+        truth = [str(e[self.reference]) for e, _ in answered]
         items = [
             Item(e, a, str(e[self.source]), (t,), a.text == t, float(1 - corpus_bleu([a.text], [t], smooth=True) / 100))
             for (e, a), t in zip(answered, truth, strict=True)

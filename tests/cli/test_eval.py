@@ -1,0 +1,106 @@
+"""Scores of a run by any suite, what differs between two of them, and batches as a person reads them."""
+
+import json
+
+import pytest
+
+from simvlm_jax.cli import main
+from tests.conftest import ROOT, SCENES
+
+
+def evaluated(run, out, *words):
+    assert main(["eval", str(run), "--limit", "12", "--out", str(out), *words]) == 0
+    return json.loads(out.read_text())["entries"]
+
+
+@pytest.fixture(scope="module")
+def scored(finished_run, tmp_path_factory):
+    """Two files of scores that differ in the width of the search alone."""
+    folder = tmp_path_factory.mktemp("scores")
+    evaluated(finished_run, folder / "greedy.json", "--suite", "captions", "--split", "test")
+    evaluated(finished_run, folder / "beam.json", "--suite", "captions", "--split", "test", "--set", "how.beams=2")
+    return folder
+
+
+def test_eval_writes_scores_with_their_provenance(scored, finished_run):
+    entries = json.loads((scored / "greedy.json").read_text())["entries"]
+    assert [e["control"] for e in entries] == [None, "blind"]
+    why = entries[0]["provenance"]
+    assert why["data"]["examples"] == 12 and len(why["data"]["fingerprint"]) == 16 and why["checkpoint"] == 4
+    assert why["decoding"]["beams"] == 1 and why["preprocessing"]["image_size"] == 64 and why["versions"]["jax"]
+    final = json.loads((finished_run / "results.json").read_text())["entries"]
+    assert {e["suite"] for e in final} == {"captions"} and final[0]["provenance"]["tokenizer"] == why["tokenizer"]
+
+
+def test_eval_diff_names_what_differs(scored, capsys):
+    greedy, beam = str(scored / "greedy.json"), str(scored / "beam.json")
+    assert main(["eval-diff", greedy, beam]) == 0
+    assert "because decoding.beams: 1 -> 2" in capsys.readouterr().out
+    assert main(["eval-diff", greedy, greedy, "--json"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert {c["verdict"] for c in same["compared"]} == {"the same scores"} and not same["only_in_a"]
+    tampered = json.loads((scored / "greedy.json").read_text())
+    tampered["entries"][0]["scores"]["cider"] += 0.5
+    (scored / "tampered.json").write_text(json.dumps(tampered))
+    assert main(["eval-diff", greedy, str(scored / "tampered.json")]) == 0
+    out = capsys.readouterr().out
+    assert "nothing recorded explains the difference" in out and "+0.5000" in out
+
+
+def test_eval_diff_on_what_is_no_file_of_scores(scored, tmp_path, capsys):
+    (tmp_path / "x.json").write_text("[]")
+    assert main(["eval-diff", str(scored / "greedy.json"), str(tmp_path / "x.json")]) == 1
+    assert "is no file of scores" in capsys.readouterr().err
+    (tmp_path / "y.json").write_text('{"entries": []}')
+    assert main(["eval-diff", str(scored / "greedy.json"), str(tmp_path / "y.json")]) == 1
+    assert "no suite, split and control in common" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suite", "data", "score"),
+    [
+        ("hallucination", SCENES, "f1_adversarial"),
+        pytest.param("probe", "scenes/classes-80_8_32_16", "accuracy", marks=pytest.mark.slow),
+        ("generative", "scenes/classes-80_8_32_16", "accuracy"),
+    ],
+)
+def test_suites_that_no_config_names(finished_run, tmp_path, suite, data, score):
+    entries = evaluated(
+        finished_run, tmp_path / "o.json", "--suite", suite, "--data", data, "--split", "test", "--no-controls"
+    )
+    assert len(entries) == 1 and 0 <= entries[0]["scores"][score] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "flying"], "no suite 'flying'; the run has captions"),
+        (["--suite", "captions", "--set", "how.beems=2"], "expected FIELD=VALUE"),
+        (["--suite", "captions", "--split", "holiday"], "names split 'holiday'"),
+        (["--suite", "vqa-rank", "--data", "scenes/vqa-16_8_8_8"], "ranking needs answers"),
+    ],
+)
+def test_eval_on_bad_input(finished_run, capsys, words, message):
+    assert main(["eval", str(finished_run), *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_suites_are_listed(capsys):
+    assert main(["eval", "--list"]) == 0
+    assert "hallucination" in capsys.readouterr().out
+
+
+def test_inspect_shows_what_is_trained(finished_run, capsys):
+    assert main(["data", "inspect", str(finished_run), "--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("row ") == 2 and "targets" in out and "</s>" in out and "64 x 64 px" in out
+
+
+def test_inspect_says_when_a_row_trains_nothing(finished_run, capsys):
+    words = [f"data.train.path={SCENES.replace('captions', 'vqa')}", f"train.init_from=('{finished_run}',)"]
+    words += ["train.batch_size=8", "data.labels.size=1"]
+    config = f"{ROOT / 'configs' / 'finetune.py'}:vqa"
+    sets = [part for word in words for part in ("--set", word)]
+    assert main(["data", "inspect", config, "--rows", "0", "--no-picture", *sets]) == 1
+    captured = capsys.readouterr()
+    assert "not in the answer list" in captured.out and "train nothing" in captured.err

@@ -1,0 +1,74 @@
+"""Fine-tuning recipes end to end: a pretrained run, a task, a head, scores with controls, a page."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from simvlm_jax.core.build import load_config
+from simvlm_jax.run.load import load_run
+from tests.conftest import ROOT
+
+
+def finetuned(task, finished_run, path, **overrides):
+    from simvlm_jax import main
+
+    config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}")
+    data = config.data.train.path
+    small = {
+        "data.train.path": f"{data}-80_8_32_16",
+        "train.steps": 2,
+        "train.batch_size": 8,
+        "eval.batch_size": 16,
+        "log.every": 1,
+        "train.init_from": (str(finished_run),),
+        **overrides,
+    }
+    config.update_from_flattened_dict(small)
+    main.run(config, str(path))
+    return json.loads((path / "results.json").read_text())["entries"]
+
+
+def test_vqa(finished_run, tmp_path):
+    entries = finetuned("vqa", finished_run, tmp_path / "vqa")
+    assert [(e["split"], e["control"]) for e in entries] == [
+        ("test", None),
+        ("test", "blind"),
+        ("test", "constant"),
+        ("compositional", None),
+    ]
+    assert {"accuracy", "accuracy_count", "accuracy_relation"} <= set(entries[0]["scores"])
+    labels = json.loads((tmp_path / "vqa" / "labels.json").read_text())
+    run = load_run(tmp_path / "vqa")
+    assert run.labels == tuple(labels) and {"yes", "no"} <= set(labels)
+    assert run.params["head_kernel"].shape == (128, len(labels))
+    assert run.params["text_position"].shape == (32, 128)
+    old = load_run(finished_run)
+    assert run.tokenizer.sha256 == old.tokenizer.sha256
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()),
+        {k: v for k, v in old.params.items() if k != "text_position"},
+        {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
+    )
+    assert max(jax.tree.leaves(moved)) < 0.1  # it did start there
+    page = (tmp_path / "vqa" / "report.html").read_text()
+    assert "class=confusion" in page and "The worst mistakes" in page and "class=asked" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqa_open", "entail", "transfer", "pairs", "captions", "translate"])
+def test_every_other_task(task, finished_run, tmp_path):
+    entries = finetuned(task, finished_run, tmp_path / task)
+    assert entries and all(np.isfinite(list(e["scores"].values())).all() for e in entries)
+    suites = {e["suite"] for e in entries}
+    assert {"vqa_open": {"generate", "rank", "hallucination"}, "transfer": {"read", "seen"}}.get(task, suites) == suites
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["easy_vqa", "nlvr", "daquar"])
+def test_real_sets(task, finished_run, tmp_path, shared):
+    entries = finetuned(
+        task, finished_run, tmp_path / task, **{"data.train.path": str(shared(task)), "eval.examples": 32}
+    )
+    assert {e["control"] for e in entries} == {None, "blind", "constant"}

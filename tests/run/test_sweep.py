@@ -1,0 +1,88 @@
+"""Sweeps: equal compute, paired verdicts, and (slow) a whole one, cut short and continued."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from simvlm_jax.core.build import load_config
+from simvlm_jax.run.sweep import spread, trials, verdict
+from tests.conftest import ROOT, SCENES
+
+ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
+
+
+def test_arms_cost_the_same():
+    sweep = load_config(ABLATIONS)
+    made = trials(sweep, Path("runs"), Path("tokenizer"))
+    assert len(made) == len(sweep.arms) * len(sweep.seeds)
+    by_arm = {t.arm: t for t in made if t.seed == 0}
+    whole = sum(s.flops for s in by_arm["full"].stages)
+    for arm, trial in by_arm.items():
+        expected = by_arm["full"].stages[-1].flops if arm == "no_pretraining" else whole
+        assert sum(s.flops for s in trial.stages) == pytest.approx(expected, rel=0.01), arm
+    assert by_arm["patches"].stages[0].config.train.steps > by_arm["full"].stages[0].config.train.steps
+    assert by_arm["full"].stages[1].config.train.init_from == (str(by_arm["full"].stages[0].path),)
+    assert [t.seed for t in made[: len(sweep.arms)]] == [0] * len(sweep.arms)  # seed by seed
+
+
+def test_every_claim_is_about_an_arm():
+    sweep = load_config(ABLATIONS)
+    names = {arm.name for arm in sweep.arms}
+    assert {c.better for c in sweep.claims} | {c.worse for c in sweep.claims} == names
+
+
+def test_verdicts_are_paired_by_seed():
+    better = {0: 0.5, 1: 0.7, 2: 0.9}
+    assert verdict(better, {k: v - 0.1 + 0.01 * k for k, v in better.items()})[0] == "holds"
+    assert verdict(better, {k: v + 0.1 + 0.01 * k for k, v in better.items()})[0] == "reversed"
+    assert verdict(better, {0: 0.6, 1: 0.6, 2: 0.9})[0] == "not separated"
+    assert verdict(better, {0: 0.1})[0] == "too few seeds"
+    mean, deviation = spread({0: 1.0, 1: 3.0})
+    assert mean == 2.0 and deviation == pytest.approx(math.sqrt(2)) and math.isnan(spread({})[0])
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_and_its_page(tmp_path, monkeypatch, capsys):
+    from simvlm_jax.cli import main, sweep
+
+    config = tmp_path / "configs" / "sweeps" / "small.py"
+    config.parent.mkdir(parents=True)
+    small = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from simvlm_jax.core.build import load_config
+
+def get_config():
+    sweep = load_config({ABLATIONS!r})
+    small = {{"train.batch_size": 8, "log.every": 1, "eval.batch_size": 8}}
+    for stage, path in zip(sweep.stages, ({SCENES!r}, {SCENES.replace("captions", "vqa")!r})):
+        stage.set.update({{**stage.set, **small, "data.train.path": path, "data.documents.path": "scenes/text-24_8_8_8"}})
+    sweep.tokenizer.paths = (({SCENES!r}, True), ({SCENES.replace("captions", "vqa")!r}, True))
+    return sweep
+"""
+    config.write_text(small)
+    words = [
+        "sweep",
+        str(config),
+        "--workdir",
+        str(tmp_path / "out"),
+        "--arms",
+        "no_pretraining",
+        "--steps-factor",
+        "0.01",
+    ]
+    assert main([*words, "--seeds", "1"]) == 0
+    assert "2 of 2 trials" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "out" / "report.md").write_text(page.replace("# simvlm_ablations", "# Mine\n\nWords of people."))
+    done = {p: p.read_bytes() for p in (tmp_path / "out").rglob("results.json")}
+    assert main([*words, "--seeds", "2"]) == 0
+    assert all(p.read_bytes() == data for p, data in done.items())  # what was finished is not run again
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "Words of people." in page and sweep.END in page and page.count("| pretraining helps |") == 1
+    assert "<svg" in (tmp_path / "out" / "report.svg").read_text()
+    assert len(json.loads((tmp_path / "out" / "seconds.json").read_text())) == 6
+    with pytest.raises(SystemExit):
+        main([*words[:4], "--arms", "flying"])
