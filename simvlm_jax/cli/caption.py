@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.images import BadImage
+    from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.decode.decoding import Decoding
     from simvlm_jax.decode.sampling import Sampler
     from simvlm_jax.eval.engine import Engine
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
         for i, name in enumerate(names):
             try:
                 data = _read(name)
-                seen.append((i, pixels({"image": data}, None)["image"]))
+                seen.append((i, pixels({"image": data}, NO_DRAWS)["image"]))
                 ids.append(zlib.crc32(data))
             except (BadImage, OSError) as e:
                 answers[i] = {"image": name, "error": _reason(e)}

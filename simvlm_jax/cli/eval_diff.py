@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
             f"{args.a} and {args.b} have no suite, split and control in common: {_names(a)} and {_names(b)}"
         )
     compared = [compare(key, a[key], b[key], args.tolerance) for key in a if key in b]
-    alone = {"only_in_a": [list(k) for k in a if k not in b], "only_in_b": [list(k) for k in b if k not in a]}
+    alone = {"only_in_a": [k for k in a if k not in b], "only_in_b": [k for k in b if k not in a]}
     if args.json:
         print(json.dumps({"compared": compared, **alone}))
     else:

@@ -4,19 +4,20 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
 
-def make_tokenizer(wanted, folder: Path) -> Path:
+def make_tokenizer(wanted: Any, folder: Path) -> Path:
     """The one tokenizer of all arms, trained on texts of all data sets that any of them reads."""
     from simvlm_jax.data.assemble import spread_texts
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
     if not (folder / CONTRACT).exists():
-        texts = [t for path, images in wanted.paths for t in spread_texts(open_source(path, images=images), 10_000)]
-        Tokenizer.train(texts, wanted.vocabulary, wanted.length).save(folder)
+        texts = [t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)]
+        Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
     return folder
 
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
 
     setup_xla()
     setup_jax()
-    sweep = load_config(args.config)
+    sweep: Any = load_config(args.config)
     folder = Path(args.workdir or f"runs/sweeps/{sweep.name}")
     if args.seeds:
         sweep.seeds = tuple(sweep.seeds)[: args.seeds]

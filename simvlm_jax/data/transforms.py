@@ -15,6 +15,10 @@ from simvlm_jax.text.tokenizer import Tokenizer, clean
 Example = dict[str, Any]
 
 
+NO_DRAWS: Any = None
+"""The rng of transforms that draw nothing."""
+
+
 class BadExample(ValueError):
     """An example that cannot be used; the message says why."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.transforms import BadExample, answers_of, most_frequent
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
@@ -115,7 +115,7 @@ class Classification(Answering):
 
     def _row(self, example: Example) -> Example:
         for transform in self.transforms:
-            example = transform(example, None)
+            example = transform(example, NO_DRAWS)
         return example
 
 

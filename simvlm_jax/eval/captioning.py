@@ -14,7 +14,7 @@ from simvlm_jax.data.scenes import graph, judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.caption import CiderD, caption_scores, caption_scores_per_image
+from simvlm_jax.eval.metrics.caption import CiderD, caption_scores_and_cider
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
 
@@ -46,12 +46,11 @@ class Captioning(Suite):
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         said, references = [a.text for _, a in answered], [e["captions"] for e, _ in answered]
-        scores = caption_scores(said, references)
+        scores, each = caption_scores_and_cider(said, references)
         scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e, _ in answered]
         known = [(s, c) for s, c in zip(scenes, said, strict=True) if s is not None]
         if known:
             scores = {**judge.scores(*map(list, zip(*known, strict=True))), **scores}
-        each = [row["cider"] for row in caption_scores_per_image(said, references)]
         scores |= _by_domain([domain_of(e) for e, _ in answered], each)
         items = []
         for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):

@@ -58,6 +58,7 @@ class LinearProbe(Answering):
         rows: list[Example] = []
         found = []
         for part, images in examples.chunks(engine.batch_size):
+            assert images is not None  # `fields` asks for them
             rows += part
             found.append(engine.over("features", features, {"image": images}).astype(np.float64))
         return rows, np.concatenate(found)

@@ -10,7 +10,7 @@ import numpy as np
 
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source
-from simvlm_jax.data.transforms import BadExample, Pixels
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels
 from simvlm_jax.eval.engine import Engine
 
 Example = dict[str, Any]
@@ -77,7 +77,9 @@ class Examples:
 
     def like(self, split: str, source: Source, limit: int = 0) -> "Examples":
         """Examples of another source, read as these are."""
-        how = dict(fields=self._fields, limit=limit, bad=self._bad, record=self._record, blind=self.blind)
+        how: dict[str, Any] = dict(
+            fields=self._fields, limit=limit, bad=self._bad, record=self._record, blind=self.blind
+        )
         return Examples(split, source, self._pixels, expand=self._expand, **how)
 
     @property
@@ -134,12 +136,12 @@ class Examples:
             raise BadExample(f"the example has no {', '.join(missing)}; it has {sorted(example)}")
         if self._pixels is None:
             return {k: v for k, v in example.items() if k not in ("image", "images")}
-        return self._pixels(example, _NO_DRAWS)
+        return self._pixels(example, NO_DRAWS)
 
     def image(self, index: int) -> np.ndarray:
         """The pixels [M,Y,X,C] of one example, as the model got them (or would have, were it not blind)."""
         assert self._pixels is not None
-        return self._pixels(self.source[index], _NO_DRAWS)["image"]
+        return self._pixels(self.source[index], NO_DRAWS)["image"]
 
     def preprocessing(self) -> dict[str, Any]:
         """How pictures are made ready."""
@@ -151,9 +153,6 @@ class Examples:
 
 def _empty(value: Any) -> bool:
     return value is None or (hasattr(value, "__len__") and not len(value))
-
-
-_NO_DRAWS: Any = None  # transforms that draw nothing never touch it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

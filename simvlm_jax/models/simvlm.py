@@ -131,7 +131,9 @@ class Network(nn.Module):
         slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
         last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0].reshape(B, -1)
         precise = statistics_dtype(x.dtype)
-        return jnp.dot(last, self.head_kernel.astype(x.dtype), preferred_element_type=precise) + self.head_bias
+        return jnp.dot(last, self.head_kernel.astype(x.dtype), preferred_element_type=precise) + jnp.asarray(
+            self.head_bias
+        )
 
     def features(self, image):
         """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
@@ -309,14 +311,15 @@ class SimVLM(BaseModel):
         if "scores" in group:
             loss, rows, right = soft_cross_entropy(logits, group["scores"], group["weight"])
         else:
-            weight = group["weight"] * (group["label"] >= 0)
-            loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(group["label"], 0)[:, None], weight[:, None])
+            label = jnp.asarray(group["label"])
+            weight = jnp.asarray(group["weight"]) * (label >= 0)
+            loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(label, 0)[:, None], weight[:, None])
         return Term(loss, rows), Term(right, rows)
 
-    def _class_logits(self, params, batch, streams):
+    def _class_logits(self, params, batch, streams) -> Any:
         """Logits [B,classes]; without images the text is all there is (cross-modality transfer, section 4.3)."""
         if not self.classes:
-            raise ValueError("SimVLM has no head to classify with; set model.classes, or name labels in the data")
+            raise ValueError("SimVLM has no head to classify with; set config.data.labels.size")
         layout = prefix_layout(batch["text"], batch["text_mask"], batch["prefix_length"], self.vocabulary.bos)
         return self.network.apply({"params": params}, batch, layout, rngs=streams, method="classify")
 

@@ -47,7 +47,7 @@ class Trial:
         return RunDir(self.stages[-1].path)
 
 
-def trials(sweep: ConfigDict, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
+def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
     """All trials, seed by seed, so that a sweep cut short has whole comparisons.
 
     The steps of a stage are those that cost as much as the baseline's, by the models' analytic FLOPs. An arm that leaves
@@ -78,8 +78,8 @@ def trials(sweep: ConfigDict, folder: Path, tokenizer: Path, steps_factor: float
     return out
 
 
-def _stage_config(stage: ConfigDict, sets: Any, seed: int, start: Path | None, tokenizer: Path) -> ConfigDict:
-    config = load_config(stage.config)
+def _stage_config(stage: Any, sets: Any, seed: int, start: Path | None, tokenizer: Path) -> ConfigDict:
+    config: Any = load_config(stage.config)
     for name, value in {**stage.set, **sets}.items():
         _assign(config, name, value)
     config.seed = seed
@@ -92,7 +92,7 @@ def _assign(config: ConfigDict, name: str, value: Any) -> None:
     """Sets a field by its flat name, whatever type it had."""
     *path, last = name.split(".")
     for part in path:
-        config = config[part]
+        config = getattr(config, part)
     if last not in config:
         raise ValueError(f"a sweep sets {name!r}, which the config does not have")
     with config.ignore_type():
@@ -152,7 +152,7 @@ class Summary:
     seconds: float
 
 
-def summarise(sweep: ConfigDict, done: list[Trial], seconds: dict[str, float]) -> list[Summary]:
+def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[Summary]:
     """One summary an arm, of those trials that have finished. seconds: by the path of a stage."""
     out = []
     for arm in sweep.arms:
@@ -205,7 +205,7 @@ def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, flo
     return ("holds" if mean > 0 else "reversed"), mean, error
 
 
-def markdown(sweep: ConfigDict, summaries: list[Summary], figure: str) -> str:
+def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
     """The page: the table of arms, the figure, the claims."""
     by_arm = {s.arm: s for s in summaries}
     head = ["arm", *[title for _, title in sweep.scores], "steps", "TFLOP", "parameters", "time"]
@@ -227,7 +227,7 @@ def markdown(sweep: ConfigDict, summaries: list[Summary], figure: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def figure(sweep: ConfigDict, summaries: list[Summary]) -> str:
+def figure(sweep: Any, summaries: list[Summary]) -> str:
     """An SVG: for the first score, every seed a dot and the mean a bar, an arm a row."""
     main, title = sweep.scores[0]
     rows = [s for s in summaries if s.scores[main]]

@@ -31,7 +31,7 @@ def initialiser(
       ValueError: a loaded parameter has no place in the model, or another shape there; or the tokenizers differ.
     """
 
-    sources = [{"run": s} if isinstance(s, str) else s for s in sources]
+    sources = _records(sources)
 
     def initialise(state: TrainState) -> TrainState:
         params = flatten_dict(state.params, sep="/")
@@ -60,11 +60,14 @@ def initialiser(
 
 def tokenizer_of(sources: Sequence[Any]) -> Path | None:
     """The tokenizer folder of the first run whose embedding is taken, if any is."""
-    for source in sources:
-        source = {"run": source} if isinstance(source, str) else source
+    for source in _records(sources):
         if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
             return RunDir(source["run"]).tokenizer
     return None
+
+
+def _records(sources: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"run": s} if isinstance(s, str) else dict(s) for s in sources]
 
 
 def _same_tokenizer(path: str, own: str) -> None:

@@ -94,7 +94,7 @@ def test_a_text_without_image_is_classified_too(text_batch):
 def test_without_a_head_the_mend_is_named(text_batch):
     model, params, batch = make(text_batch)
     assert "classify" not in model.capabilities()
-    with pytest.raises(ValueError, match=r"set model\.classes"):
+    with pytest.raises(ValueError, match=r"set config\.data\.labels\.size"):
         model.per_example(params, {}, labelled(batch), rngs=jax.random.key(0), step=0, train=False)
 
 

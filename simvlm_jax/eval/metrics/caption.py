@@ -19,7 +19,15 @@ _CIDER_SIGMA, _CIDER_N = 6.0, 4
 
 def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Corpus scores `bleu1`..`bleu4`, `rouge_l` (0 to 1) and `cider` (CIDEr-D, native scale: 10 is a perfect match)."""
-    return {name: float(np.mean(v)) if isinstance(v, list) else v for name, v in _all(hypotheses, references).items()}
+    return caption_scores_and_cider(hypotheses, references)[0]
+
+
+def caption_scores_and_cider(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], list[float]]:
+    """(corpus scores, CIDEr-D of every image)."""
+    found = _all(hypotheses, references)
+    return {name: float(np.mean(v)) if isinstance(v, list) else v for name, v in found.items()}, found["cider"]
 
 
 def caption_scores_per_image(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
@@ -110,13 +118,12 @@ class CiderD:
     def __init__(self, references: list[list[Tokens]], frequency: Counter | None = None, images: int | None = None):
         self.frequency = document_frequency(references) if frequency is None else frequency
         self.log_images = math.log(images or len(references))
+        self._idf = {g: self.log_images - math.log(max(1.0, n)) for g, n in self.frequency.items()}
         self.references = [[self._weigh(r) for r in refs] for refs in references]
 
     def _weigh(self, tokens: Tokens) -> tuple[list[dict[tuple, float]], list[float], int]:
-        vectors = [
-            {g: c * (self.log_images - math.log(max(1.0, self.frequency[g]))) for g, c in _ngrams(tokens, n).items()}
-            for n in range(1, _CIDER_N + 1)
-        ]
+        idf, unseen = self._idf, self.log_images
+        vectors = [{g: c * idf.get(g, unseen) for g, c in _ngrams(tokens, n).items()} for n in range(1, _CIDER_N + 1)]
         norms = [math.sqrt(sum(v * v for v in vec.values())) for vec in vectors]
         return vectors, norms, max(len(tokens) - 1, 0)  # the official "length" counts bigrams
 
@@ -136,7 +143,8 @@ class CiderD:
         for other, other_norms, other_length in references:
             penalty = math.exp(-((length - other_length) ** 2) / (2 * _CIDER_SIGMA**2))
             for n in range(_CIDER_N):
-                value = sum(min(v, other[n].get(g, 0.0)) * other[n].get(g, 0.0) for g, v in vectors[n].items())
+                theirs = other[n]
+                value = sum(min(v, w) * w for g, v in vectors[n].items() if (w := theirs.get(g)))
                 if norms[n] and other_norms[n]:
                     value /= norms[n] * other_norms[n]
                 total += value * penalty
