@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
 
     from simvlm_jax.core.build import load_config
     from simvlm_jax.main import run, setup_jax, setup_xla
+    from simvlm_jax.run.progress import duration
     from simvlm_jax.run.sweep import Clock, figure, markdown, summarise, trials
-    from simvlm_jax.train.progress import duration
 
     setup_xla()
     setup_jax()

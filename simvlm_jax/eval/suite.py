@@ -12,6 +12,7 @@ from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels
 from simvlm_jax.eval.engine import Engine
+from simvlm_jax.run.progress import Countdown
 
 Example = dict[str, Any]
 
@@ -96,13 +97,16 @@ class Examples:
     def chunks(self, size: int) -> Iterator[tuple[list[Example], np.ndarray | None]]:
         """(examples, images [n,M,Y,X,C] or None) of up to `size` examples each."""
         rows: list[Example] = []
-        for example in self._good():
-            rows.append(example)
-            if len(rows) == size:
-                yield self._taken(rows)
-                rows = []
+        pace = Countdown(f"{self.split}{', blind' if self.blind else ''}", len(self.indices))
+        for done, made in self._good():
+            rows += made
+            while len(rows) >= size:
+                yield self._taken(rows[:size])
+                rows = rows[size:]
+                pace.at(done)
         if rows:
             yield self._taken(rows)
+        pace.close()
 
     def _taken(self, rows: list[Example]) -> tuple[list[Example], np.ndarray | None]:
         if self._pixels is None:
@@ -110,9 +114,10 @@ class Examples:
         images = np.stack([row.pop("image") for row in rows])
         return rows, np.zeros_like(images) if self.blind else images
 
-    def _good(self) -> Iterator[Example]:
+    def _good(self) -> Iterator[tuple[int, list[Example]]]:
+        """(examples read so far, what is asked of one of them) of the good ones."""
         wrong, good = [], 0
-        for i in self.indices:
+        for done, i in enumerate(self.indices, 1):
             try:
                 example = self._read(i)
                 made = list(self._expand(example)) if self._expand else [example]
@@ -122,7 +127,7 @@ class Examples:
                     self._record({"part": self.split, "key": self.source.key(i), "error": f"{type(e).__name__}: {e}"})
                 continue
             good += 1
-            yield from made
+            yield done, made
         if not good or len(wrong) > self._bad * len(self.indices):
             last = f"; the last was {wrong[-1]}" if wrong else ""
             raise TooManyBadExamples(

@@ -14,8 +14,8 @@ from simvlm_jax.parallel.devices import peak_flops
 from simvlm_jax.parallel.mesh import place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
+from simvlm_jax.run.progress import Progress
 from simvlm_jax.train.optimizer import averaged
-from simvlm_jax.train.progress import Progress
 from simvlm_jax.train.state import prepare_state
 from simvlm_jax.train.step import make_train_step
 

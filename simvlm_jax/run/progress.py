@@ -1,4 +1,4 @@
-"""The progress line: where the run is, how fast, how well the device is used, how long it will take."""
+"""Progress lines: where a run or an evaluation is, how fast it goes, how long it will take."""
 
 import contextlib
 import sys
@@ -49,6 +49,31 @@ class Progress:
             print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
+
+
+class Countdown:
+    """Says how far a long piece of work has come, every few seconds, on stderr; short work says nothing."""
+
+    def __init__(self, what: str, total: int, every: float = 5.0):
+        self._what, self._total, self._every = what, total, every
+        self._began = self._said = time.perf_counter()
+        self._live = sys.stderr.isatty()
+
+    def at(self, done: int) -> None:
+        """`done` of the total are done."""
+        now = time.perf_counter()
+        if now - self._said < self._every:
+            return
+        self._said = now
+        rate = done / (now - self._began)
+        left = duration((self._total - done) / rate) if rate else "?"
+        text = f"{self._what}  {done:,}/{self._total:,}  {rate:,.0f}/s  {left} left"
+        print(f"\r\033[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clears the line of a terminal."""
+        if self._live and self._said != self._began:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
