@@ -125,6 +125,7 @@ def nlvr(config):
     """NLVR: three boxes, true or false; learned from `hidden` with its boxes permuted, reported on `test`."""
     vqa(config, "nlvr", "sentence")
     config.data.train.split = "hidden-permuted"
+    _photographs(config)
     _own(config, "test")
 
 
@@ -132,7 +133,14 @@ def daquar(config):
     """DAQUAR: questions about indoor photographs, the authors' split."""
     vqa(config, "daquar", whole=True)
     config.data.whole = True
+    _photographs(config)
     _own(config, "test")
+
+
+def _photographs(config):
+    """The tiny variant at 112 px, with dropout against small data."""
+    if config.model.size == "tiny":
+        config.data.image_size, config.model.dropout = 112, 0.1
 
 
 def _pixels(config, **how):

@@ -61,6 +61,11 @@ def initialiser(
 def tokenizer_of(sources: Sequence[Any]) -> Path | None:
     """The tokenizer folder of the first run whose embedding is taken, if any is."""
     for source in _records(sources):
+        if not (Path(source["run"]).expanduser() / "config.json").is_file():
+            raise FileNotFoundError(
+                f"config.train.init_from names {source['run']!r}, which is not a run directory; train it first, name "
+                "another (\"('RUN',)\"), or start from nothing (\"()\")"
+            )
         if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
             return RunDir(source["run"]).tokenizer
     return None

@@ -2,9 +2,16 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from simvlm_jax.cli import main
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.decode.sampling import Sampler
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.parallel.mesh import make_mesh, replicated
+from simvlm_jax.run.load import load_run
 from tests.conftest import ROOT, SCENES
 
 
@@ -30,6 +37,21 @@ def test_eval_writes_scores_with_their_provenance(scored, finished_run):
     assert why["decoding"]["beams"] == 1 and why["preprocessing"]["image_size"] == 64 and why["versions"]["jax"]
     final = json.loads((finished_run / "results.json").read_text())["entries"]
     assert {e["suite"] for e in final} == {"captions"} and final[0]["provenance"]["tokenizer"] == why["tokenizer"]
+
+
+@pytest.mark.parametrize("how", [Decoding(beams=3, n_best=3), Decoding(sampler=Sampler(1.0))])
+def test_captions_depend_neither_on_devices_nor_on_the_batch(finished_run, how):
+    run = load_run(finished_run)
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64, 3), dtype=np.uint8)
+    made = []
+    for devices, batch_size in ((8, 8), (1, 3)):
+        mesh = make_mesh(jax.devices()[:devices])
+        params = jax.device_put(run.params, replicated(mesh))
+        engine = Engine(run.model, run.tokenizer, mesh, params, run.extra, batch_size=batch_size)
+        made.append(engine.generate(images, [""] * 5, np.arange(5) + 40, how))
+    assert [[t for t, _ in row] for row in made[0]] == [[t for t, _ in row] for row in made[1]]
+    scores = [np.asarray([[s for _, s in row] for row in one]) for one in made]
+    np.testing.assert_allclose(*scores, atol=2e-4)
 
 
 def test_eval_diff_names_what_differs(scored, capsys):
