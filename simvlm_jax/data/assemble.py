@@ -120,14 +120,16 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
 
 
 def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
-    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, in that order.
+    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, lower-case, in that order.
 
     Only those seen `at_least` so often count (VQA's 3,129 answers were seen nine times or more); size 0: none are wanted.
     """
     wanted = config.data.labels
     if not wanted.size:
         return ()
-    seen = Counter(most_frequent(a) for i in range(len(source)) if (a := answers_of(_without_pictures(source, i))))
+    seen = Counter(
+        most_frequent(a).lower() for i in range(len(source)) if (a := answers_of(_without_pictures(source, i)))
+    )
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
         raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")

@@ -168,7 +168,7 @@ class FixPrefix:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """`label`: the place of the most frequent answer in the run's list of answers, -1 if it is not there.
+    """`label`: the place of the most frequent answer in the run's list of answers (in lower case), -1 if it is not there.
 
     soft: where several people answered, `scores` [A] too: 0.3 for each who gave an answer, at most 1, as VQA counts.
     """
@@ -180,7 +180,7 @@ class Label:
         object.__setattr__(self, "_place", {name: i for i, name in enumerate(self.labels)})
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        given = answers_of(example)
+        given = [a.lower() for a in answers_of(example)]
         if not given:
             raise BadExample("the example has no answer")
         row: Example = {"label": np.int32(self._place.get(most_frequent(given), -1))}
@@ -194,12 +194,12 @@ class Label:
 
 
 def answers_of(example: Example) -> list[str]:
-    """What people answered to an example: `answers`, or the one `answer` or `label`, as lower-case text."""
+    """What people answered to an example: `answers`, or the one `answer` or `label`, as text."""
     given = example.get("answers")
     if given is None:
         given = [example[k] for k in ("answer", "label") if example.get(k) is not None][:1]
     given = [a.get("answer") if isinstance(a, dict) else a for a in given]
-    return [clean(a if isinstance(a, bytes) else str(a)).lower() for a in given]
+    return [clean(a if isinstance(a, bytes) else str(a)) for a in given]
 
 
 def most_frequent(answers: list[str]) -> str:

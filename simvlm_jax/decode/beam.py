@@ -14,11 +14,11 @@ from simvlm_jax.decode.constraints import constrain
 from simvlm_jax.decode.decoding import Decoding
 
 _NEVER = -1e9
-"""The score of what cannot be; finite, so that differences of two of them are no NaN."""
+"""The sum of a running hypothesis that cannot be; finite, so that adding to it never makes a NaN."""
 
 
 def beam_search(extend, logits, cache, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...] = ()):
-    """(tokens [B,N,L] int32, scores [B,N] fp32) of the N = n_best best finished hypotheses of each row.
+    """(tokens [B,N,L] int32, scores [B,N] fp32) of the N = n_best best finished hypotheses of each row; -inf: there is none.
 
     extend: `(cache, tokens [B*W]) -> (logits [B*W,V], cache)`; logits [B,V] and cache are those after the prompt. A score
     is log-likelihood / length^length_penalty; repetition rules act on log-probabilities.
@@ -29,9 +29,9 @@ def beam_search(extend, logits, cache, vocabulary: Vocabulary, decoding: Decodin
     cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), cache)
     logits = jnp.repeat(logits, W, axis=0)
     empty = jnp.full((B, W, L), vocabulary.pad, jnp.int32)
-    nothing = jnp.full((B, W), _NEVER)
-    running = nothing.at[:, 0].set(0.0)  # all beams are alike at first: one of them stands for all
-    start = (jnp.zeros((), jnp.int32), logits, cache, empty, running, empty, nothing)
+    running = jnp.full((B, W), _NEVER).at[:, 0].set(0.0)  # all beams are alike at first: one of them stands for all
+    none = jnp.full((B, W), -jnp.inf)
+    start = (jnp.zeros((), jnp.int32), logits, cache, empty, running, empty, none)
 
     def rows(x, index):
         """x [B,n,...] at index [B,k]."""
@@ -59,7 +59,7 @@ def beam_search(extend, logits, cache, vocabulary: Vocabulary, decoding: Decodin
 
         ends = (piece == vocabulary.eos) | (i == L - 1)
         may_end = ends & (jnp.arange(2 * W) < W) & (best > _NEVER / 2)
-        candidates = jnp.where(may_end, normalise(best, i + 1 - F), _NEVER)
+        candidates = jnp.where(may_end, normalise(best, i + 1 - F), -jnp.inf)
         finished, order = jax.lax.top_k(jnp.concatenate([finished, candidates], axis=1), W)
         ended = rows(jnp.concatenate([ended, grown], axis=1), order)
 

@@ -36,6 +36,8 @@ class Decoding:
             raise ValueError(
                 f"beams {self.beams} with temperature {self.sampler.temperature}: search or sample, not both"
             )
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError(f"length_penalty {self.length_penalty} acts on a beam search alone; set beams too")
         if self.max_length < 0 or self.min_length < 0 or self.no_repeat_ngram < 0 or self.repetition_penalty <= 0:
             raise ValueError(f"{self}: lengths and no_repeat_ngram must not be negative, repetition_penalty above 0")
         if self.max_length and self.min_length >= self.max_length:

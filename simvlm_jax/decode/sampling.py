@@ -22,6 +22,9 @@ class Sampler:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"{self}: need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
 
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise ValueError(f"{self}: top_k and top_p act on sampling alone; set temperature too")
+
     def __call__(self, logits_BV, keys_B):
         """Token ids [B] int32; each row draws from its own key."""
         if self.temperature == 0:

@@ -30,6 +30,10 @@ class Answering(Suite):
     def fields(self) -> tuple[str, ...]:
         return (self.question,)
 
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        """The answers that can be given; () where any can, or where they hold every truth."""
+        return engine.labels
+
     def expand(self, example: Example) -> Iterable[Example]:
         if not answers_of(example):
             raise BadExample("the example has no answer")
@@ -41,7 +45,7 @@ class Answering(Suite):
         accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
         that are (`in_list`) and those that are not (`out_of_list`).
         """
-        known = {normalise(a) for a in engine.labels}
+        known = {normalise(a) for a in self.list_of(engine)}
         items: list[Item] = []
         values: list[float] = []
         slices: dict[str, list[float]] = {}
@@ -101,7 +105,7 @@ class Classification(Answering):
         classify = engine.needs("classification", "classify")["classify"]
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
-            batch = {k: np.stack([self._row(e)[k] for e in rows]) for k in ("text", "text_mask", "prefix_length")}
+            batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
             if self.images and images is not None:
                 batch["image"] = images
             logits = engine.over(("classify", self.images), classify, batch).astype(np.float64)
@@ -113,10 +117,11 @@ class Classification(Answering):
                 out.append((example, Answer(*best[0], best)))
         return out
 
-    def _row(self, example: Example) -> Example:
-        for transform in self.transforms:
-            example = transform(example, NO_DRAWS)
-        return example
+    def expand(self, example: Example) -> Iterable[Example]:
+        for row in super().expand(example):
+            for transform in self.transforms:
+                row = transform(row, NO_DRAWS)
+            yield row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,7 @@ class Generation(Answering):
     prompt: str = "{}"
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
-        width = engine.vocabulary.length - self.how.max_length
+        width = engine.room_before(self.how.max_length)
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
             asked = [self.prompt.format(e[self.question]) for e in rows]
@@ -151,11 +156,14 @@ class Ranking(Answering):
     shortlist: int = 0
     per_piece: bool = False
 
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        return tuple(self.candidates) or engine.labels
+
     def answers(self, engine: Engine, examples: Examples) -> Answered:
-        candidates = tuple(self.candidates) or engine.labels
+        candidates = tuple(self.list_of(engine))
         if not candidates:
             raise ValueError("ranking needs answers: set the suite's `candidates`, or config.data.labels.size")
-        width = engine.answer_width(candidates)
+        width = engine.room_before(engine.longest(candidates))
         length = np.asarray([len(engine.tokenizer.encode(c)) + 1 for c in candidates])
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
@@ -169,4 +177,4 @@ class Ranking(Answering):
 
     def decoding(self) -> dict[str, Any]:
         names = ("prompt", "shortlist", "per_piece")
-        return {"ranking": len(self.candidates) or "the answer list", **{k: getattr(self, k) for k in names}}
+        return {"ranking": list(self.candidates) or "the answer list", **{k: getattr(self, k) for k in names}}

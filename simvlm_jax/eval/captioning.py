@@ -5,7 +5,7 @@ images, not the mean of the three. Here every slice uses the document frequencie
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
 class Captioning(Suite):
     """Captions by generation; with a `prompt` such as "a picture of" the zero-shot protocol of SimVLM, section 4.2.
 
-    prompt: text every caption begins with, read as a prefix. forced: the same, written by the decoder instead.
+    prompt: text read as a prefix, of which the continuation is the caption. forced: how the decoder begins to write; it is
+    part of the caption.
     """
 
     prompt: str = ""
@@ -36,12 +37,10 @@ class Captioning(Suite):
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         out: Answered = []
-        opening = f"{self.prompt} " if self.prompt else ""
         for rows, images in examples.chunks(engine.batch_size):
             made = engine.generate(images, [self.prompt] * len(rows), draw_ids(rows), self.how, self.forced)
             for example, hypotheses in zip(rows, made, strict=True):
-                best = tuple((f"{opening}{text}".strip(), score) for text, score in hypotheses)
-                out.append((example, Answer(*best[0], best)))
+                out.append((example, Answer(*hypotheses[0], tuple(hypotheses))))
         return out
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
@@ -62,22 +61,26 @@ class Captioning(Suite):
                     answer,
                     truth=tuple(example["captions"]),
                     right=verdict.accurate if verdict else None,
-                    badness=wrong + 1 / (1 + cider) if wrong or not verdict else 0.0,
+                    badness=0.0 if verdict and verdict.accurate else wrong + 1 / (1 + cider),
                     claims=tuple(verdict.claims) if verdict else (),
                 )
             )
         return Outcome({k: v for k, v in scores.items() if np.isfinite(v)}, items)
 
-    def constant(self, engine: Engine, answered: Answered, texts: Sequence[str]) -> Answered:
+    def constant(self, engine: Engine, answered: Answered, texts: Callable[[], Sequence[str]]) -> Answered:
         """The one caption of the training data that scores the best CIDEr-D when said of every image."""
-        if not texts or all("scene" in e for e, _ in answered):  # a scene's caption is never right of another
+        if all("scene" in e for e, _ in answered):  # a scene's caption is never right of another
+            return []
+        candidates = texts()
+        if not candidates:
             return []
         cider = CiderD([[ptb_tokenize(r) for r in e["captions"]] for e, _ in answered])
-        best = max(texts, key=lambda c: cider.constant(ptb_tokenize(c)))
+        best = max(candidates, key=lambda c: cider.constant(ptb_tokenize(c)))
         return [(example, Answer(best)) for example, _ in answered]
 
     def decoding(self) -> dict[str, Any]:
-        return {"prompt": self.prompt, "forced": self.forced, **dataclasses.asdict(self.how)}
+        how = dataclasses.asdict(self.how)
+        return {"prompt": self.prompt, "forced": self.forced, **how, "cider_frequencies": "of the evaluated set"}
 
 
 def domain_of(example: Example) -> str | None:

@@ -37,6 +37,8 @@ class Engine:
     labels: tuple[str, ...] = ()
     batch_size: int = 100
     seed: int = 0
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    """What came up while answering and belongs beside the scores: prompts that were cut, classes that were found."""
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -69,6 +71,7 @@ class Engine:
 
         The last batch is filled up with copies of its last row, whose results are dropped.
         """
+        name = (self.model, self.mesh, name)
         if name not in self._compiled:
             self._compiled[name] = jax.jit(function, out_shardings=replicated(self.mesh))
         found, total, size = [], len(next(iter(rows.values()))), self.batch_size
@@ -93,7 +96,10 @@ class Engine:
         """Texts after a prompt a row. images [N,M,Y,X,C] uint8 or None; ids [N] choose the draws where there are any.
 
         forced: how every answer begins; it is part of the answer. width: pieces of prompt there is room for, by default
-        those of the longest; a longer prompt loses its beginning.
+        those of the longest; a longer prompt loses its beginning, which is counted in `notes`.
+
+        Raises:
+          ValueError: no room for the answer, or likelihoods that are not finite.
         """
         able = self.needs("generation", "prefill", "extend")
         tokens, mask = self._prompts(prompts, width)
@@ -114,10 +120,11 @@ class Engine:
         rows = {"text": tokens, "text_mask": mask, "id": ids}
         if images is not None:
             rows["image"] = images
-        made = self.over(("generate", decoding, start), run, rows)
+        tokens, scores = self.over(("generate", decoding, start, self.seed), run, rows)
+        _finite(scores[:, 0])
         return [
-            [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, scores, strict=True) if s > -1e8]
-            for hypotheses, scores in zip(*made, strict=True)
+            [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, row, strict=True) if np.isfinite(s)]
+            for hypotheses, row in zip(tokens, scores, strict=True)
         ]
 
     def likelihoods(
@@ -136,7 +143,7 @@ class Engine:
         if longest > self.vocabulary.length - tokens.shape[1]:
             raise ValueError(
                 f"the longest answer is {longest} pieces, but a prompt of {tokens.shape[1]} leaves room for "
-                f"{self.vocabulary.length - tokens.shape[1]}"
+                f"{self.vocabulary.length - tokens.shape[1]}; train with a longer config.text.length"
             )
         table = np.full((len(pieces), longest), self.vocabulary.pad, np.int32)
         real = np.zeros(table.shape, bool)
@@ -149,11 +156,27 @@ class Engine:
         rows = {"text": tokens, "text_mask": mask}
         if images is not None:
             rows["image"] = images
-        return self.over(("likelihoods", tuple(candidates), shortlist), run, rows)
+        found = self.over(("likelihoods", tuple(candidates), shortlist), run, rows)
+        _finite(found.max(1))
+        return found
 
-    def answer_width(self, answers: Sequence[str]) -> int:
-        """Pieces left for a prompt when any of the answers is to follow it."""
-        return max(self.vocabulary.length - max(len(self.tokenizer.encode(clean(a))) + 1 for a in answers), 0)
+    def room_before(self, answer: int) -> int | None:
+        """Pieces left for a prompt when an answer of so many is to follow; None (what the prompt needs) for 0.
+
+        Raises:
+          ValueError: there are none.
+        """
+        left = self.vocabulary.length - answer
+        if left < 1:
+            raise ValueError(
+                f"an answer of {answer} pieces leaves no room for a question in a text of {self.vocabulary.length}; set "
+                "max_length, or train with a longer config.text.length"
+            )
+        return left if answer else None
+
+    def longest(self, answers: Sequence[str]) -> int:
+        """Pieces of the longest answer, EOS included."""
+        return max(len(self.tokenizer.encode(clean(a))) + 1 for a in answers)
 
     def _prompts(self, prompts: Sequence[str], width: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Prompt pieces [N,width] and their mask."""
@@ -164,9 +187,18 @@ class Engine:
                 f"a prompt of {longest} pieces leaves no room for an answer in a text of {self.vocabulary.length}"
             )
         width = longest if width is None else width
+        if cut := sum(len(p) > width for p in pieces):
+            self.notes["prompts_cut"] = self.notes.get("prompts_cut", 0) + cut
         tokens = np.full((len(pieces), width), self.vocabulary.pad, np.int32)
         mask = np.zeros(tokens.shape, bool)
         for i, row in enumerate(pieces):
             row = row[len(row) - min(len(row), width) :]
             tokens[i, : len(row)], mask[i, : len(row)] = row, True
         return tokens, mask
+
+
+def _finite(scores: np.ndarray) -> None:
+    if wrong := int((~np.isfinite(scores)).sum()):
+        raise ValueError(
+            f"{wrong} of {len(scores)} answers have likelihoods that are not finite; has the run diverged?"
+        )

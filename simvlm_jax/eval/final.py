@@ -70,7 +70,7 @@ def make_examples(
         source,
         pixels if getattr(suite, "images", True) else None,
         fields=suite.fields,
-        limit=suite.limit or limit,
+        limit=limit or suite.limit,
         bad=bad,
         record=record,
         blind=blind,
@@ -90,6 +90,7 @@ def evaluate(
     say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], Outcome]:
     """(results.json entries of one suite on one split, with its controls; the outcome without control)."""
+    engine.notes.clear()
     answered = suite.answers(engine, examples)
     outcome = suite.outcome(engine, answered)
     why = provenance(engine, suite, examples, len(answered), step)
@@ -104,7 +105,7 @@ def evaluate(
         scores = suite.outcome(engine, suite.answers(engine, unseen)).scores
         entries.append(entry("blind", scores, {**why, "preprocessing": unseen.preprocessing()}))
     if controls and "constant" in suite.controls:
-        same = suite.constant(engine, answered, texts())
+        same = suite.constant(engine, answered, texts)
         if same:
             scores = suite.outcome(engine, same).scores
             entries.append(entry("constant", scores, {**why, "decoding": {"constant": same[0][1].text}}))

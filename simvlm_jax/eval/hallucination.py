@@ -9,7 +9,7 @@ shape with something in the picture.
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ KINDS = ("random", "popular", "adversarial")
 class Hallucination(Answering):
     """Accuracy, precision, recall and F1 of "yes", and how often "yes" is said, over all questions and by kind.
 
-    each: things that are there, and as many that are not, a kind and an image. The answer is the likelier of yes and no.
+    each: things that are there, as far as there are so many, and as many that are not, a kind and an image. The answer is
+    the likelier of yes and no.
     """
 
     each: int = 1
@@ -44,11 +45,15 @@ class Hallucination(Answering):
         there = sorted({(o.colour, o.shape) for o in scene.objects})
         for kind in KINDS:
             absent = [pair for pair in _candidates(kind, there) if pair not in there]
+            count = min(self.each, len(there), len(absent))
             for answer, pool in (("yes", there), ("no", absent)):
-                for i in rng.permutation(len(pool))[: self.each]:
+                for i in rng.permutation(len(pool))[:count]:
                     colour, shape = pool[i]
                     asked = self.ask.format(thing=noun_phrase(Phrase(colour=colour, shape=shape)))
                     yield {**example, "question": asked, "answer": answer, "kind": kind}
+
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        return ()
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         return Ranking(candidates=("yes", "no")).answers(engine, examples)

@@ -6,6 +6,8 @@ whose text gains the most from the image is the likeliest one under a uniform pr
 """
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,16 +33,23 @@ class GenerativeClassifier(Answering):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return ("image", "label")
+        return ()
 
-    controls = ("blind",)
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        return ()
+
+    controls: tuple[str, ...] = ("blind",)
 
     def __post_init__(self):
         if self.prior not in ("none", "blank"):
             raise ValueError(f"prior {self.prior!r} is not none or blank")
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
-        classes = self.classes or tuple(sorted({str(examples.source[i]["label"]) for i in examples.indices}))
+        classes = self.classes or examples.truths()
+        engine.notes["classes"] = {
+            "count": len(classes),
+            "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
+        }
         texts = [self.template.format(name=c, a="an" if c[0] in "aeiou" else "a") for c in classes]
         prior = np.zeros(len(classes))
         out: Answered = []

@@ -1,6 +1,7 @@
 """Linear probe: what a frozen image encoder's features hold, by logistic regression (CLIP, arXiv 2103.00020, section 3.2)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,23 +27,39 @@ class LinearProbe(Answering):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return ("image", "label")
+        return ()
 
-    controls = ("blind",)
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        return ()
+
+    controls: tuple[str, ...] = ("blind",)
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         engine.needs("a linear probe", "features")
         if not self.path:
             raise ValueError("a linear probe needs data of its own: set the suite's `path`")
-        sets = [
-            self._features(engine, examples.like(split, open_source(self.path, split), self.train_limit))
+        learned = [
+            examples.like(split, open_source(self.path, split), self.train_limit)
             for split in (self.train, self.validation)
         ]
+        keys = [{e.source.key(i) for i in e.indices} for e in (*learned, examples)]
+        if shared := sorted((keys[0] | keys[1]) & keys[2]) or sorted(keys[0] & keys[1]):
+            raise ValueError(
+                f"a linear probe would be asked about what it has learned from: {self.path!r} has {shared[0]!r} in more than "
+                f"one of {self.train!r}, {self.validation!r} and {examples.split!r}; name data with splits"
+            )
+        sets = [self._features(engine, part) for part in learned]
         asked = self._features(engine, examples)
         names = sorted({answers_of(e)[0] for rows, _ in sets for e in rows})
         place = {name: i for i, name in enumerate(names)}
         (x, y), (xv, yv) = ((features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets)
-        c, _ = best_c(x, y, xv, yv, len(names))
+        c, accuracy = best_c(x, y, xv, yv, len(names))
+        engine.notes["probe"] = {
+            "c": c,
+            "validation_accuracy": accuracy[c],
+            "classes": len(names),
+            "learned_from": {e.split: e.fingerprint for e in learned},
+        }
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
         logits = probe(asked[1])
         likely = np.exp(logits - logits.max(1, keepdims=True))

@@ -6,56 +6,53 @@ import importlib.metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Examples, Suite
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "sentencepiece", "simvlm_jax")
-_PROBES = 32
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "sentencepiece", "simvlm_jax")
 
 
 def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, step: int) -> dict[str, Any]:
     """Data, preprocessing, decoding, checkpoint and versions behind the scores of `scored` answers."""
-    fields = {f.name: getattr(suite, f.name) for f in dataclasses.fields(suite)}
-    rest = {k: v for k, v in fields.items() if k not in ("path", "splits", "limit", "how", "transforms")}
+    about = {k: v for k, v in described(suite).items() if k not in ("path", "splits", "limit", "how", "controls")}
     how = suite.decoding()
     return {
-        "data": {"source": repr(examples.source), "fingerprint": fingerprint(examples), "examples": scored},
+        "data": {"source": repr(examples.source), "fingerprint": examples.fingerprint, "examples": scored},
         "prompt": str(how.get("prompt", "")),
         "preprocessing": examples.preprocessing(),
         "decoding": how,
-        "suite": {"name": type(suite).__name__, **{k: repr(v) for k, v in rest.items()}},
+        "suite": about,
+        "notes": dict(engine.notes),
         "answers": hashlib.sha256("\n".join(engine.labels).encode()).hexdigest()[:16] if engine.labels else None,
         "tokenizer": engine.tokenizer.sha256[:16],
+        "text_length": engine.vocabulary.length,
         "seed": engine.seed,
         "checkpoint": step,
+        "weights": weights_hash((engine.params, engine.extra)),
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
 
-def fingerprint(examples: Examples) -> str:
-    """A hash of what is evaluated: how many, every key, and the whole content of an even spread of them."""
-    digest = hashlib.sha256(str(len(examples.indices)).encode())
-    for i in examples.indices:
-        digest.update(str(examples.source.key(i)).encode())
-    for i in examples.indices[:: max(len(examples.indices) // _PROBES, 1)]:
-        try:
-            example = examples.source[i]
-        except Exception as e:  # a bad example is part of the data
-            digest.update(type(e).__name__.encode())
-            continue
-        for name in sorted(example):
-            digest.update(name.encode() + _bytes(example[name]))
-    return digest.hexdigest()[:16]
+def weights_hash(params: Any) -> str:
+    """A hash of all weights: two models of one step are told apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
 
 
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
+def described(value: Any) -> Any:
+    """A transform or record as plain values; what the run as a whole is told by (tokenizer, answer list) is left out."""
     if isinstance(value, list | tuple):
-        return b"".join(map(_bytes, value))
-    return value.tobytes() if hasattr(value, "tobytes") else str(value).encode()
+        return [described(v) for v in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    kept = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {"name": type(value).__name__, **{k: v for k, v in kept.items() if k not in ("tokenizer", "labels")}}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,7 +1,9 @@
 """What every evaluation has: examples that are read once, answers, scores, and items a person can look at."""
 
+import contextlib
 import copy
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source
-from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.run.progress import Countdown
 
@@ -71,9 +73,13 @@ class Examples:
         blind: bool = False,
         expand: Callable[[Example], Iterable[Example]] | None = None,
     ):
+        if limit < 0:
+            raise ValueError(f"a limit of {limit} examples; name a positive number, or 0 for all")
         count = min(limit, len(source)) if limit else len(source)
         self.indices = [i * len(source) // count for i in range(count)]
         self.split, self.source, self.blind = split, source, blind
+        self.fingerprint = ""
+        """A hash of every key and of all content, once the examples have been gone through."""
         self._pixels, self._fields, self._bad, self._record, self._expand = pixels, fields, bad, record, expand
 
     def like(self, split: str, source: Source, limit: int = 0) -> "Examples":
@@ -115,19 +121,24 @@ class Examples:
         return rows, np.zeros_like(images) if self.blind else images
 
     def _good(self) -> Iterator[tuple[int, list[Example]]]:
-        """(examples read so far, what is asked of one of them) of the good ones."""
+        """(examples read so far, what is asked of one of them) of the good ones; the fingerprint is made on the way."""
         wrong, good = [], 0
+        digest = hashlib.sha256()
         for done, i in enumerate(self.indices, 1):
             try:
-                example = self._read(i)
+                raw = self.source[i]
+                digest.update(content([str(self.source.key(i)), raw]))
+                example = self._read(raw, i)
                 made = list(self._expand(example)) if self._expand else [example]
             except Exception as e:  # as in the pipeline: people's files fail in any way they like
                 wrong.append(f"{self.source.key(i)!r}: {e}")
+                digest.update(type(e).__name__.encode())
                 if self._record is not None:
                     self._record({"part": self.split, "key": self.source.key(i), "error": f"{type(e).__name__}: {e}"})
                 continue
             good += 1
             yield done, made
+        self.fingerprint = digest.hexdigest()[:16]
         if not good or len(wrong) > self._bad * len(self.indices):
             last = f"; the last was {wrong[-1]}" if wrong else ""
             raise TooManyBadExamples(
@@ -135,8 +146,8 @@ class Examples:
                 f"{self._bad:.1%}{last}. Mend the data or raise config.data.quarantine."
             )
 
-    def _read(self, index: int) -> Example:
-        example: Example = {**self.source[index], "index": index}
+    def _read(self, raw: Example, index: int) -> Example:
+        example: Example = {**raw, "index": index}
         if missing := [f for f in self._fields if _empty(example.get(f))]:
             raise BadExample(f"the example has no {', '.join(missing)}; it has {sorted(example)}")
         if self._pixels is None:
@@ -148,12 +159,33 @@ class Examples:
         assert self._pixels is not None
         return self._pixels(self.source[index], NO_DRAWS)["image"]
 
+    def truths(self) -> tuple[str, ...]:
+        """All answers in the source, whatever part of it is evaluated, in alphabetical order."""
+        found: set[str] = set()
+        light = getattr(self.source, "text", None) or self.source.__getitem__
+        for i in range(len(self.source)):
+            with contextlib.suppress(Exception):  # what cannot be read is told when it is asked about
+                found.update(answers_of(light(i))[:1])
+        return tuple(sorted(found))
+
     def preprocessing(self) -> dict[str, Any]:
         """How pictures are made ready."""
         if self._pixels is None:
             return {"pixels": "none"}
         part = "all of it" if self._pixels.whole else "central square"
         return {"image_size": self._pixels.size, "part": part, "resample": "bicubic", "blind": self.blind}
+
+
+def content(value: Any) -> bytes:
+    """Bytes that tell one value from another: lengths stand before what they are of."""
+    if isinstance(value, dict):
+        value = [x for k in sorted(value) for x in (k, value[k])]
+    if isinstance(value, list | tuple):
+        parts = [content(v) for v in value]
+        return b"".join([f"[{len(parts)}".encode(), *(f":{len(p)}:".encode() + p for p in parts)])
+    if isinstance(value, bytes):
+        return value
+    return value.tobytes() if hasattr(value, "tobytes") else f"{type(value).__name__}{value}".encode()
 
 
 def _empty(value: Any) -> bool:
@@ -186,8 +218,8 @@ class Suite:
         """What the model says."""
         raise NotImplementedError
 
-    def constant(self, engine: Engine, answered: Answered, texts: Sequence[str]) -> Answered:
-        """The same answer to every example: the most frequent one in training. texts: of the training data."""
+    def constant(self, engine: Engine, answered: Answered, texts: Callable[[], Sequence[str]]) -> Answered:
+        """The same answer to every example: the most frequent one in training. texts: gives texts of the training data."""
         return [(example, Answer(engine.labels[0])) for example, _ in answered] if engine.labels else []
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:

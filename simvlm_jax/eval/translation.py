@@ -22,10 +22,14 @@ class Translation(Suite):
     reference: str = "target"
     how: Decoding = Decoding(max_length=32)
 
-    controls = ("blind",)
+    controls: tuple[str, ...] = ("blind",)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.source, self.reference)
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
-        width = engine.vocabulary.length - self.how.max_length
+        width = engine.room_before(self.how.max_length)
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
             sources = [str(e[self.source]) for e in rows]

@@ -122,6 +122,8 @@ class Network(nn.Module):
         """Logits [B,classes] in fp32 (or wider), from the decoder's output at the last slot that is predicted."""
         M, B = self.model.images, batch["text"].shape[0]
         rows = {k: batch[k] for k in ("image", "image_mask") if k in batch}
+        if "image" in rows and rows["image"].shape[1] != M:
+            raise ValueError(f"SimVLM classifies {M} images a row here (model.images); got {rows['image'].shape[1]}")
         if M > 1:  # a pass an image, with the same text
             rows = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in rows.items()}
             layout = dataclasses.replace(
@@ -354,7 +356,9 @@ class SimVLM(BaseModel):
 
     def capabilities(self):
         able = {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
-        able |= {"features": self.features, "score_text": self.score_text, "layout": self.visible_layout}
+        able |= {"features": self.features, "layout": self.visible_layout}
+        if self.objective != "span_corruption":  # which knows texts with holes alone
+            able["score_text"] = self.score_text
         return {**able, "classify": self.classify} if self.classes else able
 
     def classify(self, params, extra, batch):
@@ -368,10 +372,11 @@ class SimVLM(BaseModel):
     def score_text(self, params, extra, batch):
         """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
         layout = self.layout(batch)
+        asked = layout.predicted & (jnp.arange(batch["text"].shape[1]) >= batch["prefix_length"][:, None])
         logits = self.network.apply({"params": params}, batch, layout, method="teacher_forced")
         likely = jax.nn.log_softmax(logits.astype(statistics_dtype(logits.dtype)), axis=-1)
         chosen = jnp.take_along_axis(likely, layout.targets[..., None], axis=-1)[..., 0]
-        return jnp.where(layout.predicted, chosen, 0).sum(1)
+        return jnp.where(asked, chosen, 0).sum(1)
 
     def visible_layout(self, batch):
         """What the two sides see of a batch, for people: see Layout."""

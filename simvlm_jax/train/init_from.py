@@ -64,7 +64,7 @@ def tokenizer_of(sources: Sequence[Any]) -> Path | None:
         if not (Path(source["run"]).expanduser() / "config.json").is_file():
             raise FileNotFoundError(
                 f"config.train.init_from names {source['run']!r}, which is not a run directory; train it first, name "
-                "another (\"('RUN',)\"), or start from nothing (\"()\")"
+                'another ("(\'RUN\',)"), or start from nothing ("()")'
             )
         if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
             return RunDir(source["run"]).tokenizer

@@ -72,7 +72,8 @@ def test_a_beam_of_one_is_greedy():
     starts, pieces = list(range(20)), Vocabulary(6, 16)
     logits, cache = model["prefill"](None, None, {"start": jnp.asarray(starts)}, 9)
     extend = lambda cache, chosen: (lambda x: (x[0][:, 0], x[1]))(model["extend"](None, None, cache, chosen[:, None]))  # noqa: E731
-    how = Decoding(max_length=9, length_penalty=0.0, min_length=3)
+    how = Decoding(max_length=9, length_penalty=0.0, min_length=3, beams=2)
+    object.__setattr__(how, "beams", 1)  # which by itself is greedy decoding, without a search
     tokens, scores = beam_search(extend, logits, cache, pieces, how)
     greedy = search(model, starts, pieces, max_length=9, min_length=3)
     assert np.asarray(tokens).tolist() == np.asarray(greedy.tokens).tolist()
@@ -106,7 +107,7 @@ def test_rules(beams):
         runs = lambda s, n=n: [tuple(s[i : i + n]) for i in range(len(s) - n + 1)]  # noqa: E731
         assert any(len(set(runs(s))) < len(runs(s)) for s in free)
         assert all(len(set(runs(s))) == len(runs(s)) for s in bound)
-    begun = search(model, starts, max_length=10, beams=beams, forced=(5, 6), length_penalty=0.0)
+    begun = search(model, starts, max_length=10, beams=beams, forced=(5, 6))
     assert all(t[0, :2].tolist() == [5, 6] for t in begun.tokens)
     if beams == 1:
         for start, tokens, score in zip(starts, begun.tokens, begun.score, strict=True):
@@ -133,6 +134,7 @@ def test_a_repetition_penalty_makes_repeats_rarer():
         (dict(beams=2, sampler=Sampler(1.0)), "search or sample"),
         (dict(max_length=4, min_length=4), "no room for an EOS"),
         (dict(repetition_penalty=0.0), "above 0"),
+        (dict(length_penalty=0.5), "acts on a beam search alone"),
     ],
 )
 def test_bad_decodings(how, message):

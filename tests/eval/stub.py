@@ -70,6 +70,9 @@ class ListSource:
     def key(self, index):
         return f"row-{index}"
 
+    def __repr__(self):
+        return "rows"
+
     def __getitem__(self, index):
         row = dict(self.rows[index])
         pixels = np.zeros((8, 8, 3), np.uint8)

@@ -1,5 +1,7 @@
 """VQA accuracy as the official scorer computes it (Antol et al., ICCV 2015; GT-Vision-Lab's vqaEval), quirks and all.
 
+Of its versions, the one that treats both sides alike: prediction and human answers are normalised, or neither is.
+
 An answer is right to the degree that people agree with it: for each annotator left out, min(1, matches among the others /
 3), averaged. Of ten, 1, 2, 3 and 4 or more who agree make 0.3, 0.6, 0.9 and 1. Texts are normalised only where the
 annotators disagree.
