@@ -7,7 +7,7 @@ starts from `runs/prefixlm` (the built-in run; another one by --config.train.ini
 On the built-in scenes: `vqa` (a classifier over the answer list), `vqa_open` (answers are written, and ranked), `entail`
 (image and sentence), `transfer` (entailment learned from text alone, asked about images), `pairs` (a sentence about two
 images), `captions`, `translate` (image-conditioned). On sets of one's own, by --config.data.train.path: `easy_vqa`, `nlvr`,
-`daquar`. With `-base`, `-large` or `-huge` after the task (as in `vqa-base`) it is the paper's size and recipe.
+`daquar`, `vqa_v2`. With `-base`, `-large` or `-huge` after the task (as in `vqa-base`) it is the paper's size and recipe.
 """
 
 from configs import parts, prefixlm
@@ -52,11 +52,13 @@ def paper(size: str):
     return config
 
 
-def vqa(config, path: str = "scenes/vqa", field: str = "question", classes: int = 3129, **pixels):
+def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = False, **pixels):
     """A linear classifier over the most frequent answers; the question goes into the encoder beside the image."""
     rows = (spec(f"{TRANSFORMS}:Tokenize", field=field), spec(f"{TRANSFORMS}:FixPrefix", whole=True))
-    config.data.train.update(path=path, transforms=(_pixels(config, **pixels), *rows, spec(f"{TRANSFORMS}:Label")))
-    config.data.labels.size = classes
+    config.data.train.update(
+        path=path, transforms=(_pixels(config, **pixels), *rows, spec(f"{TRANSFORMS}:Label", soft=soft))
+    )
+    config.data.labels.size = 3129
     config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=rows))
 
 
@@ -109,7 +111,10 @@ def translate(config):
     """Image-conditioned translation, the source text as prefix (Multi30k)."""
     rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="source", answer="target"), spec(f"{TRANSFORMS}:DrawSeed"))
     config.data.train.update(path="scenes/translate", transforms=(_pixels(config), *rows))
-    config.text.length = 64
+    if config.model.size == "tiny":  # a new language needs new pieces: the tokenizer is made anew, the embedding too
+        start = {"run": config.train.init_from[0], "map": (("embedding", None),)}
+        config.train.init_from = (start,)
+        config.text.update(length=64, vocabulary=384)
     how = parts.decoding(max_length=32)
     config.eval.suites = dict(translate=spec("simvlm_jax.eval.translation:Translation", how=how))
 
@@ -117,8 +122,16 @@ def translate(config):
 def easy_vqa(config):
     """easy-VQA: 64 px shapes, 13 answers."""
     vqa(config, "easy_vqa")
-    config.train.steps = 1000
+    if config.model.size == "tiny":
+        config.train.steps = 1000
     _own(config, "test")
+
+
+def vqa_v2(config):
+    """VQAv2 as downloaded: the 3,129 answers seen nine times or more, each with its share of the ten people."""
+    vqa(config, "vqa_v2", soft=True, whole=True)
+    config.data.whole, config.data.labels.at_least = True, 9
+    _own(config, "val")
 
 
 def nlvr(config):
@@ -138,9 +151,9 @@ def daquar(config):
 
 
 def _photographs(config):
-    """The tiny variant at 112 px, with dropout against small data."""
+    """The tiny variant at 112 px, with dropout against small data, and room for sentences of words not seen before."""
     if config.model.size == "tiny":
-        config.data.image_size, config.model.dropout = 112, 0.1
+        config.data.image_size, config.model.dropout, config.text.length = 112, 0.1, 64
 
 
 def _pixels(config, **how):
@@ -153,4 +166,6 @@ def _own(config, split: str):
     config.data.eval.path, config.data.eval.split = config.data.train.get_ref("path"), split
 
 
-TASKS = {f.__name__: f for f in (vqa, vqa_open, entail, transfer, pairs, captions, translate, easy_vqa, nlvr, daquar)}
+TASKS = {
+    f.__name__: f for f in (vqa, vqa_open, entail, transfer, pairs, captions, translate, easy_vqa, vqa_v2, nlvr, daquar)
+}

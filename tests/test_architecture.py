@@ -32,7 +32,19 @@ ARROWS = {
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
 _ABLATIONS = ("decoder_only", "lm", "span", "patches", "stem2", "stem4", "with_text")
-_TASKS = ("vqa", "vqa_open", "entail", "transfer", "pairs", "captions", "translate", "easy_vqa", "nlvr", "daquar")
+_TASKS = (
+    "vqa",
+    "vqa_open",
+    "entail",
+    "transfer",
+    "pairs",
+    "captions",
+    "translate",
+    "easy_vqa",
+    "vqa_v2",
+    "nlvr",
+    "daquar",
+)
 VARIANTS = [
     "prefixlm.py",
     *(f"prefixlm.py:{v}" for v in ("photos", "base", "large", "huge", *_ABLATIONS)),

@@ -26,7 +26,13 @@ def get_config():
         "checkpoint.latest": 1,
         "train.batch_size": 64,
     }
-    pretrain = {**common, "train.steps": 300, "data.documents.batch_size": 8, "eval.suites": {}}
+    pretrain = {
+        **common,
+        "train.steps": 300,
+        "data.documents.batch_size": 8,
+        "data.train.transforms": parts.image_text_transforms(64, empty=0.0),  # prefixes uniform, as in the paper
+        "eval.suites": {},
+    }
     text_only = {
         "data.train.path": "scenes/text",
         "data.train.split": "train",

@@ -1,7 +1,6 @@
 """`simvlm eval RUN --suite NAME [--out results.json]`: scores a trained run, with everything a score depends on."""
 
 import argparse
-import ast
 import json
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
     if not args.run or not args.suite:
         parser.error("name a run and a --suite (see --list)")
 
-    from simvlm_jax.core.build import build
+    from simvlm_jax.core.build import assign, build
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
@@ -51,10 +50,14 @@ def main(argv: list[str]) -> int:
     run = load_run(args.run, args.step)
     spec = run.config.eval.suites[args.suite] if args.suite in own else known()[args.suite][1]
     for assignment in args.set:
-        _assign(spec, assignment)
+        assign(spec, assignment)
     if args.data:
         spec.path = args.data
     if args.split:
+        if Path(spec.path or assemble.eval_path(run.config)).is_file():
+            raise ValueError(
+                f"{spec.path or assemble.eval_path(run.config)!r} is one file, which has no splits; leave --split out"
+            )
         spec.splits = {name: name for name in args.split}
     suite = build(spec, tokenizer=run.tokenizer, labels=run.labels)
     rows = args.batch_size or run.config.eval.batch_size
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> int:
         run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
     )
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    entries = []
+    entries, found = [], {}
     sources = {} if suite.path else assemble.eval_sources(run.config)
     texts = lambda: list(assemble.constant_captions(run.config, assemble.train_source(run.config)))  # noqa: E731
     for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
@@ -72,10 +75,10 @@ def main(argv: list[str]) -> int:
         controls = i == 0 and not args.no_controls
         made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, say=say)
         entries += made
-    found = {"run": str(args.run), "step": run.step, "entries": entries}
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
+        found = {"run": str(args.run), "step": run.step, "entries": entries}
+        if args.out:
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
     if args.json:
         print(json.dumps(found, default=str))
     elif not args.out:
@@ -84,21 +87,3 @@ def main(argv: list[str]) -> int:
             print(f"{entry['suite']} · {entry['split']}{control}")
             print("\n".join(f"  {name:24} {value:.4f}" for name, value in entry["scores"].items()))
     return 0
-
-
-def _assign(spec, assignment: str) -> None:
-    """Sets "how.beams=4" in a suite's spec."""
-    name, mark, text = assignment.partition("=")
-    *path, last = name.split(".")
-    place = spec
-    for part in path:
-        place = place.get(part) if place is not None else None
-    if not mark or place is None or last not in place:
-        fields = ", ".join(k for k in spec if k != "target")
-        raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of the suite, {fields} or inside them")
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    with spec.ignore_type():
-        place[last] = value

@@ -26,27 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args) -> int:
     """Prints rows of a training batch; returns 1 if any of them would train nothing."""
-    import ast
-
-    from ml_collections import ConfigDict
-
-    from simvlm_jax.core.build import load_config
+    from simvlm_jax.core.build import assign, load_config
     from simvlm_jax.data import assemble
     from simvlm_jax.run.directory import RunDir
-    from simvlm_jax.run.load import build_model
+    from simvlm_jax.run.load import build_model, recorded_config
     from simvlm_jax.text.tokenizer import Tokenizer
     from simvlm_jax.train.init_from import tokenizer_of
 
     is_run = Path(args.config).is_dir()
     run = RunDir(args.config)
-    config = ConfigDict(run.config()) if is_run else load_config(args.config)
+    config = recorded_config(run) if is_run else load_config(args.config)
     for assignment in args.set:
-        name, _, text = assignment.partition("=")
-        try:
-            value: Any = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        config.update_from_flattened_dict({name: value})
+        assign(config, assignment)
+    if args.rows < 0 or args.step < 0:
+        raise ValueError(f"--rows {args.rows} and --step {args.step} must not be negative")
     images, documents = assemble.train_source(config), assemble.documents_source(config)
     if is_run:
         tokenizer, labels = Tokenizer.load(run.tokenizer), run.labels()
@@ -113,6 +106,8 @@ def describe(
     out.append(
         f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {prefix})"
     )
+    if real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
+        out.append("         the text is longer than config.text.length and has lost its end")
     trains = bool(row.get("weight", 1) > 0)
     if "label" in row:
         label = int(row["label"])
@@ -134,8 +129,9 @@ def describe(
     out.append(
         f"targets  {show(layout['targets'], layout['predicted']) or '(nothing is predicted)'}   ({predicted} trained)"
     )
-    slots = "".join("." if not r else "p" if g else "T" for r, g in zip(real, given, strict=True)).rstrip(".")
-    out.append(f"slots    {slots}   (p prefix, T target; then {len(real) - len(slots)} of padding)")
+    marks = zip(layout["given"], layout["predicted"], strict=True)
+    slots = "".join("b" if g and p else "p" if g else "T" if p else "." for g, p in marks).rstrip(".")
+    out.append(f"slots    {slots}   (p prefix, T target, b both; then {len(real) - len(slots)} of padding)")
     return out, trains and predicted > 0
 
 

@@ -50,9 +50,9 @@ def _vqa(args) -> int:
 
     scores: dict[str, Any] = {"accuracy": mean(list(each)), "questions": len(each)}
     for name in ("answer_type", "question_type"):
-        kinds = sorted({a[name] for a in annotations.values() if name in a})
+        kinds = sorted({str(a[name]) for a in annotations.values() if a.get(name) is not None})
         if kinds:
-            scores[name] = {kind: mean([k for k in each if annotations[k].get(name) == kind]) for kind in kinds}
+            scores[name] = {kind: mean([k for k in each if str(annotations[k].get(name)) == kind]) for kind in kinds}
     if args.per_question:
         Path(args.per_question).write_text(json.dumps({k: round(v, 2) for k, v in each.items()}, indent=1))
     if args.json:

@@ -40,14 +40,20 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from simvlm_jax.core.build import load_config
-    from simvlm_jax.main import run, setup_jax, setup_xla
+    from simvlm_jax.main import EXIT_INTERRUPTED, run, setup_jax, setup_xla
     from simvlm_jax.run.progress import duration
-    from simvlm_jax.run.sweep import Clock, figure, markdown, summarise, trials
+    from simvlm_jax.run.sweep import Clock, check, figure, markdown, summarise, trials
+    from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
     setup_xla()
     setup_jax()
     sweep: Any = load_config(args.config)
-    folder = Path(args.workdir or f"runs/sweeps/{sweep.name}")
+    check(sweep, args.config)
+    folder = Path(args.workdir or f"runs/sweeps/{sweep.name}").resolve()  # runs record where they started from
+    if args.steps_factor != 1:
+        folder = folder / f"steps-x{args.steps_factor:g}"
+    if args.report_only and not folder.is_dir():
+        raise ValueError(f"nothing of the sweep has been run in {folder}")
     if args.seeds:
         sweep.seeds = tuple(sweep.seeds)[: args.seeds]
     if args.arms:
@@ -64,9 +70,18 @@ def main(argv: list[str]) -> int:
         print(f"== {trial.arm}, seed {trial.seed} ({i + 1} of {len(every)}{eta})", file=sys.stderr, flush=True)
         for stage in trial.stages:
             began = time.perf_counter()
-            run(stage.config, str(stage.path), f"{sweep.name}:{stage.name}")
-            if time.perf_counter() - began > 1:  # a finished stage returns at once
-                clock.add(stage.path, time.perf_counter() - began)
+            try:
+                stage.check()
+                run(stage.config, str(stage.path), f"{sweep.name}:{stage.name}")
+            except (Interrupted, KeyboardInterrupt):
+                print("stopped; the same command continues", file=sys.stderr)
+                return EXIT_INTERRUPTED
+            except NonFiniteLoss as e:
+                print(f"{trial.arm}, seed {trial.seed} is left out: {e}", file=sys.stderr)
+                break
+            finally:
+                if time.perf_counter() - began > 1:  # a finished stage returns at once
+                    clock.add(stage.path, time.perf_counter() - began)
     done = [t for t in every if t.result.results().get("trained") == t.stages[-1].config.train.steps]
     if not done:
         raise ValueError(f"nothing of the sweep has finished in {folder}")

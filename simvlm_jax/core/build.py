@@ -1,5 +1,6 @@
 """Configs name constructors; `build` calls them. One loader for the entry point, the commands and the tests."""
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -53,11 +54,39 @@ def resolve(target: str) -> Any:
 
 
 def _built(value: Any, extra: dict[str, Any]) -> Any:
-    if isinstance(value, ConfigDict):
+    if isinstance(value, ConfigDict | dict):  # configs read back from JSON hold plain dicts in their lists
         return build(value, **extra) if TARGET in value else {k: _built(v, extra) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return tuple(_built(v, extra) for v in value)
     return value
+
+
+def assign(config: ConfigDict, assignment: str) -> None:
+    """Sets a field by "name.of.field=value"; the value is a Python literal, or text.
+
+    Raises:
+      ValueError: no such field, or a value of another kind than the field's.
+    """
+    name, mark, text = assignment.partition("=")
+    *path, last = name.split(".")
+    place: Any = config
+    for part in path:
+        place = place[part] if isinstance(place, ConfigDict) and part in place else None
+    if not mark or not isinstance(place, ConfigDict) or last not in place:
+        known = ", ".join(k for k in config if k != TARGET)
+        raise ValueError(f"{assignment!r}: expected FIELD=VALUE with a field that exists; the outermost are {known}")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    old = place[last]
+    if isinstance(old, float) and isinstance(value, int):
+        value = float(value)
+    fits = old is None or type(old) is type(value) or {type(old), type(value)} <= {list, tuple}
+    if isinstance(old, ConfigDict) or not fits:
+        kind = "has fields of its own" if isinstance(old, ConfigDict) else f"is {type(old).__name__}, such as {old!r}"
+        raise ValueError(f"{assignment!r}: {name} {kind}; got {value!r}")
+    place[last] = value
 
 
 def load_config(path: str) -> ConfigDict:

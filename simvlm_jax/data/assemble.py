@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
-from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source
+from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, without_pictures
 from simvlm_jax.data.transforms import Pixels, answers_of, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
 
@@ -38,13 +38,14 @@ def train_source(config: ConfigDict) -> Source:
 
 
 def eval_sources(config: ConfigDict) -> dict[str, Source]:
-    """Evaluation sources by split name: those of `scenes`, or the one "test" of any other data."""
+    """Evaluation sources by split name: those of `scenes`; of other data the one that is named, "test" if it has no name."""
     data, path = config.data, eval_path(config)
     if is_scenes(path):
         return {name: open_source(path, split) for name, split in data.eval.splits.items()}
     if data.eval.path is None:
         return {"test": HashSplit(open_source(path, data.train.split), data.held_out, held_out=True)}
-    return {"test": open_source(path, data.eval.split)}
+    source = open_source(path, data.eval.split)
+    return {getattr(source, "split", "") or "test": source}
 
 
 def eval_pixels(config: ConfigDict) -> Pixels:
@@ -58,7 +59,7 @@ def validation_source(config: ConfigDict) -> Source:
     In the second case a checkpoint kept by `checkpoint.best` has been chosen on the data it is reported on.
     """
     path = eval_path(config)
-    return open_source(path, config.data.eval.split) if is_scenes(path) else eval_sources(config)["test"]
+    return open_source(path, config.data.eval.split) if is_scenes(path) else next(iter(eval_sources(config).values()))
 
 
 def documents_source(config: ConfigDict) -> Source | None:
@@ -91,7 +92,7 @@ def _spread(source: Source, count: int) -> Iterator[dict[str, Any]]:
     count = min(len(source), count)
     for i in range(count):
         with contextlib.suppress(Exception):
-            yield _without_pictures(source, i * len(source) // count)
+            yield without_pictures(source, i * len(source) // count)
 
 
 def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Path | None = None) -> Tokenizer:
@@ -128,17 +129,12 @@ def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
     if not wanted.size:
         return ()
     seen = Counter(
-        most_frequent(a).lower() for i in range(len(source)) if (a := answers_of(_without_pictures(source, i)))
+        most_frequent(a).lower() for i in range(len(source)) if (a := answers_of(without_pictures(source, i)))
     )
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
         raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")
     return tuple(found[: wanted.size])
-
-
-def _without_pictures(source: Source, index: int) -> dict[str, Any]:
-    light = getattr(source, "text", None)
-    return light(index) if light else source[index]
 
 
 def make_pipeline(
@@ -161,6 +157,12 @@ def make_pipeline(
         steps = [build(t, tokenizer=tokenizer) for t in data.documents.transforms]
         parts.append(Part("documents", documents, steps, data.documents.batch_size, "documents"))
     return Pipeline(parts, seed, Quarantine(data.quarantine, record), process)
+
+
+def cut_texts(batch: dict[str, Any], tokenizer: Tokenizer) -> int:
+    """How many texts of a batch were longer than the text length, and have lost their end."""
+    full = batch["text_mask"].all(axis=1)
+    return int((full & (batch["text"][:, -1] != tokenizer.vocabulary.eos)).sum())
 
 
 def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:

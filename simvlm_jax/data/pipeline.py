@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.core.types import Batch
-from simvlm_jax.data.sources import Source
+from simvlm_jax.data.sources import Cached, Source
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 _ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label", "scores")
@@ -122,11 +122,13 @@ class Pipeline:
         position = int(order[index])
         for _ in range(_MAX_TRIES):
             try:
-                example = p.source[position]
+                example = given = p.source[position]
                 for transform in p.transforms:
                     example = transform(example, rng)
                 self.quarantine.good()
-                row = {k: example[k] for k in _ROW_KEYS if k in example and not isinstance(example[k], bytes)}
+                # what no transform has made is a column of the data that happens to have the name
+                theirs = {} if isinstance(p.source, Cached) else given
+                row = {k: example[k] for k in _ROW_KEYS if k in example and example[k] is not theirs.get(k)}
                 return {**row, "id": np.int64(position), "weight": np.float32(1)}
             except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)

@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -16,19 +17,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.files import IMAGE_SUFFIXES, Table
+from simvlm_jax.data.files import IMAGE_COLUMNS, IMAGE_SUFFIXES, Table, texts
 
-QUESTION_COLUMNS = ("question", "hypothesis", "label", "answer", "answers")
-"""A table with one of these is read row by row: a row is an example, not one more caption of its image."""
 Row = dict[str, Any]
+
+
+def asks(columns: set[str]) -> bool:
+    """Whether a table is read row by row, a row being an example and not one more caption of its image.
+
+    It is when it has a question or hypothesis, or a label or answer and no captions.
+    """
+    captions = {"caption", "captions", "text"}
+    return bool(
+        columns & {"question", "hypothesis"} or (columns & {"label", "answer", "answers"} and not columns & captions)
+    )
 
 
 class Questions:
     """Rows that name pictures; `read(name)` gives a picture's bytes."""
 
-    def __init__(self, name: str, rows: list[Row], read: Callable[[str], bytes]):
+    def __init__(self, name: str, rows: list[Row], read: Callable[[str], bytes], split: str = ""):
         if not rows:
             raise ValueError(f"{name} holds no questions")
+        self.split = split
         self._name, self._rows, self._read = name, rows, read
         texts = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows)
         self.fingerprint = f"{zlib.crc32(texts.encode()):08x}"
@@ -38,6 +49,11 @@ class Questions:
 
     def key(self, index: int) -> str:
         return str(self._rows[index].get("key", f"{self._name}/{index}"))
+
+    def group(self, index: int) -> str:
+        """The picture (or pictures) that an example is about."""
+        row = self._rows[index]
+        return str(row.get("group", row.get("images", row.get("image", self.key(index)))))
 
     def __getitem__(self, index: int) -> Row:
         row = {"key": self.key(index), **self._rows[index]}
@@ -62,7 +78,12 @@ def easy_vqa(folder: Path, split: str) -> Questions:
         {"question": q, "answer": a, "image": f"{i}.png", "key": f"{split}-{n}"}
         for n, (q, a, i) in enumerate(questions)
     ]
-    return Questions(f"easy_vqa/{split}", rows, _archive(folder / f"{split}_images.tar.gz"))
+    return Questions(f"easy_vqa/{split}", rows, _archive(folder / f"{split}_images.tar.gz"), split)
+
+
+_AT_END = re.compile(r"\s*(\b(in|on|of|at|from)\s+)?(\b(the|this)\s+)?\bimage\s?\d+\s*\?*\s*$", re.IGNORECASE)
+"""How DAQUAR's questions end: "in the image1 ?"."""
+_IMAGE_NUMBER = re.compile(r"\bimage\s?\d+", re.IGNORECASE)
 
 
 def daquar(folder: Path, split: str) -> Questions:
@@ -73,7 +94,7 @@ def daquar(folder: Path, split: str) -> Questions:
     for n, (question, answer) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
         image = next((w for w in reversed(question.split()) if w.startswith("image") and w[5:].isdigit()), None)
         if image in wanted:
-            asked = question.rpartition(" in the ")[0] or question
+            asked = _IMAGE_NUMBER.sub("image", _AT_END.sub("", question)).rstrip(" ?")
             rows.append(
                 {
                     "question": f"{asked.strip()}?",
@@ -82,7 +103,7 @@ def daquar(folder: Path, split: str) -> Questions:
                     "key": f"{split}-{n}",
                 }
             )
-    return Questions(f"daquar/{split}", rows, _archive(folder / "images.tar"))
+    return Questions(f"daquar/{split}", rows, _archive(folder / "images.tar"), split)
 
 
 def nlvr(folder: Path, split: str) -> Questions:
@@ -105,6 +126,7 @@ def nlvr(folder: Path, split: str) -> Questions:
                     "label": example["label"],
                     "image": f"{file}|{''.join(map(str, order))}",
                     "key": f"{name}-{example['identifier']}-{''.join(map(str, order))}",
+                    "group": example["identifier"].partition("-")[0],  # four pictures were shown together
                 }
             )
 
@@ -112,7 +134,7 @@ def nlvr(folder: Path, split: str) -> Questions:
         file, _, order = which.partition("|")
         return arrange_boxes(read(file), [int(i) for i in order])
 
-    return Questions(f"nlvr/{split}", rows, arranged)
+    return Questions(f"nlvr/{split}", rows, arranged, split)
 
 
 _BOX, _GAP = 100, 50
@@ -134,29 +156,53 @@ def arrange_boxes(png: bytes, order: list[int]) -> bytes:
 
 
 def vqa_v2(folder: Path, split: str) -> Questions:
-    """VQAv2 (Goyal et al., CVPR 2017) as downloaded: questions, annotations, and the pictures in a folder `{split}2014`."""
-    file = _needed(folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json", split)
+    """VQAv2 (Goyal et al., CVPR 2017) as downloaded: questions, annotations, and the pictures in a folder `{split}2014`.
+
+    Splits train and val are of 2014, test and test-dev of 2015, whose questions come without answers.
+    """
+    of = f"{split}2014" if split in ("train", "val") else f"{split}2015"
+    pictures = of.replace("test-dev", "test")
+    file = _needed(folder / f"v2_OpenEnded_mscoco_{of}_questions.json", split)
     questions = json.loads(file.read_text())["questions"]
-    given = folder / f"v2_mscoco_{split}2014_annotations.json"
+    given = folder / f"v2_mscoco_{of}_annotations.json"
     notes = {a["question_id"]: a for a in json.loads(given.read_text())["annotations"]} if given.exists() else {}
     rows = []
     for q in questions:
         row = {"question": q["question"], "question_id": q["question_id"], "key": str(q["question_id"])}
-        row["image"] = f"COCO_{split}2014_{q['image_id']:012d}.jpg"
+        row["image"] = f"COCO_{pictures}_{q['image_id']:012d}.jpg"
         if note := notes.get(q["question_id"]):
             row |= {"answers": [a["answer"] for a in note["answers"]], "kind": note["answer_type"]}
         rows.append(row)
-    return Questions(f"vqa_v2/{split}", rows, _folder(folder / f"{split}2014"))
+    return Questions(f"vqa_v2/{split}", rows, _folder(folder / pictures), split)
 
 
 def from_tables(folder: Path, tables: list[Table]) -> Questions:
-    """Tables with an `image` (or `images`) and any of QUESTION_COLUMNS; every column is a field of the example."""
-    rows = [row for table in tables for _, row in table.rows]
-    rows = [
-        {k: json.loads(v) if k in ("images", "answers") and isinstance(v, str) else v for k, v in r.items()}
-        for r in rows
-    ]
+    """Tables with an image (a column of files.IMAGE_COLUMNS, or `images`); every column is a field of the example."""
+    rows = []
+    for table in tables:
+        for line, row in table.rows:
+            row = {k: v for k, v in row.items() if v not in (None, "")}
+            for name in {"images", "answers"} & set(row):
+                row[name] = _list(table, line, name, row[name])
+            if "images" not in row:
+                image = next((row[k] for k in IMAGE_COLUMNS if k in row), None)
+                if image is None:
+                    raise table.error(line, f"needs an image ({', '.join(IMAGE_COLUMNS)}, or images); it has {row}")
+                row["image"] = str(image)
+            if captions := row.get("captions", row.get("caption")):
+                row["captions"] = texts(captions)
+            rows.append(row)
     return Questions(f"table/{folder.name}", rows, _folder(folder))
+
+
+def _list(table: Table, line: int, name: str, value: Any) -> list[Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list):
+        raise table.error(line, f'`{name}` must be a JSON list such as ["one", "two"], not {value!r}')
+    return found
 
 
 KNOWN: dict[str, Callable[[Path, str], Questions]] = {
@@ -165,6 +211,7 @@ KNOWN: dict[str, Callable[[Path, str], Questions]] = {
     "hidden_images_perm0-1.tar.gz": nlvr,
     "v2_OpenEnded_mscoco_train2014_questions.json": vqa_v2,
     "v2_OpenEnded_mscoco_val2014_questions.json": vqa_v2,
+    "v2_OpenEnded_mscoco_test2015_questions.json": vqa_v2,
 }
 """Data sets by a file of theirs."""
 

@@ -52,7 +52,7 @@ class TfdsSource:
             raise ValueError(
                 f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"
             ) from e
-        self._name = f"{name}/{split}"
+        self._name, self.split = f"{name}/{split}", split
         self._fingerprint = f"{name}:{builder.version}:{split}"
 
     def __len__(self):
@@ -93,15 +93,23 @@ def _prepared(name: str) -> Any:
 
 
 class HashSplit:
-    """A share of a source by hash of the key: `held_out` and its complement never overlap, whatever the order."""
+    """A share of a source by hash of the key: `held_out` and its complement never overlap, whatever the order.
+
+    Where a source knows which examples share a picture (`group`), they stay together.
+    """
 
     def __init__(self, source: Source, share: float, held_out: bool):
         edge = int(share * 2**32)
         self._source = source
-        self._indices = [i for i in range(len(source)) if (zlib.crc32(source.key(i).encode()) < edge) == held_out]
+        name = getattr(source, "group", source.key)
+        self._indices = [i for i in range(len(source)) if (zlib.crc32(name(i).encode()) < edge) == held_out]
         if not self._indices:
             raise ValueError(f"{share:.0%} of {len(source)} examples leave none; name data.eval.path instead")
         self._label = f"{'held out' if held_out else 'without'} {share:.0%}"
+
+    def text(self, index: int) -> dict[str, Any]:
+        """An example without its pictures, as far as the source can tell them apart."""
+        return without_pictures(self._source, self._indices[index])
 
     def __len__(self):
         return len(self._indices)
@@ -114,6 +122,12 @@ class HashSplit:
 
     def __repr__(self):
         return f"{self._source!r} {self._label}"
+
+
+def without_pictures(source: Source, index: int) -> dict[str, Any]:
+    """An example, without reading pictures where the source can do so."""
+    light = getattr(source, "text", None)
+    return light(index) if light else source[index]
 
 
 class Cached:
@@ -145,9 +159,11 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
-    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN, of
-    which `split` is read. Without: the texts of such tables, or a .txt, a document a line.
-    Else the name of a TFDS data set ("scenes/captions", "coco_captions"), of which `split` is read.
+    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN. Of a
+    known data set, and of a folder whose files are named by splits (train.jsonl, dev-0000.tar), `split` is read.
+
+    Without: the texts of such tables, or a .txt, a document a line. Else the name of a TFDS data set ("scenes/captions",
+    "coco_captions"), of which `split` is read.
     """
     here = Path(path).expanduser()
     if any(c in path for c in "*?[{"):
@@ -169,18 +185,35 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
         if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
             return known(here, split)
         if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
-            tables = [read_table(p) for p in found]
+            tables = [read_table(p) for p in _of_split(found, split)]
             return _rows(here, tables) if images else TextSource(here, tables)
         if tars := sorted(here.glob("*.tar")):
-            return WebDatasetSource(tars)
+            return WebDatasetSource(_of_split(tars, split))
         raise ValueError(f"path {path!r} holds neither .tar shards nor a table of captions")
     if path.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"path {path!r} does not exist")
     return TfdsSource(path, split)
 
 
+_SPLITS = ("train", "training", "val", "validation", "dev", "test")
+
+
+def _of_split(files: list[Path], split: str) -> list[Path]:
+    """Those files of a folder that belong to a split, if they are named by splits: train.jsonl, dev-0000.tar."""
+    of = {p: re.split(r"[-_.]", p.stem)[0].lower() for p in files}
+    if not set(of.values()) & set(_SPLITS):
+        return files
+    alike = {"validation": ("validation", "val", "dev"), "train": ("train", "training")}
+    wanted = [p for p in files if of[p] in alike.get(split, (split,))]
+    if not wanted:
+        raise FileNotFoundError(
+            f"{str(files[0].parent)!r} has no split {split!r}; its files are named {', '.join(sorted(set(of.values())))}"
+        )
+    return wanted
+
+
 def _rows(folder: Path, tables: list[Table]) -> Source:
-    asks = any(set(questions.QUESTION_COLUMNS) & set(row) for table in tables for _, row in table.rows[:1])
+    asks = any(questions.asks(set(row)) for table in tables for _, row in table.rows[:1])
     return questions.from_tables(folder, tables) if asks else FolderSource(folder, tables)
 
 

@@ -83,7 +83,8 @@ class Tokenize:
 class TokenizePair:
     """A prompt field and an answer field to one text: the prompt's pieces are the prefix, the answer's and EOS are predicted.
 
-    A prompt too long for the text loses its beginning, so that the answer stays; an answer that does not fit is an error.
+    Where several people answered, the answer is that of most. A prompt too long for the text loses its beginning, so that
+    the answer stays; an answer that does not fit is an error.
     """
 
     tokenizer: Tokenizer
@@ -92,6 +93,8 @@ class TokenizePair:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         v = self.tokenizer.vocabulary
+        if self.answer not in example and (people := answers_of(example)):
+            example = {**example, self.answer: most_frequent(people)}
         answer = [*_encode(self.tokenizer, example, self.answer), v.eos]
         if len(answer) > v.length:
             raise BadExample(f"the {self.answer} is {len(answer)} pieces, more than the text length of {v.length}")
@@ -199,7 +202,8 @@ def answers_of(example: Example) -> list[str]:
     if given is None:
         given = [example[k] for k in ("answer", "label") if example.get(k) is not None][:1]
     given = [a.get("answer") if isinstance(a, dict) else a for a in given]
-    return [clean(a if isinstance(a, bytes) else str(a)) for a in given]
+    found = [clean(a if isinstance(a, bytes) else str(a)) for a in given if a is not None]
+    return [a for a in found if a]
 
 
 def most_frequent(answers: list[str]) -> str:

@@ -36,16 +36,27 @@ def evaluate_run(
     """Runs every suite on its splits, with controls on the first; writes the page and results.json.
 
     sources: the run's own evaluation data by split. step: of the weights. trained: how far the run has come. bad: share of
-    examples that may be left out. texts: training texts that may serve as the best constant answer.
+    examples that may be left out. texts: training texts that may serve as the best constant answer. A suite that cannot be
+    run leaves an entry with its `error`.
+
+    Raises:
+      ValueError: no suite could be run.
     """
     entries: list[dict[str, Any]] = []
     sections: list[Section] = []
     for name, suite in suites.items():
         for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
             examples = make_examples(suite, split, source, pixels, limit, bad, run.quarantine)
-            made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
+            try:
+                made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
+            except (ValueError, OSError) as e:  # what one suite cannot do must not cost the others
+                say(f"{name} · {split} could not be run: {e}")
+                entries.append({"suite": name, "split": split, "control": None, "scores": {}, "error": str(e)})
+                continue
             entries += made
             sections.append(_section(f"{name} · {split}", engine, examples, outcome))
+    if entries and all("error" in e for e in entries):
+        raise ValueError(f"no suite could be run; the first says: {entries[0]['error']}")
     write_report(run, entries, sections)
     run.write_results(step, trained, entries)  # last, for it says that the run is finished
     return entries

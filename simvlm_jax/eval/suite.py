@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.data.pipeline import TooManyBadExamples
-from simvlm_jax.data.sources import Source
+from simvlm_jax.data.sources import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.run.progress import Countdown
@@ -162,10 +162,9 @@ class Examples:
     def truths(self) -> tuple[str, ...]:
         """All answers in the source, whatever part of it is evaluated, in alphabetical order."""
         found: set[str] = set()
-        light = getattr(self.source, "text", None) or self.source.__getitem__
         for i in range(len(self.source)):
             with contextlib.suppress(Exception):  # what cannot be read is told when it is asked about
-                found.update(answers_of(light(i))[:1])
+                found.update(answers_of(without_pictures(self.source, i))[:1])
         return tuple(sorted(found))
 
     def preprocessing(self) -> dict[str, Any]:

@@ -34,13 +34,16 @@ class RunDir:
     def check(self, config: ConfigDict, variant: str) -> None:
         """Compares a config with that of the run that has begun here, if one has.
 
+        A field that the record lacks is younger than the run and no change; a further object in a list is one.
+
         Raises:
           ValueError: a field other than MAY_CHANGE differs; the message names the fields and their values.
         """
         if not self.begun:
             return
         a, b = _flat(self.config()), _flat(_recorded(config, variant))
-        changed = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
+        known = {k for k in {*a, *b} if k in a or k.endswith(".target")}
+        changed = [k for k in sorted(known) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
         if changed:
             lines = "\n".join(f"  {k}: {a.get(k)!r} in the run, {b.get(k)!r} now" for k in changed)
             raise ValueError(f"{self.path} holds a run with another config; use another --workdir, or mend\n{lines}")
@@ -175,6 +178,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
+        tree = {str(i): v for i, v in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     out: dict[str, Any] = {}

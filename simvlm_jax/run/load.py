@@ -29,6 +29,15 @@ class Loaded:
     mesh: jax.sharding.Mesh
 
 
+def recorded_config(run: RunDir) -> ConfigDict:
+    """A run's config; fields that came into being after the run was made have what was then the only way."""
+    config = ConfigDict(run.config())
+    config.data.setdefault("whole", False)
+    config.data.setdefault("labels", ConfigDict(dict(size=0, at_least=1)))
+    config.eval.setdefault("suites", ConfigDict())
+    return config
+
+
 def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """The model of a config, for a tokenizer's vocabulary, the config's image size and the run's answers."""
     known = dict(vocabulary=tokenizer.vocabulary, image_size=config.data.image_size, classes=len(labels))
@@ -42,7 +51,7 @@ def load_run(path: str | Path, step: int | None = None) -> Loaded:
       FileNotFoundError: no run directory, or no checkpoint in it.
     """
     run = RunDir(path)
-    config = ConfigDict(run.config())
+    config = recorded_config(run)
     tokenizer = Tokenizer.load(run.tokenizer)
     if not run.checkpoints.is_dir():
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")

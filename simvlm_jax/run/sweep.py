@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
 from simvlm_jax.core.build import load_config
 from simvlm_jax.core.types import Vocabulary
@@ -32,6 +33,20 @@ class Stage:
     flops: float
     """Of all its training steps."""
 
+    def check(self) -> None:
+        """Refuses to go on with a run of another length: its schedule, and what started from it, would be neither's.
+
+        Raises:
+          ValueError: the run has begun with other `train.steps`.
+        """
+        run = RunDir(self.path)
+        before = run.config()["train"]["steps"] if run.begun else self.config.train.steps
+        if before != self.config.train.steps:
+            raise ValueError(
+                f"{self.path} has begun with {before} steps, the sweep wants {self.config.train.steps}; remove it, or use "
+                "another --workdir"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -45,6 +60,20 @@ class Trial:
     def result(self) -> RunDir:
         """The run whose scores count: the last."""
         return RunDir(self.stages[-1].path)
+
+
+def check(sweep: Any, path: str) -> None:
+    """Refuses a config that is no sweep.
+
+    Raises:
+      ValueError: a field is missing, or a claim names no arm.
+    """
+    needed = ("name", "seeds", "tokenizer", "stages", "arms", "scores", "claims")
+    if missing := [k for k in needed if k not in sweep]:
+        raise ValueError(f"{path} is no sweep: it has no {', '.join(missing)} (see configs/sweeps/)")
+    names = {arm.name for arm in sweep.arms}
+    if wrong := [c.text for c in sweep.claims if not {c.better, c.worse} <= names]:
+        raise ValueError(f"{path}: claim {wrong[0]!r} is about an arm that the sweep does not have")
 
 
 def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
@@ -168,8 +197,9 @@ def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[
                 for k, v in e["scores"].items()
             }
             for name in scores:
-                if name in found:
-                    scores[name][trial.seed] = found[name]
+                if name not in found:
+                    raise ValueError(f"{trial.result.path} has no score {name!r}; it has {', '.join(sorted(found))}")
+                scores[name][trial.seed] = found[name]
         took = [sum(seconds.get(str(s.path), 0.0) for s in t.stages) for t in mine]
         out.append(
             Summary(
@@ -192,38 +222,46 @@ def spread(values: dict[int, float]) -> tuple[float, float]:
 
 
 def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, float, float]:
-    """Whether one arm beats another: (word, mean difference, its standard error), paired by seed.
+    """Whether one arm beats another: (word, mean difference, half its 95 % confidence interval), paired by seed.
 
-    "holds" or "reversed" when the mean difference is more than twice its standard error from 0, else "not separated".
+    "holds" or "reversed" when the interval (Student's t, for seeds are few) leaves out 0, else "not separated".
     """
     pairs = [better[s] - worse[s] for s in sorted({*better} & {*worse})]
     if len(pairs) < 2:
         return "too few seeds", math.nan, math.nan
     mean, error = float(np.mean(pairs)), float(np.std(pairs, ddof=1) / math.sqrt(len(pairs)))
-    if abs(mean) <= 2 * error:
-        return "not separated", mean, error
-    return ("holds" if mean > 0 else "reversed"), mean, error
+    half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error
+    if abs(mean) <= half:
+        return "not separated", mean, half
+    return ("holds" if mean > 0 else "reversed"), mean, half
 
 
 def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
     """The page: the table of arms, the figure, the claims."""
     by_arm = {s.arm: s for s in summaries}
-    head = ["arm", *[title for _, title in sweep.scores], "steps", "TFLOP", "parameters", "time"]
+    head = ["arm", *[title for _, title in sweep.scores], "seeds", "steps", "TFLOP", "parameters", "time"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in summaries:
         cells = []
         for name, _ in sweep.scores:
             mean, deviation = spread(s.scores[name])
-            cells.append(f"{mean:.3f} ± {deviation:.3f}" if math.isfinite(mean) else "–")
-        cells += [s.steps, f"{s.flops / 1e12:.1f}", f"{s.parameters:,}", f"{s.seconds:.0f} s"]
+            cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if math.isfinite(deviation) else ""))
+        cells += [
+            str(len(s.scores[sweep.scores[0][0]])),
+            s.steps,
+            f"{s.flops / 1e12:.1f}",
+            f"{s.parameters:,}",
+            f"{s.seconds:.0f} s",
+        ]
         lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
     out = [*lines, "", f"![{sweep.name}]({figure})", ""]
-    out += ["| the paper's direction | difference | here |", "|---|---|---|"]
+    out += ["| the paper's direction | difference, 95 % interval | here |", "|---|---|---|"]
     main = sweep.scores[0][0]
     for claim in sweep.claims:
         if claim.better in by_arm and claim.worse in by_arm:
             word, mean, error = verdict(by_arm[claim.better].scores[main], by_arm[claim.worse].scores[main])
-            out.append(f"| {claim.text} | {mean:+.3f} ± {error:.3f} | {word} |")
+            gap = f"{mean:+.3f} ± {error:.3f}" if math.isfinite(mean) else "–"
+            out.append(f"| {claim.text} | {gap} | {word} |")
     return "\n".join(out) + "\n"
 
 

@@ -15,7 +15,7 @@ from simvlm_jax.core.types import Vocabulary
 
 MODEL, CONTRACT = "tokenizer.model", "contract.json"
 ASCII = "".join(chr(c) for c in range(33, 127))
-"""Characters every tokenizer trained here knows, so that a run can be fine-tuned on other English text."""
+"""Characters every tokenizer trained here knows, unless it is tiny, so that a run can be fine-tuned on other English text."""
 
 
 class Tokenizer:
@@ -63,7 +63,7 @@ class Tokenizer:
                 vocab_size=size,
                 model_type="bpe",
                 character_coverage=0.9999,
-                required_chars=ASCII,
+                required_chars=ASCII if size > len(ASCII) + 32 else "",
                 **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "unk_surface": "?"},
                 minloglevel=2,
             )

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -62,7 +63,9 @@ def test_daquar_split_is_by_image(shared):
     train, test = (open_source(str(shared("daquar")), split) for split in ("train", "test"))
     images = [{row["image"] for row in s._rows} for s in (train, test)]
     assert not images[0] & images[1] and [len(i) for i in images] == [794, 653]  # nobody asked about one
-    assert "image" not in train.text(0)["question"] and train.text(0)["question"].endswith("?")
+    asked = [s.text(i)["question"] for s in (train, test) for i in range(len(s))]
+    assert not [q for q in asked if re.search(r"image\s?\d+", q) or not q.endswith("?") or q.endswith(" ?")]
+    assert "what is in the corner?" in asked and min(len(q.split()) for q in asked) > 2
 
 
 def test_permuted_boxes_are_those_the_authors_drew(shared):

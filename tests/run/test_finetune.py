@@ -22,10 +22,15 @@ def finetuned(task, finished_run, path, **overrides):
         "train.batch_size": 8,
         "eval.batch_size": 16,
         "log.every": 1,
-        "train.init_from": (str(finished_run),),
         **overrides,
     }
     config.update_from_flattened_dict(small)
+    config.seed = 5  # other fresh weights than the run it starts from
+    starts = [
+        {**s, "run": str(finished_run)} if isinstance(s, dict) else str(finished_run) for s in config.train.init_from
+    ]
+    with config.ignore_type():
+        config.train.init_from = tuple(starts)
     main.run(config, str(path))
     return json.loads((path / "results.json").read_text())["entries"]
 
@@ -51,7 +56,7 @@ def test_vqa(finished_run, tmp_path):
         {k: v for k, v in old.params.items() if k != "text_position"},
         {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
     )
-    assert max(jax.tree.leaves(moved)) < 0.1  # it did start there
+    assert max(jax.tree.leaves(moved)) < 0.02  # it did start there: other fresh weights are tenths away
     page = (tmp_path / "vqa" / "report.html").read_text()
     assert "class=confusion" in page and "The worst mistakes" in page and "class=asked" in page
 
