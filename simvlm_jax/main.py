@@ -66,11 +66,6 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if training:
         process = (jax.process_index(), jax.process_count())
         pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, process)
-        if cut := assemble.cut_texts(rows := pipeline.batch(0), tokenizer):
-            say(
-                f"{cut} of {len(rows['text'])} texts of the first batch are longer than {tokenizer.vocabulary.length} pieces "
-                "and lose their end; raise config.text.length"
-            )
         first = next(iter(suites.values()), None)
 
         def validate(params, extra):
@@ -87,6 +82,11 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         if not begun:
             directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
+        if cut := assemble.cut_texts(rows := pipeline.batch(0), tokenizer):
+            say(
+                f"{cut} of {len(rows['text'])} texts of the first batch are longer than {tokenizer.vocabulary.length} pieces "
+                "and lose their end; raise config.text.length"
+            )
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)

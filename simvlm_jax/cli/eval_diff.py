@@ -25,10 +25,14 @@ def main(argv: list[str]) -> int:
         )
     compared = [compare(key, a[key], b[key], args.tolerance) for key in a if key in b]
     alone = {"only_in_a": [k for k in a if k not in b], "only_in_b": [k for k in b if k not in a]}
+    trained = trained_otherwise(args.a, args.b)
     if args.json:
-        print(json.dumps({"compared": compared, **alone}))
+        print(json.dumps({"compared": compared, "training": trained, **alone}))
     else:
         print("\n".join(line for one in compared for line in _lines(one)))
+        if trained:
+            print("the runs were trained otherwise:")
+            print("\n".join(f"  {field}: {a!r} -> {b!r}" for field, (a, b) in trained.items()))
         for name, keys in alone.items():
             if keys:
                 print(f"{name.replace('_', ' ')}: {', '.join(_name(*k) for k in keys)}")
@@ -52,6 +56,23 @@ def read_entries(path: str) -> dict[Key, dict[str, Any]]:
         raise ValueError(
             f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e!r}'
         ) from e
+
+
+def trained_otherwise(a: str, b: str) -> dict[str, list[Any]]:
+    """{field: [a, b]} of the configs of the two runs, as far as these are still there."""
+    from simvlm_jax.run.directory import flat
+
+    configs = []
+    for path in map(Path, (a, b)):
+        folder = path if path.is_dir() else path.parent
+        if not path.is_dir() and "run" in (found := json.loads(path.read_text())):
+            folder = Path(found["run"])
+        if not (folder / "config.json").is_file():
+            return {}
+        configs.append(flat(json.loads((folder / "config.json").read_text())))
+    x, y = configs
+    names = [k for k in sorted({*x, *y}) if x.get(k) != y.get(k) and not k.startswith(("eval.", "log."))]
+    return {k: [x.get(k), y.get(k)] for k in names}
 
 
 def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Pipeline:
                     example = transform(example, rng)
                 self.quarantine.good()
                 # what no transform has made is a column of the data that happens to have the name
-                theirs = {} if isinstance(p.source, Cached) else given
+                theirs = p.source.untouched(position) if isinstance(p.source, Cached) else given
                 row = {k: example[k] for k in _ROW_KEYS if k in example and example[k] is not theirs.get(k)}
                 return {**row, "id": np.int64(position), "weight": np.float32(1)}
             except Exception as e:  # decoders and people's files raise whatever they like

@@ -135,7 +135,7 @@ class Cached:
 
     def __init__(self, source: Source, transforms: Sequence[Callable] = ()):
         self._source, self._transforms = source, tuple(transforms)
-        self._kept: dict[int, dict[str, Any]] = {}
+        self._kept: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def __len__(self):
         return len(self._source)
@@ -144,11 +144,18 @@ class Cached:
         return self._source.key(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._both(index)[0]
+
+    def untouched(self, index: int) -> dict[str, Any]:
+        """What of an example is as the data has it, made by no transform."""
+        return self._both(index)[1]
+
+    def _both(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         if index not in self._kept:
-            example = self._source[index]
+            given = example = self._source[index]
             for transform in self._transforms:
                 example = transform(example, None)
-            self._kept[index] = example
+            self._kept[index] = example, {k: v for k, v in example.items() if v is given.get(k)}
         return self._kept[index]
 
     def __repr__(self):

@@ -41,7 +41,7 @@ class RunDir:
         """
         if not self.begun:
             return
-        a, b = _flat(self.config()), _flat(_recorded(config, variant))
+        a, b = flat(self.config()), flat(_recorded(config, variant))
         known = {k for k in {*a, *b} if k in a or k.endswith(".target")}
         changed = [k for k in sorted(known) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
         if changed:
@@ -177,12 +177,13 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"name.of.field": value} of nested records, those in lists by their number."""
     if isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
         tree = {str(i): v for i, v in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     out: dict[str, Any] = {}
     for k, v in tree.items():
-        out.update(_flat(v, f"{prefix}{k}."))
+        out.update(flat(v, f"{prefix}{k}."))
     return out

@@ -31,11 +31,10 @@ class Loaded:
 
 def recorded_config(run: RunDir) -> ConfigDict:
     """A run's config; fields that came into being after the run was made have what was then the only way."""
-    config = ConfigDict(run.config())
-    config.data.setdefault("whole", False)
-    config.data.setdefault("labels", ConfigDict(dict(size=0, at_least=1)))
-    config.eval.setdefault("suites", ConfigDict())
-    return config
+    config = run.config()
+    config["data"] = {"whole": False, "labels": {"size": 0, "at_least": 1}, **config["data"]}
+    config["eval"] = {"suites": {}, **config["eval"]}
+    return ConfigDict(config)
 
 
 def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:

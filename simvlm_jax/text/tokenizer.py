@@ -53,7 +53,7 @@ class Tokenizer:
         """Trains a byte-pair model of `size` pieces, or of as many as the corpus holds."""
         import sentencepiece
 
-        texts = list(texts)
+        texts, known = list(texts), ASCII if size > len(ASCII) + 32 else ""
 
         def attempt(size: int) -> bytes:
             model = io.BytesIO()
@@ -63,7 +63,7 @@ class Tokenizer:
                 vocab_size=size,
                 model_type="bpe",
                 character_coverage=0.9999,
-                required_chars=ASCII if size > len(ASCII) + 32 else "",
+                required_chars=known,
                 **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "unk_surface": "?"},
                 minloglevel=2,
             )

@@ -58,9 +58,10 @@ def test_eval_diff_names_what_differs(scored, capsys):
     greedy, beam = str(scored / "greedy.json"), str(scored / "beam.json")
     assert main(["eval-diff", greedy, beam]) == 0
     assert "because decoding.beams: 1 -> 2" in capsys.readouterr().out
-    assert main(["eval-diff", greedy, greedy, "--json"]) == 0
+    assert main(["eval-diff", greedy, greedy, "--json"]) == 0  # which also finds the runs' configs alike
     same = json.loads(capsys.readouterr().out)
     assert {c["verdict"] for c in same["compared"]} == {"the same scores"} and not same["only_in_a"]
+    assert same["training"] == {}
     tampered = json.loads((scored / "greedy.json").read_text())
     tampered["entries"][0]["scores"]["cider"] += 0.5
     (scored / "tampered.json").write_text(json.dumps(tampered))

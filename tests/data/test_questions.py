@@ -166,3 +166,57 @@ def test_labels():
     assert label({"answers": ["red"] * 9 + ["no"]}, None)["scores"].tolist() == pytest.approx([0, 0.3, 1])
     with pytest.raises(BadExample, match="no answer"):
         label({"question": "?"}, None)
+
+
+def test_held_out_examples_share_no_picture(tmp_path):
+    from simvlm_jax.data.sources import HashSplit
+
+    rows = [{"image": f"{i % 20}.png", "question": f"what is {i}?", "answer": "x"} for i in range(200)]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(str(tmp_path))
+    parts = [HashSplit(source, 0.3, held_out) for held_out in (True, False)]
+    pictures = [{part.text(i)["question"] for i in range(len(part))} for part in parts]
+    numbers = [{int(q[8:-1]) % 20 for q in questions} for questions in pictures]
+    assert not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) == 20 and sum(map(len, parts)) == 200
+
+
+def test_a_folder_with_files_named_by_splits(tmp_path):
+    for split, n in (("train", 3), ("dev", 2)):
+        rows = [{"image": "a.png", "question": f"{split} {i}?", "answer": "x"} for i in range(n)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(open_source(str(tmp_path), "train")) == 3 and len(open_source(str(tmp_path), "validation")) == 2
+    with pytest.raises(FileNotFoundError, match="no split 'test'; its files are named dev, train"):
+        open_source(str(tmp_path), "test")
+
+
+def test_a_table_of_captions_with_labels_is_one_of_captions(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,caption,label\na.png,a dog,dog\na.png,an animal,dog\n")
+    source = open_source(str(tmp_path))
+    assert len(source) == 1 and source._rows[0][1] == ["a dog", "an animal"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,question,answers\na.png,is it?,yes\n", r"line 2: `answers` must be a JSON list .* not 'yes'"),
+        ("question,answer\nis it?,yes\n", "line 2: needs an image"),
+    ],
+)
+def test_bad_tables_of_questions(tmp_path, table, message):
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path))
+
+
+def test_a_column_that_no_transform_made_stays_out_of_the_batch(tmp_path, tok):
+    from simvlm_jax.data.pipeline import Part, Pipeline
+    from simvlm_jax.data.sources import Cached
+
+    (tmp_path / "a.png").write_bytes(png("red"))
+    row = {"image": "a.png", "question": "is it red?", "answer": "yes", "label": "colour", "seed": 3}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    source = open_source(str(tmp_path))
+    batch = Pipeline([Part("p", source, [Pixels(4), TokenizePair(tok)], 2)], 0).batch(0)
+    assert set(batch) == {"image", "text", "text_mask", "prefix_length", "id", "weight"}
+    cached = Pipeline([Part("p", Cached(source, [Pixels(4)]), [TokenizePair(tok)], 2)], 0).batch(0)
+    assert batch["image"].tolist() == cached["image"].tolist()

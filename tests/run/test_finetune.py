@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from simvlm_jax.cli import main as cli
 from simvlm_jax.core.build import load_config
 from simvlm_jax.run.load import load_run
 from tests.conftest import ROOT
@@ -35,7 +36,7 @@ def finetuned(task, finished_run, path, **overrides):
     return json.loads((path / "results.json").read_text())["entries"]
 
 
-def test_vqa(finished_run, tmp_path):
+def test_vqa(finished_run, tmp_path, capsys):
     entries = finetuned("vqa", finished_run, tmp_path / "vqa")
     assert [(e["split"], e["control"]) for e in entries] == [
         ("test", None),
@@ -57,6 +58,23 @@ def test_vqa(finished_run, tmp_path):
         {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
     )
     assert max(jax.tree.leaves(moved)) < 0.02  # it did start there: other fresh weights are tenths away
+    capsys.readouterr()
+    words = [
+        "eval",
+        str(tmp_path / "vqa"),
+        "--suite",
+        "classify",
+        "--limit",
+        "8",
+        "--split",
+        "test",
+        "--no-controls",
+        "--json",
+    ]
+    assert cli(words) == 0
+    again = json.loads(capsys.readouterr().out)["entries"]
+    assert len(again) == 1 and again[0]["provenance"]["weights"] == entries[0]["provenance"]["weights"]
+    assert cli(["eval-diff", str(tmp_path / "vqa"), str(finished_run)]) == 1  # nothing in common
     page = (tmp_path / "vqa" / "report.html").read_text()
     assert "class=confusion" in page and "The worst mistakes" in page and "class=asked" in page
 

@@ -43,6 +43,41 @@ def test_weights_load_without_the_optimizer(finished_run):
         load_run(finished_run, step=3)
 
 
+def test_a_run_of_an_older_release_is_still_a_run(finished_run, tiny_config, tmp_path):
+    """Fields that came later are missing from its config; they are no change, and have what was then the only way."""
+    old = tmp_path / "old"
+    shutil.copytree(finished_run, old)
+    config = json.loads((old / "config.json").read_text())
+    del config["data"]["whole"], config["data"]["labels"], config["eval"]["suites"]
+    del config["model"]["classes"], config["model"]["images"]
+    for transform in config["data"]["train"]["transforms"]:
+        transform.pop("whole", None)
+        transform.pop("field", None)
+    (old / "config.json").write_text(json.dumps(config))
+    assert load_run(old).step == 4
+    RunDir(old).check(tiny_config(), "")
+    with pytest.raises(ValueError, match=r"data\.image_size: 64 in the run, 32 now"):
+        RunDir(old).check(tiny_config(**{"data.image_size": 32}), "")
+    more = tiny_config()
+    more.data.train.transforms = (*more.data.train.transforms, more.data.train.transforms[-1])
+    with pytest.raises(ValueError, match=r"transforms\.5\.target"):
+        RunDir(old).check(more, "")
+
+
+def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_config, tmp_path):
+    from simvlm_jax import main
+    from simvlm_jax.core.build import spec
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    config = tiny_config(**{"eval.examples": 8})
+    config.eval.suites.questions = spec("simvlm_jax.eval.answering:Ranking")
+    main.run(config, str(tmp_path / "run"), mode="eval")
+    entries = json.loads((tmp_path / "run" / "results.json").read_text())["entries"]
+    failed = [e for e in entries if "error" in e]
+    assert {e["suite"] for e in failed} == {"questions"} and "no question" in failed[0]["error"]
+    assert any(e["scores"] for e in entries if e["suite"] == "captions")
+
+
 def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only):
     from simvlm_jax import main
     from simvlm_jax.text.tokenizer import Tokenizer
@@ -223,7 +258,7 @@ def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
     changes = {"data.train.path": str(tmp_path), "data.eval.path": str(tmp_path), "train.steps": 1, "log.every": 0}
     main.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
     entries = {e["control"]: e for e in RunDir(tmp_path / "run").results()["entries"]}
-    assert set(entries) == {None, "blind", "constant"} and entries[None]["provenance"]["data"]["images"] == 36
+    assert set(entries) == {None, "blind", "constant"} and entries[None]["provenance"]["data"]["examples"] == 36
     bad = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
     assert {(row["part"], row["key"]) for row in bad} >= {("test", f"{i}.png") for i in (0, 7, 20, 27)}
     assert [r["step"] for r in RunDir(tmp_path / "run").rows()] == [1]  # log.every 0 leaves the last step alone

@@ -43,7 +43,14 @@ def test_own_models(tokenizer):
 
 
 def test_a_corpus_too_small_for_its_vocabulary_gets_what_it_holds():
-    assert 4 < Tokenizer.train(["ab ba"] * 5, 5000, 8).vocabulary.size < 20
+    assert 4 < Tokenizer.train(["ab ba"] * 5, 100, 8).vocabulary.size < 20
+    assert 98 < Tokenizer.train(["ab ba"] * 5, 5000, 8).vocabulary.size < 120
+
+
+def test_ascii_is_known_whatever_the_corpus():
+    tokenizer = Tokenizer.train(["a red circle", "two blue squares"] * 9, 200, 8)
+    text = "Quick, brown & (jumpy) fox #7: what's up?"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_bad_models_are_named(tmp_path, tokenizer):
