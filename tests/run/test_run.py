@@ -74,7 +74,7 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
     main.run(config, str(tmp_path / "run"), mode="eval")
     entries = json.loads((tmp_path / "run" / "results.json").read_text())["entries"]
     failed = [e for e in entries if "error" in e]
-    assert {e["suite"] for e in failed} == {"questions"} and "no question" in failed[0]["error"]
+    assert {e["suite"] for e in failed} == {"questions"} and "ranking needs answers" in failed[0]["error"]
     assert any(e["scores"] for e in entries if e["suite"] == "captions")
 
 
