@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simvlm_jax.core.build import load_config
-from simvlm_jax.run.sweep import spread, trials, verdict
+from simvlm_jax.run.sweep import check, spread, trials, verdict
 from tests.conftest import ROOT, SCENES
 
 ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
@@ -38,14 +38,42 @@ def test_verdicts_are_paired_by_seed():
     assert verdict(better, {k: v - 0.1 + 0.01 * k for k, v in better.items()})[0] == "holds"
     assert verdict(better, {k: v + 0.1 + 0.01 * k for k, v in better.items()})[0] == "reversed"
     assert verdict(better, {0: 0.6, 1: 0.6, 2: 0.9})[0] == "not separated"
+    assert verdict(better, {0: 0.4, 1: 0.67, 2: 0.85})[0] == "not separated"  # 3 standard errors are few for 3 seeds
     assert verdict(better, {0: 0.1})[0] == "too few seeds"
     mean, deviation = spread({0: 1.0, 1: 3.0})
     assert mean == 2.0 and deviation == pytest.approx(math.sqrt(2)) and math.isnan(spread({})[0])
 
 
+def test_a_stage_of_another_length_is_refused(tmp_path):
+    """Its schedule would be neither's, and what started from it would stay."""
+    stage = trials(load_config(ABLATIONS), tmp_path, tmp_path / "tokenizer")[0].stages[0]
+    stage.check()  # nothing has begun
+    stage.path.mkdir(parents=True)
+    (stage.path / "config.json").write_text(json.dumps({"train": {"steps": 7}}))
+    (stage.path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="has begun with 7 steps, the sweep wants 300"):
+        stage.check()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.__delattr__("arms"), "is no sweep: it has no arms"),
+        (lambda s: s.claims[0].update(worse="flying"), "is about an arm that the sweep does not have"),
+    ],
+)
+def test_configs_that_are_no_sweeps(change, message):
+    sweep = load_config(ABLATIONS)
+    change(sweep)
+    with pytest.raises(ValueError, match=message):
+        check(sweep, "x.py")
+
+
 @pytest.mark.slow
 def test_a_whole_sweep_and_its_page(tmp_path, monkeypatch, capsys):
     from simvlm_jax.cli import main, sweep
+    from simvlm_jax.main import EXIT_INTERRUPTED, run
+    from simvlm_jax.train.loop import Interrupted
 
     config = tmp_path / "configs" / "sweeps" / "small.py"
     config.parent.mkdir(parents=True)
@@ -73,16 +101,26 @@ def get_config():
         "--steps-factor",
         "0.01",
     ]
+
+    def interrupted(config, workdir, *rest):
+        if workdir.endswith("finetune"):
+            raise Interrupted("stopped")
+        run(config, workdir, *rest)
+
+    monkeypatch.setattr("simvlm_jax.main.run", interrupted)
+    assert main([*words, "--seeds", "1"]) == EXIT_INTERRUPTED
+    monkeypatch.setattr("simvlm_jax.main.run", run)
     assert main([*words, "--seeds", "1"]) == 0
     assert "2 of 2 trials" in capsys.readouterr().out
-    page = (tmp_path / "out" / "report.md").read_text()
-    (tmp_path / "out" / "report.md").write_text(page.replace("# simvlm_ablations", "# Mine\n\nWords of people."))
-    done = {p: p.read_bytes() for p in (tmp_path / "out").rglob("results.json")}
+    out = tmp_path / "out" / "steps-x0.01"
+    page = (out / "report.md").read_text()
+    (out / "report.md").write_text(page.replace("# simvlm_ablations", "# Mine\n\nWords of people."))
+    done = {p: p.read_bytes() for p in out.rglob("results.json")}
     assert main([*words, "--seeds", "2"]) == 0
     assert all(p.read_bytes() == data for p, data in done.items())  # what was finished is not run again
-    page = (tmp_path / "out" / "report.md").read_text()
+    page = (out / "report.md").read_text()
     assert "Words of people." in page and sweep.END in page and page.count("| pretraining helps |") == 1
-    assert "<svg" in (tmp_path / "out" / "report.svg").read_text()
-    assert len(json.loads((tmp_path / "out" / "seconds.json").read_text())) == 6
+    assert "<svg" in (out / "report.svg").read_text()
+    assert len(json.loads((out / "seconds.json").read_text())) == 6
     with pytest.raises(SystemExit):
         main([*words[:4], "--arms", "flying"])
