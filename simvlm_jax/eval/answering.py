@@ -11,7 +11,18 @@ from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, most_fr
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
+from simvlm_jax.eval.suite import (
+    Answer,
+    Answered,
+    Example,
+    Examples,
+    Item,
+    Outcome,
+    Suite,
+    best_answer,
+    draw_ids,
+    probabilities,
+)
 
 SLICES = ("kind", "answer_type", "domain")
 """Fields whose values cut a data set into slices."""
@@ -108,13 +119,8 @@ class Classification(Answering):
             batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
             if self.images and images is not None:
                 batch["image"] = images
-            logits = engine.over(("classify", self.images), classify, batch).astype(np.float64)
-            likely = np.exp(logits - logits.max(1, keepdims=True))
-            likely /= likely.sum(1, keepdims=True)
-            for example, p in zip(rows, likely, strict=True):
-                order = np.argsort(-p, kind="stable")[:3]
-                best = tuple((engine.labels[i], float(p[i])) for i in order)
-                out.append((example, Answer(*best[0], best)))
+            likely = probabilities(engine.over(("classify", self.images), classify, batch))
+            out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
         return out
 
     def expand(self, example: Example) -> Iterable[Example]:
@@ -170,9 +176,7 @@ class Ranking(Answering):
             asked = [self.prompt.format(e[self.question]) for e in rows]
             scores = engine.likelihoods(images, asked, candidates, self.shortlist, width)
             scores = scores / length if self.per_piece else scores
-            for example, s in zip(rows, scores, strict=True):
-                best = tuple((candidates[i], float(s[i])) for i in np.argsort(-s, kind="stable")[:3])
-                out.append((example, Answer(*best[0], best)))
+            out += [(e, best_answer(candidates, s)) for e, s in zip(rows, scores, strict=True)]
         return out
 
     def decoding(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from simvlm_jax.eval.answering import Answering
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.suite import Answer, Answered, Examples
+from simvlm_jax.eval.suite import Answered, Examples, best_answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,7 @@ class GenerativeClassifier(Answering):
                 grey = np.full_like(images[:1], 127) if images is not None else None
                 prior = self.strength * engine.likelihoods(grey, [""], texts)[0]
             scores = engine.likelihoods(images, [""] * len(rows), texts) - prior
-            for example, s in zip(rows, scores, strict=True):
-                best = tuple((classes[i], float(s[i])) for i in np.argsort(-s, kind="stable")[:3])
-                out.append((example, Answer(*best[0], best)))
+            out += [(e, best_answer(classes, s)) for e, s in zip(rows, scores, strict=True)]
         return out
 
     def decoding(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Answering
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.logistic import best_c, fit
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples
+from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, probabilities
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,14 +61,8 @@ class LinearProbe(Answering):
             "learned_from": {e.split: e.fingerprint for e in learned},
         }
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
-        logits = probe(asked[1])
-        likely = np.exp(logits - logits.max(1, keepdims=True))
-        likely /= likely.sum(1, keepdims=True)
-        out: Answered = []
-        for example, p in zip(asked[0], likely, strict=True):
-            best = tuple((names[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:3])
-            out.append((example, Answer(*best[0], best)))
-        return out
+        likely = probabilities(probe(asked[1]))
+        return [(e, best_answer(names, p)) for e, p in zip(asked[0], likely, strict=True)]
 
     def _features(self, engine: Engine, examples: Examples) -> tuple[list[Example], np.ndarray]:
         features = engine.needs("a linear probe", "features")["features"]

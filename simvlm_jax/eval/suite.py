@@ -31,6 +31,18 @@ class Answer:
 Answered = list[tuple[Example, Answer]]
 
 
+def best_answer(names: Sequence[str], scores: np.ndarray) -> Answer:
+    """The answer with the highest score, and the two after it."""
+    best = tuple((names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:3])
+    return Answer(*best[0], best)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in fp64."""
+    p = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One judged answer. right: None where nobody can say. badness: how wrong it is, to find the worst mistakes."""

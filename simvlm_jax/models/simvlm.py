@@ -36,7 +36,7 @@ from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import resize_grid, resize_relative
 from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
-from simvlm_jax.nn.stack import Stack
+from simvlm_jax.nn.stack import Stack, stack_flops
 from simvlm_jax.objectives.cross_entropy import cross_entropy, soft_cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
@@ -515,15 +515,6 @@ class SimVLM(BaseModel):
                 per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
             total += 3 * B * per_row * (group["image"].shape[1] if P else 1)
         return total
-
-
-def stack_flops(size: Size, tokens: int, context: int = 0) -> float:
-    """Forward FLOPs of a stack over one row; `context` keys of cross-attention, 0 for none."""
-    D = size.width
-    layer = tokens * (8.0 * D * D + 4.0 * D * size.mlp) + 4.0 * tokens * tokens * D
-    if context:
-        layer += 4.0 * D * D * (tokens + context) + 4.0 * tokens * context * D
-    return size.depth * layer
 
 
 def prefix_layout(text, valid, prefix_length, bos) -> Layout:

@@ -57,3 +57,12 @@ class Stack(nn.Module):
             x, layer = block(**kwargs, name=f"layer_{i}")(x, old, None if rates is None else rates[i], shared)
             new.append(layer)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *new)
+
+
+def stack_flops(size: Size, tokens: int, context: int = 0) -> float:
+    """Forward FLOPs of a stack over one row; `context` keys of cross-attention, 0 for none."""
+    D = size.width
+    layer = tokens * (8.0 * D * D + 4.0 * D * size.mlp) + 4.0 * tokens * tokens * D
+    if context:
+        layer += 4.0 * D * D * (tokens + context) + 4.0 * tokens * context * D
+    return size.depth * layer
