@@ -19,20 +19,29 @@ class _Tokenizer:
     vocabulary = Vocabulary(1000, 16)
 
 
-@pytest.mark.parametrize("variant", ["", "decoder_only", "patches", "photos", "base"])
-def test_parameters(variant):
-    config = load_config(f"{ROOT / 'configs' / 'prefixlm.py'}{':' + variant if variant else ''}")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prefixlm",
+        *(f"prefixlm-{variant}" for variant in ("decoder_only", "patches", "photos", "base")),
+        *(f"finetune-{task}" for task in ("vqa", "pairs")),
+    ],
+)
+def test_parameters(name):
+    file, _, variant = name.partition("-")
+    config = load_config(f"{ROOT / 'configs' / file}.py{':' + variant if variant else ''}")
+    labels = ("yes", "no", "red") if config.data.labels.size else ()
     side = config.data.image_size
     batch = {"image": np.zeros((1, 1, side, side, 3), np.uint8), "text": np.zeros((1, 16), np.int32)}
     batch |= {"text_mask": np.ones((1, 16), bool), "prefix_length": np.zeros(1, np.int32)}
-    boxed, _ = jax.eval_shape(build_model(config, _Tokenizer()).init, jax.random.key(0), batch)
+    boxed, _ = jax.eval_shape(build_model(config, _Tokenizer(), labels).init, jax.random.key(0), batch)
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names")):
         name = "/".join(k.key for k in path)
         assert hasattr(leaf, "names"), f"{name} has no letters"
         lines.append(f"{name} {list(leaf.value.shape)} {' '.join(letter or '-' for letter in leaf.names)}")
     text = "\n".join(lines) + "\n"
-    golden = ROOT / "tests" / "golden" / f"prefixlm-{variant or 'default'}.txt"
+    golden = ROOT / "tests" / "golden" / f"{file}-{variant or 'default'}.txt"
     if os.environ.get("REGOLD"):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)

@@ -33,7 +33,7 @@ Answered = list[tuple[Example, Answer]]
 
 def best_answer(names: Sequence[str], scores: np.ndarray) -> Answer:
     """The answer with the highest score, and the two after it."""
-    best = tuple((names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:3])
+    best = tuple((names[int(i)], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:3])
     return Answer(*best[0], best)
 
 
