@@ -131,6 +131,18 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
 
 def _load(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(
+            Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _unique(path, pairs)
+        )
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
     except json.JSONDecodeError as e:
         raise ValueError(f"{path} is not JSON: {e}") from e
+
+
+def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names stand once each; JSON itself would keep the last."""
+    names = [k for k, _ in pairs]
+    if twice := next((k for k in names if names.count(k) > 1), None) if len(set(names)) < len(names) else None:
+        raise ValueError(f"{path}: {twice!r} stands more than once")
+    return dict(pairs)

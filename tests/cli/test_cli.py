@@ -81,6 +81,26 @@ def test_metrics_on_bad_files(tmp_path, capsys, hypotheses, references, message)
     assert message in capsys.readouterr().err
 
 
+def test_metrics_on_files_json_would_pass(tmp_path, capsys):
+    (tmp_path / "h.json").write_text('[{"image_id": 1, "caption": "a"}]')
+    (tmp_path / "r.json").write_text('{"1": ["a"], "1": ["b"]}')
+    files = ["--hypotheses", str(tmp_path / "h.json"), "--references", str(tmp_path / "r.json")]
+    assert main(["metrics", "caption", *files]) == 1
+    assert "'1' stands more than once" in capsys.readouterr().err
+    (tmp_path / "r.json").write_bytes('{"1": ["caf\xe9"]}'.encode("latin-1"))
+    assert main(["metrics", "caption", *files]) == 1
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_empty_captions_and_unicode_are_scored(tmp_path, capsys):
+    said = [{"image_id": 1, "caption": ""}, {"image_id": "\u732b", "caption": "\u732b on a caf\u00e9 table \U0001f600"}]
+    (tmp_path / "h.json").write_text(json.dumps(said))
+    (tmp_path / "r.json").write_text(json.dumps({"1": ["a dog"], "\u732b": ["\u732b on a caf\u00e9 table \U0001f600"]}))
+    files = ["--hypotheses", str(tmp_path / "h.json"), "--references", str(tmp_path / "r.json")]
+    assert main(["metrics", "caption", *files, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rouge_l"] == pytest.approx(0.5)
+
+
 def test_unknown_command_and_help(capsys):
     assert main(["fly"]) == 2 and "no command 'fly'" in capsys.readouterr().err
     assert main([]) == 0 and "caption" in capsys.readouterr().out
