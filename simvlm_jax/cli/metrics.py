@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ def _load(path: str) -> Any:
 
 def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose names stand once each; JSON itself would keep the last."""
-    names = [k for k, _ in pairs]
-    if twice := next((k for k in names if names.count(k) > 1), None) if len(set(names)) < len(names) else None:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
         raise ValueError(f"{path}: {twice!r} stands more than once")
-    return dict(pairs)
+    return found
