@@ -104,7 +104,7 @@ def pairs(config):
 def captions(config):
     """Captions by cross-entropy alone, no prefix of text."""
     config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=1.0)
-    config.eval.suites = dict(captions=parts.captioning(), beam=parts.captioning(beams=4, n_best=3))
+    config.eval.suites = dict(captions=parts.captioning(), captions_beam=parts.captioning(beams=4, n_best=3))
 
 
 def translate(config):

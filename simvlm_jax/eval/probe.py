@@ -10,8 +10,9 @@ from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Answering
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.logistic import best_c, fit
+from simvlm_jax.eval.metrics.logistic import MOST_TRIED, best_c, fit
 from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, probabilities
+from simvlm_jax.run.progress import Countdown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,9 @@ class LinearProbe(Answering):
         names = sorted({answers_of(e)[0] for rows, _ in sets for e in rows})
         place = {name: i for i, name in enumerate(names)}
         (x, y), (xv, yv) = ((features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets)
-        c, accuracy = best_c(x, y, xv, yv, len(names))
+        pace = Countdown("fits", MOST_TRIED)
+        c, accuracy = best_c(x, y, xv, yv, len(names), pace.at)
+        pace.close()
         engine.notes["probe"] = {
             "c": c,
             "validation_accuracy": accuracy[c],

@@ -33,8 +33,9 @@ class Progress:
     def show(self, step: int, values: dict[str, float], seconds_a_step: float) -> None:
         text = f"step {step}/{self._total}  loss {values['loss']:.4f}"
         if seconds_a_step:  # nothing is known of the speed right after compiling
+            pictures = f"{values['images_per_s']:,.0f} images/s  " if values["images_per_s"] else ""
             text += (
-                f"  {values['images_per_s']:,.0f} images/s  {values['tokens_per_s']:,.0f} tokens/s  "
+                f"  {pictures}{values['tokens_per_s']:,.0f} tokens/s  "
                 f"MFU {100 * values['mfu']:.0f}%  input {100 * values['input_bound']:.0f}%  "
                 f"{duration((self._total - step) * seconds_a_step)} left"
             )
@@ -67,7 +68,7 @@ class Countdown:
         self._said = now
         rate = done / (now - self._began)
         left = duration((self._total - done) / rate) if rate else "?"
-        text = f"{self._what}  {done:,}/{self._total:,}  {rate:,.0f}/s  {left} left"
+        text = f"{self._what}  {done:,}/{self._total:,}  {rate:,.{0 if rate >= 10 else 1}f}/s  {left} left"
         print(f"\r\033[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:

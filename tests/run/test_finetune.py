@@ -88,7 +88,7 @@ def test_every_other_task(task, finished_run, tmp_path):
     expected = {
         "vqa_open": {"generate", "rank", "hallucination"},
         "transfer": {"read", "seen"},
-        "captions": {"captions", "beam"},
+        "captions": {"captions", "captions_beam"},
         "translate": {"translate"},
     }
     assert suites == expected.get(task, {"classify"})

@@ -1,11 +1,13 @@
 """L2-regularised logistic regression by L-BFGS, as linear probes of CLIP have it (arXiv 2103.00020, appendix A.3)."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize
 
 STEPS_A_DECADE = 8
+MOST_TRIED = 7 + 2 * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,17 @@ def fit(
 
 
 def best_c(
-    x: np.ndarray, y: np.ndarray, x_validation: np.ndarray, y_validation: np.ndarray, classes: int
+    x: np.ndarray,
+    y: np.ndarray,
+    x_validation: np.ndarray,
+    y_validation: np.ndarray,
+    classes: int,
+    told: Callable[[int], None] = lambda tried: None,
 ) -> tuple[float, dict[float, float]]:
     """(c, validation accuracy by c tried): CLIP's search for c between 1e-6 and 1e6, 96 steps.
 
-    Starts from every second decade and halves the distance around the best until there are 8 steps a decade.
+    Starts from every second decade and halves the distance around the best until there are 8 steps a decade, which takes
+    MOST_TRIED fits at most. told: hears how many were made.
     """
     accuracy: dict[int, float] = {}
     fitted: dict[int, Logistic] = {}
@@ -64,6 +72,7 @@ def best_c(
         near = min(fitted, key=lambda s: abs(s - step)) if fitted else None
         start = None if near is None else fitted[near]
         fitted[step] = fit(x, y, classes, 10 ** (step / STEPS_A_DECADE), start)
+        told(len(fitted))
         accuracy[step] = float((fitted[step](x_validation).argmax(1) == y_validation).mean())
 
     distance = 2 * STEPS_A_DECADE
