@@ -202,8 +202,8 @@ def answers_of(example: Example) -> list[str]:
     if given is None:
         given = [example[k] for k in ("answer", "label") if example.get(k) is not None][:1]
     given = [a.get("answer") if isinstance(a, dict) else a for a in given]
-    found = [clean(a if isinstance(a, bytes) else str(a)) for a in given if a is not None]
-    return [a for a in found if a]
+    found = [str(a).lower() if isinstance(a, bool | np.bool_) else a for a in given if a is not None]
+    return [a for a in (clean(a if isinstance(a, bytes) else str(a)) for a in found) if a]
 
 
 def most_frequent(answers: list[str]) -> str:

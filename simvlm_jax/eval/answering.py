@@ -68,7 +68,8 @@ class Answering(Suite):
             values.append(value)
             for name in _slices(example, normalise(truth) in known if known else None):
                 slices.setdefault(name, []).append(value)
-            confusion[truth, answer.text] += 1
+            alike = normalise(answer.text) == normalise(truth)
+            confusion[truth, truth if alike else answer.text] += 1
             items.append(
                 Item(
                     example,

@@ -89,7 +89,7 @@ def test_a_table_of_questions(tmp_path):
     ]
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = open_source(str(tmp_path))
-    assert len(source) == 3 and [answers_of(source[i])[0] for i in range(3)] == ["yes", "red", "False"]
+    assert len(source) == 3 and [answers_of(source[i])[0] for i in range(3)] == ["yes", "red", "false"]
     assert Pixels(4)(source[2], None)["image"].shape == (2, 4, 4, 3)
     assert Pixels(4)(source[0], None)["image"][0, 0, 0].tolist() == [255, 0, 0]
     assert most_frequent(answers_of(source[1])) == "red"
