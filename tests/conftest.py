@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiling is most of the time
@@ -60,11 +61,24 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_config, tmp_path_factory):
-    """A run directory of a few steps, with everything a run leaves."""
+    """A run directory of a few steps, with everything a run leaves; only to be read. One worker makes it for all."""
     from simvlm_jax import main
 
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    main.run(tiny_config(), str(path))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path, claim, ended = base / "finished" / "tiny", base / "finished.claim", base / "finished.ended"
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        waited_until = time.monotonic() + 900
+        while not ended.exists() and time.monotonic() < waited_until:
+            time.sleep(0.2)
+        assert (path / "results.json").exists(), "the worker that makes the finished run has failed; see its error"
+        return path
+    try:
+        main.run(tiny_config(), str(path))
+    finally:
+        ended.touch()
     return path
 
 

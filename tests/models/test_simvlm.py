@@ -110,7 +110,7 @@ def test_a_caption_depends_on_its_own_image_and_prompt_alone(text_batch, variant
     def run(rows, width):
         prompt = {"text": batch["text"][rows, :width], "text_mask": (np.arange(width) < 2)[None].repeat(len(rows), 0)}
         inputs = {"image": batch["image"][rows], "id": np.asarray(rows), **prompt}
-        made = generate(model.capabilities(), params, {}, inputs, **kwargs)
+        made = jax.jit(lambda p, b: generate(model.capabilities(), p, {}, b, **kwargs))(params, inputs)
         return np.asarray(made.tokens[:, 0]), np.asarray(made.score[:, 0])
 
     tokens, total = run([0, 1, 2, 3, 4, 5], 2)
