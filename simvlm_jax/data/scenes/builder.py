@@ -66,8 +66,12 @@ TASKS = ("captions", "vqa", "text", "noisy", "interleaved", "entail", "pairs", "
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Rendered scenes with an exact scene graph, one builder config a task."""
 
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "vqa, pairs and entail: the text alone gives no answer away", "1.0.0": "the first"}
+    VERSION = tfds.core.Version("1.2.0")
+    RELEASE_NOTES = {
+        "1.2.0": "text: the sentences of a document are about one scene",
+        "1.1.0": "vqa, pairs and entail: the text alone gives no answer away",
+        "1.0.0": "the first",
+    }
     BUILDER_CONFIGS = [ScenesConfig(name=task, sizes=dict(TEXT_SPLITS if task == "text" else SPLITS)) for task in TASKS]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -54,8 +54,9 @@ def translate(rng: np.random.Generator, draw: Draw, size: int) -> dict:
 
 
 def text(rng: np.random.Generator, draw: Draw, size: int) -> dict:
-    """A document of two to four sentences about scenes that nobody draws."""
-    sentences = [english(plan(draw(), rng), rng) for _ in range(int(rng.integers(2, 5)))]
+    """A document of two to four sentences about one scene, which nobody draws: what is read foretells what follows."""
+    scene = draw()
+    sentences = [english(plan(scene, rng), rng) for _ in range(int(rng.integers(2, 5)))]
     return {"text": ". ".join(sentences) + "."}
 
 
