@@ -52,12 +52,10 @@ def paper(size: str):
     return config
 
 
-def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = False, **pixels):
+def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = False):
     """A linear classifier over the most frequent answers; the question goes into the encoder beside the image."""
     rows = (spec(f"{TRANSFORMS}:Tokenize", field=field), spec(f"{TRANSFORMS}:FixPrefix", whole=True))
-    config.data.train.update(
-        path=path, transforms=(_pixels(config, **pixels), *rows, spec(f"{TRANSFORMS}:Label", soft=soft))
-    )
+    config.data.train.update(path=path, transforms=(_pixels(config), *rows, spec(f"{TRANSFORMS}:Label", soft=soft)))
     config.data.labels.size = 3129
     config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=rows))
 
@@ -129,7 +127,7 @@ def easy_vqa(config):
 
 def vqa_v2(config):
     """VQAv2 as downloaded: the 3,129 answers seen nine times or more, each with its share of the ten people."""
-    vqa(config, "vqa_v2", soft=True, whole=True)
+    vqa(config, "vqa_v2", soft=True)
     config.data.whole, config.data.labels.at_least = True, 9
     _own(config, "val")
 
@@ -144,7 +142,7 @@ def nlvr(config):
 
 def daquar(config):
     """DAQUAR: questions about indoor photographs, the authors' split."""
-    vqa(config, "daquar", whole=True)
+    vqa(config, "daquar")
     config.data.whole = True
     _photographs(config)
     _own(config, "test")
@@ -156,8 +154,9 @@ def _photographs(config):
         config.data.image_size, config.model.dropout, config.text.length = 112, 0.1, 64
 
 
-def _pixels(config, **how):
-    return spec(f"{TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"), **how)
+def _pixels(config):
+    """Pictures in training as in evaluation: `data.whole` speaks for both."""
+    return spec(f"{TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"), whole=config.data.get_ref("whole"))
 
 
 def _own(config, split: str):

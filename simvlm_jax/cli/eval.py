@@ -64,10 +64,15 @@ def main(argv: list[str]) -> int:
     engine = Engine(
         run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
     )
-    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def texts() -> list[str]:
+        return list(assemble.constant_captions(run.config, assemble.train_source(run.config)))
+
     entries, found = [], {}
     sources = {} if suite.path else assemble.eval_sources(run.config)
-    texts = lambda: list(assemble.constant_captions(run.config, assemble.train_source(run.config)))  # noqa: E731
     for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
         examples = make_examples(
             suite, split, source, assemble.eval_pixels(run.config), args.limit, run.config.data.quarantine, None

@@ -119,9 +119,10 @@ def describe(
         return out, trains and (known or "scores" in row)
     if layout is None:
         return out, trains
-    show = lambda ids, mask: "".join(  # noqa: E731
-        _shown(p) for p, m in zip(_pieces(tokenizer, ids), mask, strict=True) if m
-    )
+
+    def show(ids: Any, mask: Any) -> str:
+        return "".join(_shown(p) for p, m in zip(_pieces(tokenizer, ids), mask, strict=True) if m)
+
     encoder = show(layout["tokens"], layout["given"])
     out.append(f"encoder  {'[image] ' if 'image' in row else ''}{encoder or '(no text)'}")
     out.append(f"decoder  {show(layout['inputs'], layout['predicted'])}")

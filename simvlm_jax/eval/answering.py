@@ -87,6 +87,20 @@ class Answering(Suite):
         return Outcome(scores, items, dict(confusion))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classes(Answering):
+    """What suites share that name a class of the data's own: no question, no list of the run's, no constant control."""
+
+    controls: tuple[str, ...] = ("blind",)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ()
+
+    def list_of(self, engine: Engine) -> Sequence[str]:
+        return ()
+
+
 def _worth(said: str, people: list[str]) -> float:
     return vqa_accuracy(said, people) if len(people) > 1 else float(normalise(said) == normalise(people[0]))
 

@@ -7,18 +7,17 @@ whose text gains the most from the image is the likeliest one under a uniform pr
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from simvlm_jax.eval.answering import Answering
+from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answered, Examples, best_answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerativeClassifier(Answering):
+class GenerativeClassifier(Classes):
     """The class whose text is the likeliest of an image.
 
     classes: their names, by default those found in the data. template: how a class is said, "{a}" being its article.
@@ -30,15 +29,6 @@ class GenerativeClassifier(Answering):
     template: str = "{a} {name}"
     prior: str = "blank"
     strength: float = 1.0
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return ()
-
-    def list_of(self, engine: Engine) -> Sequence[str]:
-        return ()
-
-    controls: tuple[str, ...] = ("blind",)
 
     def __post_init__(self):
         if self.prior not in ("none", "blank"):

@@ -1,14 +1,13 @@
 """Linear probe: what a frozen image encoder's features hold, by logistic regression (CLIP, arXiv 2103.00020, section 3.2)."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import answers_of
-from simvlm_jax.eval.answering import Answering
+from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.logistic import MOST_TRIED, best_c, fit
 from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, probabilities
@@ -16,7 +15,7 @@ from simvlm_jax.run.progress import Countdown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearProbe(Answering):
+class LinearProbe(Classes):
     """Trained on the features of `train`, regularised by what does best on `validation`, then on both, asked about the rest.
 
     path: data with a `label`; train, validation: its splits. train_limit: examples of training used, 0 for all.
@@ -25,15 +24,6 @@ class LinearProbe(Answering):
     train: str = "train"
     validation: str = "validation"
     train_limit: int = 0
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return ()
-
-    def list_of(self, engine: Engine) -> Sequence[str]:
-        return ()
-
-    controls: tuple[str, ...] = ("blind",)
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         engine.needs("a linear probe", "features")
@@ -72,7 +62,7 @@ class LinearProbe(Answering):
         rows: list[Example] = []
         found = []
         for part, images in examples.chunks(engine.batch_size):
-            assert images is not None  # `fields` asks for them
+            assert images is not None  # this suite is asked with pictures
             rows += part
             found.append(engine.over("features", features, {"image": images}).astype(np.float64))
         return rows, np.concatenate(found)

@@ -108,6 +108,8 @@ def _scores(entries: list[dict[str, Any]]) -> str:
         if slices:
             what = "Share of true claims, by what they speak of" if "scene_accuracy" in names else "Accuracy by slice"
             out += f"<h3>{what}</h3>" + _table(mine, slices)
+        failed = [f"{e['split']} could not be run: {e['error']}" for e in mine if "error" in e]
+        out += "".join(f"<p class=no>{html.escape(text)}</p>" for text in failed)
     return out
 
 

@@ -10,6 +10,7 @@ import html
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -132,16 +133,9 @@ def step_flops(config: ConfigDict) -> float:
     """Analytic FLOPs of one training step of a config whose text length is set."""
     if not config.text.length:
         raise ValueError("a sweep compares compute, so its configs must set text.length")
-    vocabulary = Vocabulary(config.text.vocabulary, config.text.length)
-
-    class Known:
-        """What a model's size depends on."""
-
-        def __init__(self):
-            self.vocabulary = vocabulary
-
-    model: Any = build_model(config, Known(), ("",) * int(config.data.labels.size > 0))  # pyright: ignore
-    side, T = config.data.image_size, vocabulary.length
+    tokenizer: Any = SimpleNamespace(vocabulary=Vocabulary(config.text.vocabulary, config.text.length))
+    model: Any = build_model(config, tokenizer, ("",) * int(config.data.labels.size > 0))
+    side, T = config.data.image_size, config.text.length
 
     def rows(n: int, pictured: bool) -> dict[str, Any]:
         text = {"text": jax.ShapeDtypeStruct((n, T), np.int32)}
@@ -156,7 +150,7 @@ def step_flops(config: ConfigDict) -> float:
 
 
 def parameters(path: Path) -> int:
-    """How many parameters a run's model has, as its first log line counts them."""
+    """How many parameters a run's model has, by its newest checkpoint."""
     from simvlm_jax.run.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(RunDir(path).checkpoints, read_only=True)

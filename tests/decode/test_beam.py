@@ -71,7 +71,11 @@ def test_a_beam_of_one_is_greedy():
     model, _ = walker(6, seed=5, sharp=1.0)
     starts, pieces = list(range(20)), Vocabulary(6, 16)
     logits, cache = model["prefill"](None, None, {"start": jnp.asarray(starts)}, 9)
-    extend = lambda cache, chosen: (lambda x: (x[0][:, 0], x[1]))(model["extend"](None, None, cache, chosen[:, None]))  # noqa: E731
+
+    def extend(cache, chosen):
+        following, cache = model["extend"](None, None, cache, chosen[:, None])
+        return following[:, 0], cache
+
     how = Decoding(max_length=9, length_penalty=0.0, min_length=3, beams=2)
     object.__setattr__(how, "beams", 1)  # which by itself is greedy decoding, without a search
     tokens, scores = beam_search(extend, logits, cache, pieces, how)

@@ -76,6 +76,7 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
     failed = [e for e in entries if "error" in e]
     assert {e["suite"] for e in failed} == {"questions"} and "ranking needs answers" in failed[0]["error"]
     assert any(e["scores"] for e in entries if e["suite"] == "captions")
+    assert "could not be run: ranking needs answers" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only):
