@@ -260,39 +260,49 @@ def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
 
 
 def figure(sweep: Any, summaries: list[Summary]) -> str:
-    """An SVG: for the first score, every seed a dot and the mean a bar, an arm a row."""
+    """An SVG: for the first score, an arm a row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
     main, title = sweep.scores[0]
     rows = [s for s in summaries if s.scores[main]]
     values = [v for s in rows for v in s.scores[main].values()]
-    low, high = min(values), max(values)
-    pad = max(high - low, 1e-3) * 0.08
-    low, high = low - pad, high + pad
-    left, width, line = 220, 720, 26
-    height = line * len(rows) + 56
+    ticks = _ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+    left, width, line = 24 + 7 * max(len(s.title) for s in rows), 520, 26
+    bottom = line * len(rows) + 34
 
     def x(v: float) -> float:
-        return left + (width - left - 20) * (v - low) / (high - low)
+        return left + width * (v - low) / (high - low)
 
     base = spread(next((s.scores[main] for s in rows if s.arm == sweep.arms[0].name), {}))[0]
-    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}</text>']
-    for tick in np.linspace(low + pad, high - pad, 5):
-        parts.append(f'<path d="M{x(tick):.1f},28V{height - 24}" stroke="#e4e4e0"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{tick:.3f}</text>')
+    legend = (
+        '<tspan fill="#777" font-weight="normal">   dots: seeds · bar: mean · dashed: mean of the first arm</tspan>'
+    )
+    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}{legend}</text>']
+    for tick in ticks:
+        parts.append(f'<path d="M{x(tick):.1f},28V{bottom}" stroke="#e4e4e0"/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:.3g}</text>')
     if math.isfinite(base):
-        parts.append(f'<path d="M{x(base):.1f},28V{height - 24}" stroke="#2864c8" stroke-dasharray="4 3"/>')
+        parts.append(f'<path d="M{x(base):.1f},28V{bottom}" stroke="#2864c8" stroke-dasharray="4 3"/>')
     for i, s in enumerate(rows):
         y = 42 + i * line
         mean, _ = spread(s.scores[main])
-        name = html.escape(s.title)
-        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{name}</text>')
+        parts.append(f'<text x="{left - 14}" y="{y + 4}" text-anchor="end">{html.escape(s.title)}</text>')
         parts.append(f'<path d="M{x(mean):.1f},{y - 8}v16" stroke="#1c1c1c" stroke-width="2.5"/>')
         parts += [
             f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>'
             for v in s.scores[main].values()
         ]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    size = f'viewBox="0 0 {left + width + 24} {bottom + 26}" width="{left + width + 24}" height="{bottom + 26}"'
     style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
-    return f'{head}{style}<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}<rect width="100%" height="100%" fill="#fff"/>'
+    return f"{head}{''.join(parts)}</svg>\n"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
+    rough = max(high - low, 1e-3) / 4
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
+    return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
 class Clock:
