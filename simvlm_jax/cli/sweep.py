@@ -65,8 +65,9 @@ def main(argv: list[str]) -> int:
     every = trials(sweep, folder, make_tokenizer(sweep.tokenizer, folder / "tokenizer"), args.steps_factor)
     clock = Clock(folder)
     for i, trial in enumerate(every if not args.report_only else ()):
-        left = (len(every) - i) * sum(clock.seconds.values()) / max(i, 1)
-        eta = f", about {duration(left)} left" if i and clock.seconds else ""
+        took = [sum(clock.seconds.get(str(s.path), 0.0) for s in t.stages) for t in every if t.finished]
+        left = sum(not t.finished for t in every[i:]) * sum(took) / max(len(took), 1)
+        eta = f", about {duration(left)} left" if took and left else ""
         print(f"== {trial.arm}, seed {trial.seed} ({i + 1} of {len(every)}{eta})", file=sys.stderr, flush=True)
         for stage in trial.stages:
             began = time.perf_counter()
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
             finally:
                 if time.perf_counter() - began > 1:  # a finished stage returns at once
                     clock.add(stage.path, time.perf_counter() - began)
-    done = [t for t in every if t.result.results().get("trained") == t.stages[-1].config.train.steps]
+    done = [t for t in every if t.finished]
     if not done:
         raise ValueError(f"nothing of the sweep has finished in {folder}")
     summaries = summarise(sweep, done, clock.seconds)

@@ -62,6 +62,11 @@ class Trial:
         """The run whose scores count: the last."""
         return RunDir(self.stages[-1].path)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its last stage is trained to the end and scored."""
+        return self.result.results().get("trained") == self.stages[-1].config.train.steps
+
 
 def check(sweep: Any, path: str) -> None:
     """Refuses a config that is no sweep.
