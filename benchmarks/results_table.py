@@ -4,7 +4,17 @@ import argparse
 
 from simvlm_jax.run.directory import RunDir
 
-HEADLINES = ("accuracy", "accuracy_in_list", "accuracy_out_of_list", "f1", "bleu", "exact", "scene_accuracy", "cider")
+HEADLINES = (
+    "accuracy",
+    "accuracy_in_list",
+    "accuracy_out_of_list",
+    "f1",
+    "bleu",
+    "exact",
+    "scene_accuracy",
+    "coverage",
+    "cider",
+)
 
 
 def main() -> None:

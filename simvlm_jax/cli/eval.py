@@ -13,7 +13,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--suite", help="one of the run's own suites or of those of --list")
     parser.add_argument("--list", action="store_true", help="list the suites")
     parser.add_argument("--data", help="data to evaluate on (default: the suite's, or the run's)")
-    parser.add_argument("--split", action="append", help="a split of it; may be given more than once")
+    parser.add_argument(
+        "--split",
+        action="append",
+        help="a split: one that the run's config names, or with --data, one of that data; may be given more than once",
+    )
     parser.add_argument("--limit", type=int, default=0, help="so many of an even spread of examples")
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, help="rows a call; results do not depend on it")

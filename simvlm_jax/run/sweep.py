@@ -269,8 +269,9 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
     main, title = sweep.scores[0]
     rows = [s for s in summaries if s.scores[main]]
     values = [v for s in rows for v in s.scores[main].values()]
-    ticks = _ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+    at = ticks(min(values), max(values))
+    low, high = at[0], at[-1]
+    decimals = max(-math.floor(math.log10(at[1] - at[0]) + 1e-6), 0)
     left, width, line = 24 + 7 * max(len(s.title) for s in rows), 520, 26
     bottom = line * len(rows) + 34
 
@@ -282,9 +283,9 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
         '<tspan fill="#777" font-weight="normal">   dots: seeds · bar: mean · dashed: mean of the first arm</tspan>'
     )
     parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}{legend}</text>']
-    for tick in ticks:
+    for tick in at:
         parts.append(f'<path d="M{x(tick):.1f},28V{bottom}" stroke="#e4e4e0"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:.3g}</text>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:.{decimals}f}</text>')
     if math.isfinite(base):
         parts.append(f'<path d="M{x(base):.1f},28V{bottom}" stroke="#2864c8" stroke-dasharray="4 3"/>')
     for i, s in enumerate(rows):
@@ -302,12 +303,13 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
     return f"{head}{''.join(parts)}</svg>\n"
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
+def ticks(low: float, high: float) -> list[float]:
+    """At least two round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
     rough = max(high - low, 1e-3) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
-    return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+    first = math.floor(low / step)
+    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
 
 class Clock:

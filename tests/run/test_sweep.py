@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from simvlm_jax.core.build import load_config
-from simvlm_jax.run.sweep import check, spread, trials, verdict
+from simvlm_jax.run.sweep import Summary, Trial, check, figure, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
 
 ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
@@ -48,11 +49,54 @@ def test_a_stage_of_another_length_is_refused(tmp_path):
     """Its schedule would be neither's, and what started from it would stay."""
     stage = trials(load_config(ABLATIONS), tmp_path, tmp_path / "tokenizer")[0].stages[0]
     stage.check()  # nothing has begun
+    wanted = stage.config.train.steps
     stage.path.mkdir(parents=True)
     (stage.path / "config.json").write_text(json.dumps({"train": {"steps": 7}}))
     (stage.path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="has begun with 7 steps, the sweep wants 300"):
+    with pytest.raises(ValueError, match=f"has begun with 7 steps, the sweep wants {wanted}"):
         stage.check()
+
+
+def test_a_trial_is_finished_when_its_last_stage_is_scored(tmp_path):
+    trial = trials(load_config(ABLATIONS), tmp_path, tmp_path / "tokenizer")[0]
+    last = trial.stages[-1]
+    assert not trial.finished
+    last.path.mkdir(parents=True)
+    (last.path / "results.json").write_text(json.dumps({"trained": last.config.train.steps - 1, "entries": []}))
+    assert not trial.finished
+    (last.path / "results.json").write_text(json.dumps({"trained": last.config.train.steps, "entries": []}))
+    assert trial.finished and not Trial(trial.arm, trial.seed, trial.stages[:1]).finished
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.41, 0.53), (0.5, 0.5), (0.0, 1.0), (-3.2, 41.0), (0.3071, 0.3074)])
+def test_ticks_are_round_and_hold_the_values(low, high):
+    found = ticks(low, high)
+    step = found[1] - found[0]
+    assert found[0] <= low and high <= found[-1] and 2 <= len(found) <= 7
+    assert float(f"{step:.1g}") == pytest.approx(step) and f"{step:.0e}"[0] in "125"
+
+
+@pytest.mark.parametrize("scores", [{0: 0.41, 1: 0.47}, {0: 0.5}, {0: 0.3071, 1: 0.3074}])
+def test_the_figure_holds_its_labels_and_dots(scores):
+    sweep = load_config(ABLATIONS)
+    titles = ["short", "a much longer title, of an arm & its <stages>"]
+    drawn = figure(
+        sweep,
+        [
+            Summary(a.name, t, {sweep.scores[0][0]: scores}, 1, "1", 1, 1)
+            for a, t in zip(sweep.arms[:2], titles, strict=True)
+        ],
+    )
+    width = float(re.search(r'<svg [^>]*width="([\d.]+)"', drawn)[1])
+    labels = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="end">([^<]*)<', drawn)
+    assert [text for _, text in labels] == [titles[0], "a much longer title, of an arm &amp; its &lt;stages&gt;"]
+    assert all(
+        float(x) >= 7 * len(title) for (x, _), title in zip(labels, titles, strict=True)
+    )  # 12 px type is about 7 px wide
+    read = [float(t) for t in re.findall(r'text-anchor="middle">([^<]*)<', drawn)]
+    assert read == pytest.approx(ticks(min(scores.values()), max(scores.values())), abs=1e-9)
+    dots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    assert len(dots) == 2 * len(scores) and all(float(labels[0][0]) < x < width for x in dots)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +130,8 @@ def get_config():
     sweep = load_config({ABLATIONS!r})
     small = {{"train.batch_size": 8, "log.every": 1, "eval.batch_size": 8}}
     for stage, path in zip(sweep.stages, ({SCENES!r}, {SCENES.replace("captions", "vqa")!r})):
-        stage.set.update({{**stage.set, **small, "data.train.path": path, "data.documents.path": "scenes/text-24_8_8_8"}})
+        paths = {{"data.train.path": path, "data.eval.path": path, "data.documents.path": "scenes/text-24_8_8_8"}}
+        stage.set.update({{**stage.set, **small, **paths}})
     sweep.tokenizer.paths = (({SCENES!r}, True), ({SCENES.replace("captions", "vqa")!r}, True))
     return sweep
 """
