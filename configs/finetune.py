@@ -112,8 +112,8 @@ def translate(config):
     if config.model.size == "tiny":  # a new language needs new pieces: the tokenizer is made anew, the embedding too
         start = {"run": config.train.init_from[0], "map": (("embedding", None),)}
         config.train.init_from = (start,)
-        config.text.update(length=64, vocabulary=384)
-    how = parts.decoding(max_length=32)
+        config.text.update(length=96, vocabulary=384)
+    how = parts.decoding(max_length=48)
     config.eval.suites = dict(translate=spec("simvlm_jax.eval.translation:Translation", how=how))
 
 

@@ -82,11 +82,12 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         if not begun:
             directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
-        if cut := assemble.cut_texts(rows := pipeline.batch(0), tokenizer):
-            say(
-                f"{cut} of {len(rows['text'])} texts of the first batch are longer than {tokenizer.vocabulary.length} pieces "
-                "and lose their end; raise config.text.length"
-            )
+        for part, cut in pipeline.cut(0).items():
+            if cut:
+                say(
+                    f"{cut} texts of the {part} of the first batch are longer than {tokenizer.vocabulary.length} pieces and are "
+                    "cut; raise config.text.length"
+                )
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
@@ -112,7 +113,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             seed=config.seed,
             trainable=config.train.trainable,
             threads=config.data.threads,
-            initialise=initialiser(model, tokenizer.sha256, config.train.init_from, mesh),
+            initialise=initialiser(model, tokenizer.sha256, labels, config.train.init_from, mesh),
             evaluate=validate,
         )
     step = checkpoints.best_step()

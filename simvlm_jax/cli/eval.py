@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -18,10 +19,10 @@ def main(argv: list[str]) -> int:
         action="append",
         help="a split: one that the run's config names, or with --data, one of that data; may be given more than once",
     )
-    parser.add_argument("--limit", type=int, default=0, help="so many of an even spread of examples")
+    parser.add_argument("--limit", type=int, help="so many of an even spread of examples, 0: all (default: the run's)")
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, help="rows a call; results do not depend on it")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of sampled answers (default: the run's)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the suite, such as how.beams=4"
     )
@@ -64,13 +65,16 @@ def main(argv: list[str]) -> int:
             )
         spec.splits = {name: name for name in args.split}
     suite = build(spec, tokenizer=run.tokenizer, labels=run.labels)
-    rows = args.batch_size or run.config.eval.batch_size
-    engine = Engine(
-        run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
-    )
+    rows = run.config.eval.batch_size if args.batch_size is None else args.batch_size
+    seed = run.config.seed if args.seed is None else args.seed
+    limit = (suite.limit or run.config.eval.examples) if args.limit is None else args.limit
+    engine = Engine(run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=seed)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+    def left_out(bad: dict[str, Any]) -> None:
+        say(f"left out {bad['key']!r}: {bad['error']}")
 
     def texts() -> list[str]:
         return list(assemble.constant_captions(run.config, assemble.train_source(run.config)))
@@ -79,7 +83,7 @@ def main(argv: list[str]) -> int:
     sources = {} if suite.path else assemble.eval_sources(run.config)
     for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
         examples = make_examples(
-            suite, split, source, assemble.eval_pixels(run.config), args.limit, run.config.data.quarantine, None
+            suite, split, source, assemble.eval_pixels(run.config), limit, run.config.data.quarantine, left_out
         )
         controls = i == 0 and not args.no_controls
         made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, say=say)

@@ -76,13 +76,19 @@ def trained_otherwise(a: str, b: str) -> dict[str, list[Any]]:
 
 
 def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) -> dict[str, Any]:
-    """{suite, split, control, scores: {name: [a, b]} that differ, provenance: {field: [a, b]} that differ, verdict}."""
+    """{suite, split, control, scores: {name: [a, b]} that differ, provenance: {field: [a, b]} that differ, errors, verdict}.
+
+    errors: [a's, b's], None for the one that has scores; empty where both have.
+    """
     from simvlm_jax.eval.provenance import differences
 
     x, y = a["scores"], b["scores"]
     names = [k for k in {**x, **y} if not _close(x.get(k), y.get(k), tolerance)]
     why = {field: [p, q] for field, p, q in differences(a.get("provenance", {}), b.get("provenance", {}))}
-    if not names:
+    errors = [e.get("error") for e in (a, b)]
+    if any(errors):
+        verdict = "both failed" if all(errors) else "one failed"
+    elif not names:
         verdict = "the same scores" + (", though other things differ" if why else "")
     else:
         verdict = "explained by what differs" if why else "nothing recorded explains the difference"
@@ -92,7 +98,8 @@ def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) ->
         "split": key[1],
         "control": key[2],
         "scores": scores,
-        "provenance": why,
+        "provenance": {} if any(errors) else why,
+        "errors": errors if any(errors) else [],
         "verdict": verdict,
     }
 
@@ -106,6 +113,7 @@ def _lines(one: dict[str, Any]) -> list[str]:
     for name, (a, b) in one["scores"].items():
         change = f"{b - a:+.4f}" if a is not None and b is not None else "only one has it"
         out.append(f"  {name:24} {_number(a):>10} -> {_number(b):>10}   {change}")
+    out += [f"  {which} could not be run: {error}" for which, error in zip("ab", one["errors"], strict=False) if error]
     out += [f"  because {field}: {a!r} -> {b!r}" for field, (a, b) in one["provenance"].items()]
     return out
 

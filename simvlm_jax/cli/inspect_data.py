@@ -72,6 +72,9 @@ def inspect(args) -> int:
             print(f"\n{name} row {i} of {count}, step {args.step}: {key}")
             print("\n".join(f"  {line}" for line in lines))
             idle += not trains
+    for part, cut in pipeline.cut(args.step).items():
+        if cut:
+            print(f"\n{cut} texts of the {part} of this batch are longer than config.text.length and are cut")
     if idle:
         print(f"\n{idle} of the rows shown train nothing", file=sys.stderr)
     return 1 if idle else 0
@@ -112,10 +115,11 @@ def describe(
     if "label" in row:
         label = int(row["label"])
         known = 0 <= label < len(labels)
-        out.append(f"label    {label}: {labels[label] if known else '(not in the answer list: trains nothing)'}")
+        alone = "" if "scores" in row else ": trains nothing"
+        out.append(f"label    {label}: {labels[label] if known else f'(not in the answer list{alone})'}")
         if "scores" in row:
             best = [(labels[i], float(s)) for i, s in enumerate(row["scores"]) if s]
-            out.append(f"scores   {', '.join(f'{a} {s:.1f}' for a, s in best) or '(all 0)'}")
+            out.append(f"scores   {', '.join(f'{a} {s:.1f}' for a, s in best) or '(all 0: no answer is right)'}")
         return out, trains and (known or "scores" in row)
     if layout is None:
         return out, trains

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def _vqa(args) -> int:
         kinds = sorted({str(a[name]) for a in annotations.values() if a.get(name) is not None})
         if kinds:
             scores[name] = {kind: mean([k for k in each if str(annotations[k].get(name)) == kind]) for kind in kinds}
+    few = sum(len(annotations[k]["answers"]) < 4 for k in each)
+    if few:
+        print(
+            f"{few} of {len(each)} questions have fewer than four answers; leaving one out, the official formula gives no "
+            "prediction full marks there",
+            file=sys.stderr,
+        )
     if args.per_question:
         Path(args.per_question).write_text(json.dumps({k: round(v, 2) for k, v in each.items()}, indent=1))
     if args.json:

@@ -49,12 +49,16 @@ def main(argv: list[str]) -> int:
     setup_jax()
     sweep: Any = load_config(args.config)
     check(sweep, args.config)
+    if args.steps_factor <= 0:
+        parser.error(f"--steps-factor {args.steps_factor:g} must be above 0")
     folder = Path(args.workdir or f"runs/sweeps/{sweep.name}").resolve()  # runs record where they started from
     if args.steps_factor != 1:
         folder = folder / f"steps-x{args.steps_factor:g}"
     if args.report_only and not folder.is_dir():
         raise ValueError(f"nothing of the sweep has been run in {folder}")
-    if args.seeds:
+    if args.seeds is not None:
+        if not 1 <= args.seeds <= len(sweep.seeds):
+            parser.error(f"--seeds {args.seeds}: the sweep has {len(sweep.seeds)}, and one at least is needed")
         sweep.seeds = tuple(sweep.seeds)[: args.seeds]
     if args.arms:
         names = [arm.name for arm in sweep.arms]

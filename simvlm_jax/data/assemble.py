@@ -121,20 +121,23 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
 
 
 def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
-    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, lower-case, in that order.
+    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, in that order.
 
-    Only those seen `at_least` so often count (VQA's 3,129 answers were seen nine times or more); size 0: none are wanted.
+    Answers that differ in capitals alone are one, spelt as most often. Only those seen `at_least` so often count (VQA's
+    3,129 answers were seen nine times or more); size 0: none are wanted.
     """
     wanted = config.data.labels
     if not wanted.size:
         return ()
-    seen = Counter(
-        most_frequent(a).lower() for i in range(len(source)) if (a := answers_of(without_pictures(source, i)))
-    )
+    spelt = Counter(most_frequent(a) for i in range(len(source)) if (a := answers_of(without_pictures(source, i))))
+    spelling = {a.lower(): a for a, _ in reversed(spelt.most_common())}
+    seen = Counter[str]()
+    for a, n in spelt.items():
+        seen[a.lower()] += n
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
         raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")
-    return tuple(found[: wanted.size])
+    return tuple(spelling[a] for a in found[: wanted.size])
 
 
 def make_pipeline(
@@ -157,12 +160,6 @@ def make_pipeline(
         steps = [build(t, tokenizer=tokenizer) for t in data.documents.transforms]
         parts.append(Part("documents", documents, steps, data.documents.batch_size, "documents"))
     return Pipeline(parts, seed, Quarantine(data.quarantine, record), process)
-
-
-def cut_texts(batch: dict[str, Any], tokenizer: Tokenizer) -> int:
-    """How many texts of a batch were longer than the text length, and have lost their end."""
-    full = batch["text_mask"].all(axis=1)
-    return int((full & (batch["text"][:, -1] != tokenizer.vocabulary.eos)).sum())
 
 
 def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:

@@ -16,7 +16,7 @@ from simvlm_jax.core.types import Batch
 from simvlm_jax.data.sources import Cached, Source
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
-_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label", "scores")
+_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label", "scores", "cut")
 _MAX_TRIES = 20
 
 
@@ -101,9 +101,18 @@ class Pipeline:
         groups: dict[str, list[dict[str, Any]]] = {}
         for p, order in zip(self.parts, self._order, strict=True):
             for index in self._globals(p, step):
-                groups.setdefault(p.group, []).append(self._row(p, order, index))
+                row = self._row(p, order, index)
+                row.pop("cut", None)
+                groups.setdefault(p.group, []).append(row)
         batch = _stack(groups.pop(""))
         return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
+
+    def cut(self, step: int) -> dict[str, int]:
+        """{part: how many of its rows at a step are longer than the text length, and have lost pieces}."""
+        return {
+            p.name: sum(bool(self._row(p, order, index).get("cut")) for index in self._globals(p, step))
+            for p, order in zip(self.parts, self._order, strict=True)
+        }
 
     def keys(self, step: int) -> list[str]:
         """The keys of all rows of a step's global batch, in order (a bad example's own, not its replacement's)."""

@@ -69,14 +69,19 @@ class ChooseCaption:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """A text field to int32 ids [T]: pieces, EOS, padding. A text that is cut has no EOS, for it does not end there."""
+    """A text field to int32 ids [T]: pieces, EOS, padding. A text that is cut has no EOS, for it does not end there.
+
+    `cut`: how many pieces are lost, here and in what follows.
+    """
 
     tokenizer: Tokenizer
     field: str = "text"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         ids = _encode(self.tokenizer, example, self.field)
-        return {**example, **_row(self.tokenizer, [*ids, self.tokenizer.vocabulary.eos])}
+        v = self.tokenizer.vocabulary
+        row = _row(self.tokenizer, [*ids, v.eos])
+        return {**example, **row, "cut": np.int32(max(len(ids) + 1 - v.length, 0))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +104,9 @@ class TokenizePair:
         if len(answer) > v.length:
             raise BadExample(f"the {self.answer} is {len(answer)} pieces, more than the text length of {v.length}")
         prompt = _encode(self.tokenizer, example, self.prompt)
-        prompt = prompt[max(len(prompt) + len(answer) - v.length, 0) :]
-        row = _row(self.tokenizer, [*prompt, *answer])
-        return {**example, **row, "prefix_length": np.int32(len(prompt))}
+        cut = max(len(prompt) + len(answer) - v.length, 0)
+        row = _row(self.tokenizer, [*prompt[cut:], *answer])
+        return {**example, **row, "prefix_length": np.int32(len(prompt) - cut), "cut": np.int32(cut)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +127,11 @@ class TokenizeAfter:
         first = self.tokenizer.encode(premise(example["scene"], example["curtain"])) if self.read else []
         if len(first) > self.slots:
             raise BadExample(f"the premise is {len(first)} pieces, more than the {self.slots} it has room in")
-        after = _row(self.tokenizer, [*_encode(self.tokenizer, example, self.field), v.eos], v.length - self.slots)
+        ids, room = [*_encode(self.tokenizer, example, self.field), v.eos], v.length - self.slots
+        after = _row(self.tokenizer, ids, room)
         before = _row(self.tokenizer, first, self.slots)
         row = {k: np.concatenate([before[k], after[k]]) for k in before}
-        return {**example, **row, "prefix_length": np.int32(self.slots)}
+        return {**example, **row, "prefix_length": np.int32(self.slots), "cut": np.int32(max(len(ids) - room, 0))}
 
 
 def _encode(tokenizer: Tokenizer, example: Example, field: str) -> list[int]:
@@ -171,7 +177,7 @@ class FixPrefix:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """`label`: the place of the most frequent answer in the run's list of answers (in lower case), -1 if it is not there.
+    """`label`: the place of the most frequent answer in the run's list of answers (whatever its capitals), -1 if it is not there.
 
     soft: where several people answered, `scores` [A] too: 0.3 for each who gave an answer, at most 1, as VQA counts.
     """
@@ -180,7 +186,7 @@ class Label:
     soft: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "_place", {name: i for i, name in enumerate(self.labels)})
+        object.__setattr__(self, "_place", {name.lower(): i for i, name in enumerate(self.labels)})
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         given = [a.lower() for a in answers_of(example)]

@@ -51,7 +51,7 @@ class Answering(Suite):
         return [example]
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
-        """accuracy: VQA's where several people answered, else whether the normalised texts agree.
+        """accuracy: VQA's where four people or more answered, else whether it is what most of them said, normalised.
 
         accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
         that are (`in_list`) and those that are not (`out_of_list`).
@@ -64,7 +64,7 @@ class Answering(Suite):
         for example, answer in answered:
             people = answers_of(example)
             truth = most_frequent(people)
-            value = _worth(answer.text, people)
+            value = _worth(answer.text, people, truth)
             values.append(value)
             for name in _slices(example, normalise(truth) in known if known else None):
                 slices.setdefault(name, []).append(value)
@@ -101,8 +101,9 @@ class Classes(Answering):
         return ()
 
 
-def _worth(said: str, people: list[str]) -> float:
-    return vqa_accuracy(said, people) if len(people) > 1 else float(normalise(said) == normalise(people[0]))
+def _worth(said: str, people: list[str], truth: str) -> float:
+    """With one of fewer than four people left out, not even an answer that all gave would be wholly right."""
+    return vqa_accuracy(said, people) if len(people) > 3 else float(normalise(said) == normalise(truth))
 
 
 def _slices(example: Example, listed: bool | None) -> Iterable[str]:
@@ -131,6 +132,7 @@ class Classification(Answering):
         classify = engine.needs("classification", "classify")["classify"]
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
+            engine.note("texts_cut", sum(e.pop("cut", 0) > 0 for e in rows))
             batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
             if self.images and images is not None:
                 batch["image"] = images

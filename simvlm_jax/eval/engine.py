@@ -96,7 +96,7 @@ class Engine:
         """Texts after a prompt a row. images [N,M,Y,X,C] uint8 or None; ids [N] choose the draws where there are any.
 
         forced: how every answer begins; it is part of the answer. width: pieces of prompt there is room for, by default
-        those of the longest; a longer prompt loses its beginning, which is counted in `notes`.
+        those of the longest; a longer prompt loses its beginning. That, and answers ended by `max_length`, is noted.
 
         Raises:
           ValueError: no room for the answer, or likelihoods that are not finite.
@@ -122,6 +122,7 @@ class Engine:
             rows["image"] = images
         tokens, scores = self.over(("generate", decoding, start, self.seed), run, rows)
         _finite(scores[:, 0])
+        self.note("answers_cut", int((tokens[:, 0] != self.vocabulary.eos).all(1).sum()))
         return [
             [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, row, strict=True) if np.isfinite(s)]
             for hypotheses, row in zip(tokens, scores, strict=True)
@@ -160,19 +161,28 @@ class Engine:
         _finite(found.max(1))
         return found
 
-    def room_before(self, answer: int) -> int | None:
-        """Pieces left for a prompt when an answer of so many is to follow; None (what the prompt needs) for 0.
+    def note(self, what: str, count: int) -> None:
+        """Adds to one of the counts in `notes`."""
+        if count:
+            self.notes[what] = self.notes.get(what, 0) + count
+
+    def room_before(self, answer: int) -> int:
+        """Pieces left for a prompt when an answer of so many is to follow.
 
         Raises:
-          ValueError: there are none.
+          ValueError: there are none, or the answer has no length of its own, which would then be the batch's to decide.
         """
+        if answer < 1:
+            raise ValueError(
+                f"max_length {answer}: answers to questions need a length; set how.max_length, to 8 as a rule"
+            )
         left = self.vocabulary.length - answer
         if left < 1:
             raise ValueError(
                 f"an answer of {answer} pieces leaves no room for a question in a text of {self.vocabulary.length}; set "
                 "max_length, or train with a longer config.text.length"
             )
-        return left if answer else None
+        return left
 
     def longest(self, answers: Sequence[str]) -> int:
         """Pieces of the longest answer, EOS included."""
@@ -187,8 +197,7 @@ class Engine:
                 f"a prompt of {longest} pieces leaves no room for an answer in a text of {self.vocabulary.length}"
             )
         width = longest if width is None else width
-        if cut := sum(len(p) > width for p in pieces):
-            self.notes["prompts_cut"] = self.notes.get("prompts_cut", 0) + cut
+        self.note("prompts_cut", sum(len(p) > width for p in pieces))
         tokens = np.full((len(pieces), width), self.vocabulary.pad, np.int32)
         mask = np.zeros(tokens.shape, bool)
         for i, row in enumerate(pieces):

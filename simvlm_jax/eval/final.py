@@ -44,17 +44,27 @@ def evaluate_run(
     """
     entries: list[dict[str, Any]] = []
     sections: list[Section] = []
+
+    def failed(name: str, split: str, e: Exception) -> None:  # what one suite cannot do must not cost the others
+        say(f"{name} · {split} could not be run: {e}")
+        entries.append({"suite": name, "split": split, "control": None, "scores": {}, "error": str(e)})
+
     for name, suite in suites.items():
-        for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
-            examples = make_examples(suite, split, source, pixels, limit, bad, run.quarantine)
+        try:
+            own = suite_sources(suite, sources)
+        except (ValueError, OSError) as e:
+            failed(name, ", ".join(suite.splits or sources), e)
+            continue
+        for i, (split, source) in enumerate(own.items()):
             try:
+                examples = make_examples(suite, split, source, pixels, suite.limit or limit, bad, run.quarantine)
                 made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
-            except (ValueError, OSError) as e:  # what one suite cannot do must not cost the others
-                say(f"{name} · {split} could not be run: {e}")
-                entries.append({"suite": name, "split": split, "control": None, "scores": {}, "error": str(e)})
+                section = _section(f"{name} · {split}", engine, examples, outcome)
+            except (ValueError, OSError) as e:
+                failed(name, split, e)
                 continue
             entries += made
-            sections.append(_section(f"{name} · {split}", engine, examples, outcome))
+            sections.append(section)
     if entries and all("error" in e for e in entries):
         raise ValueError(f"no suite could be run; the first says: {entries[0]['error']}")
     write_report(run, entries, sections)
@@ -81,7 +91,7 @@ def make_examples(
         source,
         pixels if getattr(suite, "images", True) else None,
         fields=suite.fields,
-        limit=limit or suite.limit,
+        limit=limit,
         bad=bad,
         record=record,
         blind=blind,
@@ -111,6 +121,9 @@ def evaluate(
         return {"suite": name, "split": examples.split, "control": control, "scores": scores, "provenance": why}
 
     entries = [entry(None, outcome.scores, why)]
+    entries[0]["remarks"] = _remarks(engine.notes, examples)
+    for remark in entries[0]["remarks"]:
+        say(f"{'':>28}  {remark}")
     if controls and "blind" in suite.controls and examples.pictured:
         unseen = examples.unseen()
         scores = suite.outcome(engine, suite.answers(engine, unseen)).scores
@@ -121,6 +134,17 @@ def evaluate(
             scores = suite.outcome(engine, same).scores
             entries.append(entry("constant", scores, {**why, "decoding": {"constant": same[0][1].text}}))
     return entries, outcome
+
+
+def _remarks(notes: dict[str, Any], examples: Examples) -> list[str]:
+    """What a reader of the scores has to know: what was left out, and what was cut."""
+    counts = (
+        (examples.left_out, f"of {len(examples.indices)} examples could not be read or lack a field: left out"),
+        (notes.get("prompts_cut"), "prompts lost their beginning: they do not fit before the answer"),
+        (notes.get("texts_cut"), "texts lost their end: they are longer than config.text.length"),
+        (notes.get("answers_cut"), "answers were ended by max_length"),
+    )
+    return [f"{count} {what}" for count, what in counts if count]
 
 
 def _line(name: str, scores: dict[str, float]) -> str:

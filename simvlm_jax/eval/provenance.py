@@ -19,7 +19,12 @@ def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, st
     about = {k: v for k, v in described(suite).items() if k not in ("path", "splits", "limit", "how", "controls")}
     how = suite.decoding()
     return {
-        "data": {"source": repr(examples.source), "fingerprint": examples.fingerprint, "examples": scored},
+        "data": {
+            "source": repr(examples.source),
+            "fingerprint": examples.fingerprint,
+            "examples": scored,
+            "left_out": examples.left_out,
+        },
         "prompt": str(how.get("prompt", "")),
         "preprocessing": examples.preprocessing(),
         "decoding": how,

@@ -92,6 +92,8 @@ class Examples:
         self.split, self.source, self.blind = split, source, blind
         self.fingerprint = ""
         """A hash of every key and of all content, once the examples have been gone through."""
+        self.left_out = 0
+        """How many could not be read, or lack a field; once they have been gone through."""
         self._pixels, self._fields, self._bad, self._record, self._expand = pixels, fields, bad, record, expand
 
     def like(self, split: str, source: Source, limit: int = 0) -> "Examples":
@@ -150,7 +152,7 @@ class Examples:
                 continue
             good += 1
             yield done, made
-        self.fingerprint = digest.hexdigest()[:16]
+        self.fingerprint, self.left_out = digest.hexdigest()[:16], len(wrong)
         if not good or len(wrong) > self._bad * len(self.indices):
             last = f"; the last was {wrong[-1]}" if wrong else ""
             raise TooManyBadExamples(

@@ -110,6 +110,8 @@ def _scores(entries: list[dict[str, Any]]) -> str:
             out += f"<h3>{what}</h3>" + _table(mine, slices)
         failed = [f"{e['split']} could not be run: {e['error']}" for e in mine if "error" in e]
         out += "".join(f"<p class=no>{html.escape(text)}</p>" for text in failed)
+        remarks = [f"{e['split']}: {remark}" for e in mine for remark in e.get("remarks", ())]
+        out += "".join(f"<p class=sub>{html.escape(text)}</p>" for text in remarks)
     return out
 
 

@@ -16,19 +16,20 @@ from simvlm_jax.run.directory import RunDir
 
 
 def initialiser(
-    model: Model, tokenizer: str, sources: Sequence[Any], mesh: jax.sharding.Mesh
+    model: Model, tokenizer: str, labels: Sequence[str], sources: Sequence[Any], mesh: jax.sharding.Mesh
 ) -> Callable[[TrainState], TrainState]:
     """`state -> state` with parameters taken from runs; the optimizer's state is left to the caller.
 
-    tokenizer: sha256 of this run's model, which must be that of every run whose embedding is taken.
+    tokenizer: sha256 of this run's model, which must be that of every run whose embedding is taken. labels: this run's
+    answer list, which must be that of every run whose head is taken.
 
     sources: a run directory, or `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}`, in
-    order. The first
-    pattern found in a loaded parameter's path rewrites it; None drops it; without a match the path is kept. Position
+    order. The first pattern found in a loaded parameter's path rewrites it; None drops it; without a match the path is kept. Position
     tables of another resolution are resized by the model. Parameters no source names stay as initialised.
 
     Raises:
-      ValueError: a loaded parameter has no place in the model, or another shape there; or the tokenizers differ.
+      ValueError: a loaded parameter has no place in the model, or another shape there; or the tokenizers or the answer
+        lists differ.
     """
 
     sources = _records(sources)
@@ -39,6 +40,8 @@ def initialiser(
             loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
             if any("embedding" in name for name in loaded):
                 _same_tokenizer(source["run"], tokenizer)
+            if any(name.rpartition("/")[2].startswith("head_") for name in loaded):
+                _same_labels(source["run"], tuple(labels))
             loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
             wrong = [
                 f"{k}: {v.shape} loaded, {params[k].shape if k in params else 'nothing'} in the model"
@@ -82,6 +85,16 @@ def _same_tokenizer(path: str, own: str) -> None:
         raise ValueError(
             f"init_from: {path} has another tokenizer ({theirs[:12]}, here {own[:12]}), so its embedding means other "
             f"pieces; set config.text.model={folder} or drop the embedding with `map`"
+        )
+
+
+def _same_labels(path: str, own: tuple[str, ...]) -> None:
+    theirs = RunDir(path).labels()
+    if theirs != own:
+        raise ValueError(
+            f"init_from: {path} classifies into other answers ({len(theirs)}: {', '.join(theirs[:3])} ...; here {len(own)}: "
+            f"{', '.join(own[:3])} ...), so its head means others; drop it with `map`, as in "
+            f"({{'run': {path!r}, 'map': (('head_', None),)}},)"
         )
 
 

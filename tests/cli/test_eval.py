@@ -70,6 +70,18 @@ def test_eval_diff_names_what_differs(scored, capsys):
     assert "nothing recorded explains the difference" in out and "+0.5000" in out
 
 
+def test_eval_diff_shows_errors(scored, tmp_path, capsys):
+    failed = json.loads((scored / "greedy.json").read_text())
+    failed["entries"][0] |= {"scores": {}, "error": "no memory left"}
+    (tmp_path / "failed.json").write_text(json.dumps(failed))
+    assert main(["eval-diff", str(scored / "greedy.json"), str(tmp_path / "failed.json")]) == 0
+    out = capsys.readouterr().out
+    assert "one failed" in out and "b could not be run: no memory left" in out and "because" not in out
+    assert main(["eval-diff", str(tmp_path / "failed.json"), str(tmp_path / "failed.json"), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["compared"][0]
+    assert first["verdict"] == "both failed" and first["errors"] == ["no memory left"] * 2
+
+
 def test_eval_diff_on_what_is_no_file_of_scores(scored, tmp_path, capsys):
     (tmp_path / "x.json").write_text("[]")
     assert main(["eval-diff", str(scored / "greedy.json"), str(tmp_path / "x.json")]) == 1
@@ -100,6 +112,8 @@ def test_suites_that_no_config_names(finished_run, tmp_path, suite, data, score)
         (["--suite", "flying"], "no suite 'flying'; the run has captions"),
         (["--suite", "captions", "--set", "how.beems=2"], "expected FIELD=VALUE"),
         (["--suite", "captions", "--split", "holiday"], "names split 'holiday'"),
+        (["--suite", "captions", "--batch-size", "0"], "batch_size 0 must be at least 1"),
+        (["--suite", "captions", "--limit", "-1"], "a limit of -1 examples"),
         (["--suite", "vqa-rank", "--data", "scenes/vqa-16_8_8_8"], "ranking needs answers"),
     ],
 )

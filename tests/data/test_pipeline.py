@@ -123,8 +123,19 @@ def test_prefix_leaves_a_target_and_is_uniform(tokenizer):
 
 
 def test_a_cut_text_has_no_eos(tokenizer):
-    row = Tokenize(tokenizer)({"text": "number 1 of the words " * 20}, np.random.default_rng(0))
+    text = "number 1 of the words " * 20
+    row = Tokenize(tokenizer)({"text": text}, np.random.default_rng(0))
     assert row["text_mask"].all() and 2 not in row["text"]
+    assert row["cut"] == len(tokenizer.encode(text)) + 1 - len(row["text"])
+
+
+def test_rows_that_are_cut_are_counted_by_part(tokenizer):
+    short = Tokenizer(tokenizer.model, 16)
+    made = pipeline(short)
+    texts = [[Words(50)[int(k[1:])]["text"] for k in keys] for keys in (made.keys(3)[:8], made.keys(3)[8:])]
+    expected = [sum(len(short.encode(t)) + 1 > 16 for t in part) for part in texts]
+    assert made.cut(3) == {"a": expected[0], "documents": expected[1]} and 0 < expected[0] < 8
+    assert "cut" not in made.batch(3) and set(pipeline(tokenizer).cut(3).values()) == {0}
 
 
 def test_bad_items_are_replaced_counted_and_listed(tokenizer):

@@ -7,8 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from simvlm_jax.data.assemble import make_labels
 from simvlm_jax.data.images import decode
 from simvlm_jax.data.questions import _unpacked, arrange_boxes
 from simvlm_jax.data.sources import open_source
@@ -127,7 +129,7 @@ def test_prompt_and_target_keep_their_border(tok):
     assert tok.decode(row["text"][:n]) == "is it red?" and tok.decode(row["text"][n:]) == "yes"
     long = TokenizePair(tok)({"question": "what colour is the dog? " * 9, "answer": "yes"}, None)
     assert long["text_mask"].all() and long["text"][-1] == tok.vocabulary.eos  # the prompt is cut, the target is whole
-    assert tok.decode(long["text"][long["prefix_length"] :]) == "yes"
+    assert tok.decode(long["text"][long["prefix_length"] :]) == "yes" and long["cut"] > 0
     with pytest.raises(BadExample, match="more than the text length of 16"):
         TokenizePair(tok)({"question": "is it", "answer": "what colour is the dog?" * 9}, None)
     with pytest.raises(BadExample, match="no 'answer'"):
@@ -150,7 +152,9 @@ def test_a_read_premise_and_a_seen_one_leave_the_hypothesis_in_its_place(tok):
     np.testing.assert_array_equal(read["text"][64:], seen["text"][64:])
     assert read["text_mask"][:64].any() and not seen["text_mask"][:64].any()
     assert read["prefix_length"] == seen["prefix_length"] == 64
-    assert tok.decode(seen["text"][64:]) == example["hypothesis"]
+    assert tok.decode(seen["text"][64:]) == example["hypothesis"] and seen["cut"] == 0
+    lost = len(tok.encode(example["hypothesis"])) + 1 - 5
+    assert TokenizeAfter(Tokenizer(tok.model, 69), 64, read=False)(example, None)["cut"] == lost > 0
     with pytest.raises(BadExample, match="the 3 it has room in"):
         TokenizeAfter(big, 3)(example, None)
 
@@ -158,6 +162,7 @@ def test_a_read_premise_and_a_seen_one_leave_the_hypothesis_in_its_place(tok):
 def test_labels():
     label = Label(("yes", "no", "red"), soft=True)
     assert label({"answer": "No"}, None)["label"] == 1
+    assert Label(("New York",))({"answer": "new york"}, None)["label"] == 0
     assert label({"label": True}, None)["label"] == -1 and not label({"label": True}, None)["scores"].any()
     people = ["red"] * 3 + ["yes"] * 2 + ["blue"] * 5
     row = label({"answers": people}, None)
@@ -166,6 +171,15 @@ def test_labels():
     assert label({"answers": ["red"] * 9 + ["no"]}, None)["scores"].tolist() == pytest.approx([0, 0.3, 1])
     with pytest.raises(BadExample, match="no answer"):
         label({"question": "?"}, None)
+
+
+def test_the_answer_list_is_spelt_as_people_mostly_spell():
+    answers = ["red", "New York", "Red", "red", "new york", "New York", "New York", "blue"]
+    source = [{"answer": a} for a in answers]
+    config = ConfigDict({"data": {"labels": {"size": 2, "at_least": 1}, "train": {"path": "x"}}})
+    assert make_labels(config, source) == ("New York", "red")
+    config.data.labels.update(size=9, at_least=2)
+    assert make_labels(config, source) == ("New York", "red")
 
 
 def test_held_out_examples_share_no_picture(tmp_path):

@@ -70,6 +70,16 @@ def test_ten_people_are_scored_as_vqa_scores_them(tok):
     assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["accuracy"] == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    ("people", "worth"), [(["yes", "Yes!"], 1), (["no", "yes", "yes"], 1), (["no", "no", "yes"], 0), (["yes"] * 4, 1)]
+)
+def test_few_people_are_no_ten(tok, people, worth):
+    """Leaving one out of three, even what all say would be worth 2/3."""
+    suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS)
+    rows = [{"first": 0, "question": "is it red?", "answers": people}]
+    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["accuracy"] == worth
+
+
 def test_generated_and_ranked_answers(tok):
     says = ("yes", "a red dog", "blue")
     rows = [{"first": i, "question": "what colour?" * (1 + 9 * i), "answer": a} for i, a in enumerate(says)]
@@ -216,10 +226,37 @@ def test_prompts_that_are_cut_are_counted(tok):
     suite, asked = Generation(how=Decoding(max_length=10)), engine(Stub(tok), tok)
     made, _ = evaluate(asked, "vqa", suite, examples(suite, rows), 0, controls=False, say=lambda _: None)
     assert made[0]["provenance"]["notes"] == {"prompts_cut": 1}
+    assert made[0]["remarks"] == ["1 prompts lost their beginning: they do not fit before the answer"]
     with pytest.raises(ValueError, match="an answer of 24 pieces leaves no room for a question"):
         Generation(how=Decoding(max_length=24)).answers(asked, examples(suite, rows))
-    free = Generation(how=Decoding())
-    assert free.answers(asked, examples(free, rows[:1]))[0][1].text == "yes"
+    for free in (Generation(how=Decoding()), Translation(source="question", reference="answer", how=Decoding())):
+        with pytest.raises(ValueError, match=r"max_length 0: .* set how\.max_length"):  # the batch would decide it
+            free.answers(asked, examples(free, rows))
+
+
+def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
+    rows = [{"first": i % 2, "question": "what colour? " * (9 * i + 1), "answer": "yes"} for i in range(2)]
+    told = []
+
+    def remarks(suite, rows, **how):
+        asked = engine(Stub(tok, 3, says=("yes", "a red dog")), tok, LABELS)
+        made, _ = evaluate(asked, "x", suite, examples(suite, rows), 0, say=told.append, **how)
+        assert all("remarks" not in e for e in made[1:]) and made[0]["provenance"]["data"]["left_out"] == len(rows) - 2
+        return made[0]["remarks"]
+
+    assert remarks(classification(tok), rows) == ["1 texts lost their end: they are longer than config.text.length"]
+    assert remarks(Generation(how=Decoding(max_length=3)), [{**r, "question": "?"} for r in rows]) == [
+        "1 answers were ended by max_length"
+    ]
+    rows = [{"first": 0, "question": "?", "answer": "yes"}] * 2 + [{"first": 0, "question": "?"}]
+    with pytest.raises(TooManyBadExamples):
+        remarks(Generation(), rows)
+    suite = Generation()
+    found = make_examples(suite, "test", ListSource(rows), Pixels(8), 0, 0.5, told.append)
+    made, _ = evaluate(engine(Stub(tok, 3), tok, LABELS), "x", suite, found, 0, say=told.append)
+    assert made[0]["remarks"] == ["1 of 3 examples could not be read or lack a field: left out"]
+    assert made[0]["provenance"]["data"]["left_out"] == 1
+    assert any("left out" in line for line in told if isinstance(line, str))
 
 
 def test_a_diverged_run_is_named(tok):

@@ -1,6 +1,7 @@
 """Fine-tuning recipes end to end: a pretrained run, a task, a head, scores with controls, a page."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from simvlm_jax.cli import main as cli
 from simvlm_jax.core.build import load_config
 from simvlm_jax.run.load import load_run
+from simvlm_jax.train.init_from import initialiser
 from tests.conftest import ROOT
 
 
@@ -58,6 +60,12 @@ def test_vqa(finished_run, tmp_path, capsys):
         {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
     )
     assert max(jax.tree.leaves(moved)) < 0.02  # it did start there: other fresh weights are tenths away
+    state = SimpleNamespace(params=run.params, _replace=lambda params: params)
+    start = ({"run": str(tmp_path / "vqa")},)
+    same = initialiser(run.model, run.tokenizer.sha256, run.labels, start, run.mesh)(state)
+    np.testing.assert_array_equal(same["head_kernel"], run.params["head_kernel"])
+    with pytest.raises(ValueError, match=r"other answers .*drop it with `map`"):  # as many, in another order
+        initialiser(run.model, run.tokenizer.sha256, run.labels[::-1], start, run.mesh)(state)
     capsys.readouterr()
     words = [
         "eval",
@@ -76,6 +84,7 @@ def test_vqa(finished_run, tmp_path, capsys):
     assert len(again) == 1 and again[0]["provenance"]["weights"] == entries[0]["provenance"]["weights"]
     assert cli(["eval-diff", str(tmp_path / "vqa"), str(finished_run)]) == 1  # nothing in common
     page = (tmp_path / "vqa" / "report.html").read_text()
+    assert "<h3>Accuracy by slice</h3>" in page and "<th>relation</th>" in page
     assert "class=confusion" in page and "The worst mistakes" in page and "class=asked" in page
 
 
@@ -92,6 +101,10 @@ def test_every_other_task(task, finished_run, tmp_path):
         "translate": {"translate"},
     }
     assert suites == expected.get(task, {"classify"})
+    if task == "captions":
+        page = (tmp_path / task / "report.html").read_text()
+        lists = [part.partition("</ol>")[0].count("<li>") for part in page.split("<ol>")[1:]]
+        assert lists and max(lists) == 3  # the three best of a beam
 
 
 @pytest.mark.slow

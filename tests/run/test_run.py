@@ -71,10 +71,13 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
     shutil.copytree(finished_run, tmp_path / "run")
     config = tiny_config(**{"eval.examples": 8})
     config.eval.suites.questions = spec("simvlm_jax.eval.answering:Ranking")
+    config.eval.suites.elsewhere = spec("simvlm_jax.eval.captioning:Captioning", path=str(tmp_path / "nothing"))
     main.run(config, str(tmp_path / "run"), mode="eval")
     entries = json.loads((tmp_path / "run" / "results.json").read_text())["entries"]
     failed = [e for e in entries if "error" in e]
-    assert {e["suite"] for e in failed} == {"questions"} and "ranking needs answers" in failed[0]["error"]
+    assert {e["suite"]: e["split"] for e in failed}.keys() == {"questions", "elsewhere"}
+    assert "ranking needs answers" in next(e["error"] for e in failed if e["suite"] == "questions")
+    assert "nothing" in next(e["error"] for e in failed if e["suite"] == "elsewhere")
     assert any(e["scores"] for e in entries if e["suite"] == "captions")
     assert "could not be run: ranking needs answers" in (tmp_path / "run" / "report.html").read_text()
 

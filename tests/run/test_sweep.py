@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from simvlm_jax.cli import main
+from simvlm_jax.cli.sweep import END
 from simvlm_jax.core.build import load_config
 from simvlm_jax.run.sweep import Summary, Trial, check, figure, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
@@ -90,9 +92,8 @@ def test_the_figure_holds_its_labels_and_dots(scores):
     width = float(re.search(r'<svg [^>]*width="([\d.]+)"', drawn)[1])
     labels = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="end">([^<]*)<', drawn)
     assert [text for _, text in labels] == [titles[0], "a much longer title, of an arm &amp; its &lt;stages&gt;"]
-    assert all(
-        float(x) >= 7 * len(title) for (x, _), title in zip(labels, titles, strict=True)
-    )  # 12 px type is about 7 px wide
+    wide = [7 * len(title) for title in titles]  # 12 px type is about 7 px wide
+    assert all(float(x) >= w for (x, _), w in zip(labels, wide, strict=True))
     read = [float(t) for t in re.findall(r'text-anchor="middle">([^<]*)<', drawn)]
     assert read == pytest.approx(ticks(min(scores.values()), max(scores.values())), abs=1e-9)
     dots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
@@ -113,9 +114,15 @@ def test_configs_that_are_no_sweeps(change, message):
         check(sweep, "x.py")
 
 
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--seeds", "99"], ["--steps-factor", "0"], ["--arms", "flying"]])
+def test_options_that_mean_nothing(words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", ABLATIONS, "--workdir", str(tmp_path), *words])
+    assert words[1] in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_whole_sweep_and_its_page(tmp_path, monkeypatch, capsys):
-    from simvlm_jax.cli import main, sweep
     from simvlm_jax.main import EXIT_INTERRUPTED, run
     from simvlm_jax.train.loop import Interrupted
 
@@ -164,8 +171,6 @@ def get_config():
     assert main([*words, "--seeds", "2"]) == 0
     assert all(p.read_bytes() == data for p, data in done.items())  # what was finished is not run again
     page = (out / "report.md").read_text()
-    assert "Words of people." in page and sweep.END in page and page.count("| pretraining helps |") == 1
+    assert "Words of people." in page and END in page and page.count("| pretraining helps |") == 1
     assert "<svg" in (out / "report.svg").read_text()
     assert len(json.loads((out / "seconds.json").read_text())) == 6
-    with pytest.raises(SystemExit):
-        main([*words[:4], "--arms", "flying"])
