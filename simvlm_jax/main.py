@@ -85,8 +85,8 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         for part, cut in pipeline.cut(0).items():
             if cut:
                 say(
-                    f"{cut} texts of the {part} of the first batch are longer than {tokenizer.vocabulary.length} pieces and are "
-                    "cut; raise config.text.length"
+                    f"{part} of the first batch with a text longer than {tokenizer.vocabulary.length} pieces, which is cut: "
+                    f"{cut}; raise config.text.length"
                 )
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))

@@ -74,7 +74,7 @@ def inspect(args) -> int:
             idle += not trains
     for part, cut in pipeline.cut(args.step).items():
         if cut:
-            print(f"\n{cut} texts of the {part} of this batch are longer than config.text.length and are cut")
+            print(f"\n{part} of this batch with a text longer than config.text.length, which is cut: {cut}")
     if idle:
         print(f"\n{idle} of the rows shown train nothing", file=sys.stderr)
     return 1 if idle else 0

@@ -139,12 +139,12 @@ def evaluate(
 def _remarks(notes: dict[str, Any], examples: Examples) -> list[str]:
     """What a reader of the scores has to know: what was left out, and what was cut."""
     counts = (
-        (examples.left_out, f"of {len(examples.indices)} examples could not be read or lack a field: left out"),
-        (notes.get("prompts_cut"), "prompts lost their beginning: they do not fit before the answer"),
-        (notes.get("texts_cut"), "texts lost their end: they are longer than config.text.length"),
-        (notes.get("answers_cut"), "answers were ended by max_length"),
+        ("left out, for they cannot be read or lack a field", examples.left_out),
+        ("prompts that lost their beginning, for want of room before the answer", notes.get("prompts_cut")),
+        ("texts that lost their end, being longer than config.text.length", notes.get("texts_cut")),
+        ("answers that max_length ended", notes.get("answers_cut")),
     )
-    return [f"{count} {what}" for count, what in counts if count]
+    return [f"{what}: {count:,}" for what, count in counts if count]
 
 
 def _line(name: str, scores: dict[str, float]) -> str:

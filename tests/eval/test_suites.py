@@ -226,7 +226,7 @@ def test_prompts_that_are_cut_are_counted(tok):
     suite, asked = Generation(how=Decoding(max_length=10)), engine(Stub(tok), tok)
     made, _ = evaluate(asked, "vqa", suite, examples(suite, rows), 0, controls=False, say=lambda _: None)
     assert made[0]["provenance"]["notes"] == {"prompts_cut": 1}
-    assert made[0]["remarks"] == ["1 prompts lost their beginning: they do not fit before the answer"]
+    assert made[0]["remarks"] == ["prompts that lost their beginning, for want of room before the answer: 1"]
     with pytest.raises(ValueError, match="an answer of 24 pieces leaves no room for a question"):
         Generation(how=Decoding(max_length=24)).answers(asked, examples(suite, rows))
     for free in (Generation(how=Decoding()), Translation(source="question", reference="answer", how=Decoding())):
@@ -244,9 +244,9 @@ def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
         assert all("remarks" not in e for e in made[1:]) and made[0]["provenance"]["data"]["left_out"] == len(rows) - 2
         return made[0]["remarks"]
 
-    assert remarks(classification(tok), rows) == ["1 texts lost their end: they are longer than config.text.length"]
+    assert remarks(classification(tok), rows) == ["texts that lost their end, being longer than config.text.length: 1"]
     assert remarks(Generation(how=Decoding(max_length=3)), [{**r, "question": "?"} for r in rows]) == [
-        "1 answers were ended by max_length"
+        "answers that max_length ended: 1"
     ]
     rows = [{"first": 0, "question": "?", "answer": "yes"}] * 2 + [{"first": 0, "question": "?"}]
     with pytest.raises(TooManyBadExamples):
@@ -254,7 +254,7 @@ def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
     suite = Generation()
     found = make_examples(suite, "test", ListSource(rows), Pixels(8), 0, 0.5, told.append)
     made, _ = evaluate(engine(Stub(tok, 3), tok, LABELS), "x", suite, found, 0, say=told.append)
-    assert made[0]["remarks"] == ["1 of 3 examples could not be read or lack a field: left out"]
+    assert made[0]["remarks"] == ["left out, for they cannot be read or lack a field: 1"]
     assert made[0]["provenance"]["data"]["left_out"] == 1
     assert any("left out" in line for line in told if isinstance(line, str))
 
