@@ -82,12 +82,9 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         if not begun:
             directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
-        for part, cut in pipeline.cut(0).items():
-            if cut:
-                say(
-                    f"{part} of the first batch with a text longer than {tokenizer.vocabulary.length} pieces, which is cut: "
-                    f"{cut}; raise config.text.length"
-                )
+        pipeline.batch(0)
+        for cut in pipeline.told_of_cuts():
+            say(f"{cut} at {tokenizer.vocabulary.length} pieces, in the first batch; raise config.text.length")
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
@@ -116,6 +113,8 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             initialise=initialiser(model, tokenizer.sha256, labels, config.train.init_from, mesh),
             evaluate=validate,
         )
+        for cut in pipeline.told_of_cuts():
+            say(f"{cut} at {tokenizer.vocabulary.length} pieces, in this training")
     step = checkpoints.best_step()
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--split",
         action="append",
-        help="a split: one that the run's config names, or with --data, one of that data; may be given more than once",
+        help="a split of --data or of the suite's own data, else one that the run's config names; may be given more than once",
     )
     parser.add_argument("--limit", type=int, help="so many of an even spread of examples, 0: all (default: the run's)")
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
@@ -73,8 +73,12 @@ def main(argv: list[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    seen = set()
+
     def left_out(bad: dict[str, Any]) -> None:
-        say(f"left out {bad['key']!r}: {bad['error']}")
+        if (bad["part"], bad["key"]) not in seen:  # a control reads everything again
+            say(f"left out {bad['key']!r}: {bad['error']}")
+        seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:
         return list(assemble.constant_captions(run.config, assemble.train_source(run.config)))

@@ -72,9 +72,8 @@ def inspect(args) -> int:
             print(f"\n{name} row {i} of {count}, step {args.step}: {key}")
             print("\n".join(f"  {line}" for line in lines))
             idle += not trains
-    for part, cut in pipeline.cut(args.step).items():
-        if cut:
-            print(f"\n{part} of this batch with a text longer than config.text.length, which is cut: {cut}")
+    for cut in pipeline.told_of_cuts():
+        print(f"\n{cut} at config.text.length")
     if idle:
         print(f"\n{idle} of the rows shown train nothing", file=sys.stderr)
     return 1 if idle else 0

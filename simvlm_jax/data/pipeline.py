@@ -7,6 +7,7 @@ draws depend on (seed, part, g) only, so hosts, devices and threads change nothi
 import dataclasses
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,6 +82,8 @@ class Pipeline:
         self.parts, self.seed = tuple(parts), seed
         self.quarantine = quarantine or Quarantine()
         self._index, self._count = process
+        self.made, self.cut = Counter[str](), Counter[str]()
+        self._lock = threading.Lock()
         for p in self.parts:
             if p.rows % self._count:
                 raise ValueError(
@@ -102,17 +105,20 @@ class Pipeline:
         for p, order in zip(self.parts, self._order, strict=True):
             for index in self._globals(p, step):
                 row = self._row(p, order, index)
-                row.pop("cut", None)
+                with self._lock:
+                    self.made[p.name] += 1
+                    self.cut[p.name] += bool(row.pop("cut", 0))
                 groups.setdefault(p.group, []).append(row)
         batch = _stack(groups.pop(""))
         return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
 
-    def cut(self, step: int) -> dict[str, int]:
-        """{part: how many of its rows at a step are longer than the text length, and have lost pieces}."""
-        return {
-            p.name: sum(bool(self._row(p, order, index).get("cut")) for index in self._globals(p, step))
-            for p, order in zip(self.parts, self._order, strict=True)
-        }
+    def told_of_cuts(self) -> list[str]:
+        """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
+        with self._lock:
+            out = [f"{n:,} of {self.made[part]:,} {part} have a text that is cut" for part, n in self.cut.items() if n]
+            self.made.clear()
+            self.cut.clear()
+        return out
 
     def keys(self, step: int) -> list[str]:
         """The keys of all rows of a step's global batch, in order (a bad example's own, not its replacement's)."""

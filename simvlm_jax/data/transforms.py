@@ -213,8 +213,9 @@ def answers_of(example: Example) -> list[str]:
 
 
 def most_frequent(answers: list[str]) -> str:
-    """The answer most people gave, the first of them where several are."""
-    return max(answers, key=answers.count)
+    """The answer most people gave, whatever its capitals; the first of them where several are."""
+    alike = [a.lower() for a in answers]
+    return max(answers, key=lambda a: alike.count(a.lower()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,9 @@ class Answering(Suite):
 
     question: str = "question"
 
+    spells = False
+    """Whether capitals are the model's own; an answer of a list stands for all its spellings."""
+
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.question,)
@@ -51,7 +54,7 @@ class Answering(Suite):
         return [example]
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
-        """accuracy: VQA's where four people or more answered, else whether it is what most of them said, normalised.
+        """accuracy: VQA's where four people or more answered, else whether it is (normalised) what most of them said.
 
         accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
         that are (`in_list`) and those that are not (`out_of_list`).
@@ -64,7 +67,8 @@ class Answering(Suite):
         for example, answer in answered:
             people = answers_of(example)
             truth = most_frequent(people)
-            value = _worth(answer.text, people, truth)
+            said = answer.text if self.spells else next((p for p in people if _alike(p, answer.text)), answer.text)
+            value = _worth(said, people, truth)
             values.append(value)
             for name in _slices(example, normalise(truth) in known if known else None):
                 slices.setdefault(name, []).append(value)
@@ -99,6 +103,10 @@ class Classes(Answering):
 
     def list_of(self, engine: Engine) -> Sequence[str]:
         return ()
+
+
+def _alike(a: str, b: str) -> bool:
+    return a.lower() == b.lower()
 
 
 def _worth(said: str, people: list[str], truth: str) -> float:
@@ -153,6 +161,8 @@ class Generation(Answering):
 
     how: Decoding = Decoding(max_length=8)
     prompt: str = "{}"
+
+    spells = True
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         width = engine.room_before(self.how.max_length)

@@ -164,7 +164,7 @@ class Engine:
     def note(self, what: str, count: int) -> None:
         """Adds to one of the counts in `notes`."""
         if count:
-            self.notes[what] = self.notes.get(what, 0) + count
+            self.notes[what] = self.notes.get(what, 0) + int(count)
 
     def room_before(self, answer: int) -> int:
         """Pieces left for a prompt when an answer of so many is to follow.

@@ -53,7 +53,8 @@ def evaluate_run(
         try:
             own = suite_sources(suite, sources)
         except (ValueError, OSError) as e:
-            failed(name, ", ".join(suite.splits or sources), e)
+            for split in suite.splits or (("test",) if suite.path else sources):
+                failed(name, split, e)
             continue
         for i, (split, source) in enumerate(own.items()):
             try:
@@ -114,6 +115,7 @@ def evaluate(
     engine.notes.clear()
     answered = suite.answers(engine, examples)
     outcome = suite.outcome(engine, answered)
+    ended = engine.notes.pop("answers_cut", 0)  # of what was said, so no cause of the scores
     why = provenance(engine, suite, examples, len(answered), step)
 
     def entry(control: str | None, scores: dict[str, float], why: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def evaluate(
         return {"suite": name, "split": examples.split, "control": control, "scores": scores, "provenance": why}
 
     entries = [entry(None, outcome.scores, why)]
-    entries[0]["remarks"] = _remarks(engine.notes, examples)
+    entries[0]["remarks"] = _remarks(engine.notes, ended, examples)
     for remark in entries[0]["remarks"]:
         say(f"{'':>28}  {remark}")
     if controls and "blind" in suite.controls and examples.pictured:
@@ -136,13 +138,13 @@ def evaluate(
     return entries, outcome
 
 
-def _remarks(notes: dict[str, Any], examples: Examples) -> list[str]:
+def _remarks(notes: dict[str, Any], ended: int, examples: Examples) -> list[str]:
     """What a reader of the scores has to know: what was left out, and what was cut."""
     counts = (
         ("left out, for they cannot be read or lack a field", examples.left_out),
         ("prompts that lost their beginning, for want of room before the answer", notes.get("prompts_cut")),
         ("texts that lost their end, being longer than config.text.length", notes.get("texts_cut")),
-        ("answers that max_length ended", notes.get("answers_cut")),
+        ("answers that max_length ended", ended),
     )
     return [f"{what}: {count:,}" for what, count in counts if count]
 

@@ -23,7 +23,7 @@ def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, st
             "source": repr(examples.source),
             "fingerprint": examples.fingerprint,
             "examples": scored,
-            "left_out": examples.left_out,
+            **({"left_out": examples.left_out} if examples.left_out else {}),
         },
         "prompt": str(how.get("prompt", "")),
         "preprocessing": examples.preprocessing(),

@@ -1,22 +1,26 @@
 """Scores of a run by any suite, what differs between two of them, and batches as a person reads them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from simvlm_jax.cli import main
+from simvlm_jax.cli.inspect_data import describe
+from simvlm_jax.data.transforms import Label, Tokenize
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.parallel.mesh import make_mesh, replicated
 from simvlm_jax.run.load import load_run
+from simvlm_jax.text.tokenizer import Tokenizer
 from tests.conftest import ROOT, SCENES
 
 
-def evaluated(run, out, *words):
-    assert main(["eval", str(run), "--limit", "12", "--out", str(out), *words]) == 0
+def evaluated(run, out, *words, limit=("--limit", "12")):
+    assert main(["eval", str(run), *limit, "--out", str(out), *words]) == 0
     return json.loads(out.read_text())["entries"]
 
 
@@ -37,6 +41,31 @@ def test_eval_writes_scores_with_their_provenance(scored, finished_run):
     assert why["decoding"]["beams"] == 1 and why["preprocessing"]["image_size"] == 64 and why["versions"]["jax"]
     final = json.loads((finished_run / "results.json").read_text())["entries"]
     assert {e["suite"] for e in final} == {"captions"} and final[0]["provenance"]["tokenizer"] == why["tokenizer"]
+
+
+def test_what_is_not_said_is_as_in_the_run(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["eval"]["examples"], config["seed"] = 5, 7
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    words = ["--suite", "captions", "--split", "test", "--no-controls"]
+    (same,) = evaluated(tmp_path / "run", tmp_path / "a.json", *words, limit=())
+    assert same["provenance"]["data"]["examples"] == 5 and same["provenance"]["seed"] == 7
+    (other,) = evaluated(tmp_path / "run", tmp_path / "b.json", *words, "--seed", "3", limit=("--limit", "0"))
+    assert other["provenance"]["data"]["examples"] > 5 and other["provenance"]["seed"] == 3
+
+
+def test_soft_labels_train_rows_whose_best_answer_is_unknown():
+    tokenizer = Tokenizer.train(["is it red?"] * 9, 20, 16)
+    row = Tokenize(tokenizer, "question")({"question": "is it red?"}, None)
+    labelled = {"answers": ["red"] * 3 + ["yes"] * 2 + ["blue"] * 5}
+    for soft, says in ((True, "(not in the answer list)"), (False, "(not in the answer list: trains nothing)")):
+        row |= Label(("yes", "no", "red"), soft)(labelled, None)
+        lines, trains = describe(
+            {k: v for k, v in row.items() if k != "question"}, tokenizer, ("yes", "no", "red"), None, False, False
+        )
+        assert trains is soft and any(line.endswith(says) for line in lines)
+        row.pop("scores", None)
 
 
 @pytest.mark.parametrize("how", [Decoding(beams=3, n_best=3), Decoding(sampler=Sampler(1.0))])

@@ -134,8 +134,16 @@ def test_rows_that_are_cut_are_counted_by_part(tokenizer):
     made = pipeline(short)
     texts = [[Words(50)[int(k[1:])]["text"] for k in keys] for keys in (made.keys(3)[:8], made.keys(3)[8:])]
     expected = [sum(len(short.encode(t)) + 1 > 16 for t in part) for part in texts]
-    assert made.cut(3) == {"a": expected[0], "documents": expected[1]} and 0 < expected[0] < 8
-    assert "cut" not in made.batch(3) and set(pipeline(tokenizer).cut(3).values()) == {0}
+    batch = made.batch(3)
+    assert "cut" not in batch and "cut" not in batch["documents"] and 0 < expected[0] < 8
+    told = [
+        f"{n} of {of} {part} have a text that is cut"
+        for n, of, part in ((expected[0], 8, "a"), (expected[1], 4, "documents"))
+    ]
+    assert made.told_of_cuts() == told and made.told_of_cuts() == []
+    whole = pipeline(tokenizer)
+    whole.batch(3)
+    assert whole.told_of_cuts() == []
 
 
 def test_bad_items_are_replaced_counted_and_listed(tokenizer):

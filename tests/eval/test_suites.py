@@ -1,5 +1,7 @@
 """Evaluators against models that know the answer: exact denominators, slices, controls, and what a model lacks."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -71,10 +73,17 @@ def test_ten_people_are_scored_as_vqa_scores_them(tok):
 
 
 @pytest.mark.parametrize(
-    ("people", "worth"), [(["yes", "Yes!"], 1), (["no", "yes", "yes"], 1), (["no", "no", "yes"], 0), (["yes"] * 4, 1)]
+    ("people", "worth"),
+    [
+        (["no", "Yes", "yes"], 1),
+        (["no", "yes", "yes"], 1),
+        (["no", "no", "yes"], 0),
+        (["yes"] * 4, 1),
+        (["Yes"] * 9, 1),
+    ],
 )
 def test_few_people_are_no_ten(tok, people, worth):
-    """Leaving one out of three, even what all say would be worth 2/3."""
+    """Leaving one out of three, even what all say would be worth 2/3. A class stands for all its spellings."""
     suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS)
     rows = [{"first": 0, "question": "is it red?", "answers": people}]
     assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["accuracy"] == worth
@@ -241,7 +250,9 @@ def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
     def remarks(suite, rows, **how):
         asked = engine(Stub(tok, 3, says=("yes", "a red dog")), tok, LABELS)
         made, _ = evaluate(asked, "x", suite, examples(suite, rows), 0, say=told.append, **how)
-        assert all("remarks" not in e for e in made[1:]) and made[0]["provenance"]["data"]["left_out"] == len(rows) - 2
+        assert all("remarks" not in e for e in made[1:]) and "left_out" not in made[0]["provenance"]["data"]
+        assert json.loads(json.dumps(made)) == made  # as results.json has it
+        assert "answers_cut" not in made[0]["provenance"]["notes"]  # an outcome, which explains no score
         return made[0]["remarks"]
 
     assert remarks(classification(tok), rows) == ["texts that lost their end, being longer than config.text.length: 1"]

@@ -69,9 +69,9 @@ def test_the_command(tmp_path, capsys):
     assert scores["accuracy"] == 30.0 and scores["questions"] == 2 and scores["answer_type"] == {"other": 60.0}
     official = {"annotations": [{**n, "answers": [{"answer": a} for a in n["answers"]]} for n in notes]}
     assert main([*write(tmp_path, said, official), "--per-question", str(tmp_path / "q.json")]) == 0
-    assert "30.00" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "30.00" in captured.out and not captured.err
     assert json.loads((tmp_path / "q.json").read_text()) == {"1": 0.0, "2": 60.0}
-    assert not capsys.readouterr().err
     assert main([*write(tmp_path, said[:1], [{"question_id": 1, "answers": ["Yes"]}]), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["accuracy"] == 0 and "1 of 1 questions have fewer than four answers" in captured.err

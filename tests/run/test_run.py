@@ -75,7 +75,10 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
     main.run(config, str(tmp_path / "run"), mode="eval")
     entries = json.loads((tmp_path / "run" / "results.json").read_text())["entries"]
     failed = [e for e in entries if "error" in e]
-    assert {e["suite"]: e["split"] for e in failed}.keys() == {"questions", "elsewhere"}
+    assert {(e["suite"], e["split"]) for e in failed} == {
+        *(("questions", s) for s in config.data.eval.splits),
+        ("elsewhere", "test"),
+    }
     assert "ranking needs answers" in next(e["error"] for e in failed if e["suite"] == "questions")
     assert "nothing" in next(e["error"] for e in failed if e["suite"] == "elsewhere")
     assert any(e["scores"] for e in entries if e["suite"] == "captions")
