@@ -82,7 +82,7 @@ class Pipeline:
         self.parts, self.seed = tuple(parts), seed
         self.quarantine = quarantine or Quarantine()
         self._index, self._count = process
-        self.made, self.cut = Counter[str](), Counter[str]()
+        self._made, self._cut = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
         for p in self.parts:
             if p.rows % self._count:
@@ -106,8 +106,8 @@ class Pipeline:
             for index in self._globals(p, step):
                 row = self._row(p, order, index)
                 with self._lock:
-                    self.made[p.name] += 1
-                    self.cut[p.name] += bool(row.pop("cut", 0))
+                    self._made[p.name] += 1
+                    self._cut[p.name] += bool(row.pop("cut", 0))
                 groups.setdefault(p.group, []).append(row)
         batch = _stack(groups.pop(""))
         return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
@@ -115,9 +115,9 @@ class Pipeline:
     def told_of_cuts(self) -> list[str]:
         """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
         with self._lock:
-            out = [f"{n:,} of {self.made[part]:,} {part} have a text that is cut" for part, n in self.cut.items() if n]
-            self.made.clear()
-            self.cut.clear()
+            out = [f"{n:,} of {self._made[part]:,} {part} have a text that is cut" for part, n in self._cut.items() if n]
+            self._made.clear()
+            self._cut.clear()
         return out
 
     def keys(self, step: int) -> list[str]:
