@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         spec.splits = {name: name for name in args.split}
     suite = build(spec, tokenizer=run.tokenizer, labels=run.labels)
     rows = run.config.eval.batch_size if args.batch_size is None else args.batch_size
-    seed = run.config.seed if args.seed is None else args.seed
+    seed: Any = run.config.seed if args.seed is None else args.seed
     limit = (suite.limit or run.config.eval.examples) if args.limit is None else args.limit
     engine = Engine(run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=seed)
 
