@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from simvlm_jax.parallel.mesh import make_mesh, replicated
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.load import load_run
+from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.train.init_from import initialiser
+from tests.conftest import SCENES
 
 
 @pytest.fixture
@@ -87,8 +91,6 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
 
 def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only):
     from simvlm_jax import main
-    from simvlm_jax.text.tokenizer import Tokenizer
-    from tests.conftest import SCENES
 
     still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "optimizer.ema": 0.9}
     config = tiny_config(**still, **{"data.train.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
@@ -97,12 +99,15 @@ def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only
     old, new = load_run(finished_run), load_run(tmp_path / "next")
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)  # the average of the weights starts there too
     assert old.tokenizer.sha256 == new.tokenizer.sha256  # that of the run, not one of the new captions
-    Tokenizer.train(["other words"] * 9, 20, old.tokenizer.vocabulary.length).save(tmp_path / "other")
-    config.text.model = str(tmp_path / "other")
+    other = Tokenizer.train(["other words"] * 9, 20, old.tokenizer.vocabulary.length).sha256
+    state = SimpleNamespace(params=jax.tree.map(np.zeros_like, old.params), _replace=lambda params: params)
     with pytest.raises(ValueError, match=r"another tokenizer .*set config\.text\.model="):
-        main.run(config, str(tmp_path / "mismatch"))
-    config.train.init_from = ({"run": str(finished_run), "map": [("embedding|position|^encoder", None)]},)
-    main.run(config, str(tmp_path / "dropped"))
+        initialiser(old.model, other, (), ({"run": str(finished_run)},), old.mesh)(state)
+    without = ({"run": str(finished_run), "map": [("embedding|^encoder", None)]},)
+    dropped = initialiser(old.model, other, (), without, old.mesh)(state)
+    assert not np.asarray(dropped["embedding"]).any()
+    assert not any(np.asarray(v).any() for v in jax.tree.leaves(dropped["encoder"]))
+    jax.tree.map(np.testing.assert_array_equal, dropped["decoder"], old.params["decoder"])
 
 
 def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path, trained_only):
@@ -255,7 +260,6 @@ def test_scores_that_are_not_numbers_stay_out_of_the_metrics(tmp_path):
 def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
     from simvlm_jax import main
     from simvlm_jax.data.sources import open_source
-    from tests.conftest import SCENES
 
     scenes, lines = open_source(SCENES, "train"), []
     for i in range(40):
