@@ -116,7 +116,9 @@ class Pipeline:
         """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
         with self._lock:
             out = [
-                f"{n:,} of {self._made[part]:,} {part} have a text that is cut" for part, n in self._cut.items() if n
+                f"{n:,} of {self._made[part]:,} {part} drawn have a text that is cut"
+                for part, n in self._cut.items()
+                if n
             ]
             self._made.clear()
             self._cut.clear()

@@ -137,7 +137,7 @@ def test_rows_that_are_cut_are_counted_by_part(tokenizer):
     batch = made.batch(3)
     assert "cut" not in batch and "cut" not in batch["documents"] and 0 < expected[0] < 8
     told = [
-        f"{n} of {of} {part} have a text that is cut"
+        f"{n} of {of} {part} drawn have a text that is cut"
         for n, of, part in ((expected[0], 8, "a"), (expected[1], 4, "documents"))
     ]
     assert made.told_of_cuts() == told and made.told_of_cuts() == []
