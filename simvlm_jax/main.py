@@ -16,13 +16,11 @@ EXIT_INTERRUPTED = 75
 
 def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     """Trains (or only evaluates) a config in a run directory, and leaves results and the page there."""
-    import jax
-
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples
-    from simvlm_jax.parallel.mesh import make_mesh, replicated
+    from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import build_model
@@ -57,15 +55,15 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
         labels = assemble.make_labels(config, images)
 
-    mesh = make_mesh()
+    mesh = make_mesh(**config.mesh)
     model = build_model(config, tokenizer, labels)
     e, keep = config.eval, config.checkpoint
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=e.batch_size, seed=config.seed)
     suites = {name: build(suite, tokenizer=tokenizer, labels=labels) for name, suite in e.suites.items()}
     pixels = assemble.eval_pixels(config)
     if training:
-        process = (jax.process_index(), jax.process_count())
-        pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, process)
+        mine = functools.partial(rows_of_process, mesh)
+        pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, mine)
         first = next(iter(suites.values()), None)
 
         def validate(params, extra):
@@ -119,7 +117,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     if not training or step != config.train.steps:
-        params, extra = checkpoints.restore_weights(step, replicated(mesh))
+        params, extra = checkpoints.restore_weights(step, placement(mesh, directory.letters()))
     say(f"evaluating step {step} ...")
     evaluate_run(
         directory,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,9 @@ def make_pipeline(
     images: Source,
     documents: Source | None,
     record: Any = None,
-    process: tuple[int, int] = (0, 1),
+    mine: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
-    """The training pipeline: `train.batch_size` image rows and `data.documents.batch_size` text-only rows a batch."""
+    """The training pipeline (of one host: see Pipeline): `train.batch_size` image rows and `data.documents.batch_size` text-only rows a batch."""
     data, seed = config.data, config.seed
     assert isinstance(seed, int)
     steps = [build(t, tokenizer=tokenizer, labels=labels) for t in data.train.transforms]
@@ -159,7 +159,7 @@ def make_pipeline(
     if documents is not None:
         steps = [build(t, tokenizer=tokenizer) for t in data.documents.transforms]
         parts.append(Part("documents", documents, steps, data.documents.batch_size, "documents"))
-    return Pipeline(parts, seed, Quarantine(data.quarantine, record), process)
+    return Pipeline(parts, seed, Quarantine(data.quarantine, record), mine)
 
 
 def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:

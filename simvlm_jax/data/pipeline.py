@@ -75,23 +75,19 @@ class Pipeline:
         parts: Sequence[Part],
         seed: int,
         quarantine: Quarantine | None = None,
-        process: tuple[int, int] = (0, 1),
+        mine: Callable[[int], Sequence[int]] = range,
     ):
+        """mine: which of the n rows of a part this host makes, in order."""
         import grain
 
         self.parts, self.seed = tuple(parts), seed
         self.quarantine = quarantine or Quarantine()
-        self._index, self._count = process
         self._made, self._cut = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
         for p in self.parts:
-            if p.rows % self._count:
-                raise ValueError(
-                    f"{p.rows} rows of {p.name!r} a batch do not divide over {self._count} hosts; "
-                    f"make the batch a multiple of {self._count}"
-                )
             if not len(p.source):
                 raise ValueError(f"data source {p.name!r} is empty")
+        self._mine = {p.name: mine(p.rows) for p in self.parts}
         self._order: list[Any] = [
             grain.MapDataset.range(len(p.source)).seed(self._part_seed(p)).shuffle().repeat() for p in self.parts
         ]
@@ -103,8 +99,8 @@ class Pipeline:
         """This host's rows of the batch of a step, as numpy arrays."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for p, order in zip(self.parts, self._order, strict=True):
-            for index in self._globals(p, step):
-                row = self._row(p, order, index)
+            for place in self._mine[p.name]:
+                row = self._row(p, order, step * p.rows + place)
                 with self._lock:
                     self._made[p.name] += 1
                     self._cut[p.name] += bool(row.pop("cut", 0))
@@ -130,11 +126,6 @@ class Pipeline:
         for p, order in zip(self.parts, self._order, strict=True):
             out += [p.source.key(int(order[g])) for g in range(step * p.rows, (step + 1) * p.rows)]
         return out
-
-    def _globals(self, p: Part, step: int) -> range:
-        mine = p.rows // self._count
-        first = step * p.rows + self._index * mine
-        return range(first, first + mine)
 
     def _row(self, p: Part, order: Any, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self._part_seed(p), index))

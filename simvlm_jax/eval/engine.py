@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from simvlm_jax.core.layout import with_layout
 from simvlm_jax.core.types import Model, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.rank import likelihoods
-from simvlm_jax.parallel.mesh import place_batch, replicated
+from simvlm_jax.parallel.mesh import layout_of, place_everywhere, replicated, row_shards
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 
 Answers = list[list[tuple[str, float]]]
@@ -44,8 +45,8 @@ class Engine:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"batch_size {self.batch_size} must be at least 1")
-        devices = self.mesh.size
-        object.__setattr__(self, "batch_size", -(-self.batch_size // devices) * devices)
+        shards = row_shards(self.mesh)
+        object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
 
     def with_weights(self, params: Any, extra: Any) -> "Engine":
         """The same engine, compiled functions and all, with other weights."""
@@ -73,14 +74,15 @@ class Engine:
         """
         name = (self.model, self.mesh, name)
         if name not in self._compiled:
-            self._compiled[name] = jax.jit(function, out_shardings=replicated(self.mesh))
+            laid_out = with_layout(layout_of(self.mesh), function)
+            self._compiled[name] = jax.jit(laid_out, out_shardings=replicated(self.mesh))
         found, total, size = [], len(next(iter(rows.values()))), self.batch_size
         for start in range(0, total, size):
             batch = {k: v[start : start + size] for k, v in rows.items()}
             real = len(next(iter(batch.values())))
             if real < size:
                 batch = {k: np.concatenate([v, np.repeat(v[-1:], size - real, axis=0)]) for k, v in batch.items()}
-            got = self._compiled[name](self.params, self.extra, place_batch(self.mesh, batch))
+            got = self._compiled[name](self.params, self.extra, place_everywhere(self.mesh, batch))
             found.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], got))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 

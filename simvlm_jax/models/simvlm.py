@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
@@ -68,7 +69,7 @@ class Network(nn.Module):
         encoder, decoder, stem = m.sizes
         dtype = m.compute.activation_dtype
         if m.stem_stages:
-            self.stem = ConvStem(stem.first(m.stem_stages), encoder.width, m.patch, dtype, m.drop_path)
+            self.stem = ConvStem(stem.first(m.stem_stages), encoder.width, m.patch, m.compute, m.drop_path)
         else:
             self.stem = Patches(encoder.width, m.patch, dtype)
         D = encoder.width
@@ -98,14 +99,16 @@ class Network(nn.Module):
         dtype = m.compute.activation_dtype
         scale = jnp.asarray(self.embedding.shape[1] ** 0.5, dtype)  # unit variance, as image tokens have
         # looked up before the cast, so that the gradient of a row is summed in float32
-        pieces, places = jnp.asarray(self.embedding)[tokens], jnp.asarray(self.text_position)[positions]
-        text = (pieces.astype(dtype) + places.astype(dtype)) * scale
+        pieces = in_use(self.embedding, "VD")[tokens]
+        places = in_use(self.text_position, (None, "D"))[positions]
+        text = constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
         if image is None:
             return text, sight
         _, M, Y, X, _ = image.shape
         if M != 1 or (m.image_size, m.image_size) != (Y, X):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
-        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1) + self.image_position.astype(dtype) * scale
+        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1)
+        seen = seen + in_use(self.image_position, (None, "D"), dtype) * scale
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
         both = bidirectional(valid) if sight is None else join(bidirectional(valid), sight)
         return jnp.concatenate([seen, text], axis=1), both
@@ -133,9 +136,8 @@ class Network(nn.Module):
         slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
         last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0].reshape(B, -1)
         precise = statistics_dtype(x.dtype)
-        return jnp.dot(last, self.head_kernel.astype(x.dtype), preferred_element_type=precise) + jnp.asarray(
-            self.head_bias
-        )
+        kernel = in_use(self.head_kernel, ("D", None), x.dtype)
+        return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, (None,))
 
     def features(self, image):
         """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
@@ -177,8 +179,8 @@ class Network(nn.Module):
     def logits(self, x):
         """[B,T,D] -> [B,T,V] in fp32 (or wider), by the transposed input embedding."""
         x = self.decoder_norm(x)
-        table, precise = self.embedding.astype(x.dtype), statistics_dtype(x.dtype)
-        return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise)
+        table, precise = in_use(self.embedding, "VD", x.dtype), statistics_dtype(x.dtype)
+        return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise), "BTV")
 
     def step(self, tokens, positions, slots, shared_masks, cache, context=None):
         """Decoder pass over new tokens with a cache; returns (logits [B,T,V], cache)."""

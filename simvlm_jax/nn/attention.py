@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.sizes import statistics_dtype
 
 HIDDEN = -1e30
@@ -67,7 +68,7 @@ class Attention(nn.Module):
         self.sow("intermediates", "weights", weights)
         kernel = self._kernel("out", (*shape[1:], width), ("H", "K", "D"), in_axis=(0, 1), out_axis=2)
         offset = self.param("out_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))
-        y = jnp.einsum("BTHK,HKD->BTD", out, kernel) + offset.astype(self.dtype)
+        y = jnp.einsum("BTHK,HKD->BTD", constrain(out, "BTHK"), kernel) + in_use(offset, "D", self.dtype)
         return y, kv
 
     def _project(self, name, x, shape, bias):
@@ -75,9 +76,9 @@ class Attention(nn.Module):
         y = jnp.einsum("BTD,DHK->BTHK", x, kernel)
         if bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("H", "K"))
-            y = y + self.param(f"{name}_bias", init, shape[1:]).astype(self.dtype)
-        return y
+            y = y + in_use(self.param(f"{name}_bias", init, shape[1:]), "HK", self.dtype)
+        return constrain(y, "BTHK")
 
     def _kernel(self, name, shape, letters, in_axis, out_axis):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
-        return self.param(name, nn.with_logical_partitioning(init, letters), shape).astype(self.dtype)
+        return in_use(self.param(name, nn.with_logical_partitioning(init, letters), shape), letters, self.dtype)

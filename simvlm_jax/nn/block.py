@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D
@@ -55,8 +56,9 @@ class Mlp(nn.Module):
         up_bias = self.param("up_bias", nn.with_logical_partitioning(zeros, ("F",)), (self.width,))
         down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
         down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
-        x = gelu(x @ up.astype(self.dtype) + up_bias.astype(self.dtype))
-        return x @ down.astype(self.dtype) + down_bias.astype(self.dtype)
+        x = x @ in_use(up, "DF", self.dtype) + in_use(up_bias, "F", self.dtype)
+        x = gelu(constrain(x, "BTF"))
+        return x @ in_use(down, "FD", self.dtype) + in_use(down_bias, "D", self.dtype)
 
 
 class Block(nn.Module):
@@ -74,7 +76,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, cache, drop_path, shared: Shared):
         """(x [B,T,D], cache, drop_path rate) -> (x, new cache). The cache is {} or a dict of keys and values."""
-        new_cache = {}
+        x, new_cache = constrain(x, "BTD"), {}
         bias = None
         if self.relative_grid is not None:
             bias = RelativeBias2D(self.relative_grid, self.size.heads, name="relative")(*shared.visible.shape[1:])

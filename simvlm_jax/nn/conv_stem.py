@@ -4,10 +4,13 @@ import dataclasses
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import drop_branch
 from simvlm_jax.nn.norm import GroupNorm
+from simvlm_jax.nn.sizes import Compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +44,36 @@ def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def conv(features: int, kernel: int, stride: int, dtype, name: str, bias: bool = False):
-    """A convolution, He initialisation; without bias where a norm follows."""
-    init = nn.with_logical_partitioning(nn.initializers.he_normal(), (None, None, None, "C"))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("C",))
-    size, strides = (kernel, kernel), (stride, stride)
-    return nn.Conv(features, size, strides, use_bias=bias, dtype=dtype, kernel_init=init, bias_init=zeros, name=name)
+class Conv(nn.Module):
+    """A convolution [B,Y,X,C] -> [B,Y,X,C], He initialisation; without bias where a norm follows."""
+
+    features: int
+    kernel: int
+    stride: int
+    dtype: jnp.dtype
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        letters = (None, None, None, "C")
+        init = nn.with_logical_partitioning(nn.initializers.he_normal(), letters)
+        kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            in_use(kernel, letters, self.dtype),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("C",)), (self.features,))
+            x = x + in_use(bias, "C", self.dtype)
+        return constrain(x, "BYXC")
+
+
+def conv(features: int, kernel: int, stride: int, dtype, name: str, bias: bool = False) -> Conv:
+    """A named convolution."""
+    return Conv(features, kernel, stride, dtype, bias, name=name)
 
 
 class Bottleneck(nn.Module):
@@ -99,29 +126,30 @@ class ConvStem(nn.Module):
     size: ConvStemSize
     width: int
     patch: int
-    dtype: jnp.dtype
+    compute: Compute
     drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, image):
         kind, root_width = self.size.root
+        dtype = self.compute.activation_dtype
         if kind == "conv7":
-            x = conv(root_width, 7, 2, self.dtype, "root")(image)
-            x = nn.relu(GroupNorm(self.dtype, name="root_norm")(x))
+            x = conv(root_width, 7, 2, dtype, "root")(image)
+            x = nn.relu(GroupNorm(dtype, name="root_norm")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         elif kind == "conv3":
             x = image
             for i, width in enumerate((root_width // 2, root_width)):
-                x = nn.relu(conv(width, 3, 2, self.dtype, f"root_{i}", bias=True)(x))
+                x = nn.relu(conv(width, 3, 2, dtype, f"root_{i}", bias=True)(x))
         else:
             raise ValueError(f"conv stem root {kind!r} is not conv7 or conv3")
         strides = stage_strides(len(self.size.widths), self.patch)
-        block = Bottleneck if self.size.bottleneck else BasicBlock
+        block = self.compute.rematerialised(Bottleneck if self.size.bottleneck else BasicBlock)
         for i, (width, depth) in enumerate(zip(self.size.widths, self.size.depths, strict=True)):
             for j in range(depth):
                 stride = strides[i] if j == 0 else 1
-                x = block(width, stride, self.dtype, self.drop_path, name=f"stage_{i}_block_{j}")(x)
-        return Patches(self.width, self.patch // (4 * math.prod(strides)), self.dtype, name="project")(x)
+                x = block(width, stride, dtype, self.drop_path, name=f"stage_{i}_block_{j}")(x)
+        return Patches(self.width, self.patch // (4 * math.prod(strides)), dtype, name="project")(x)
 
 
 class Patches(nn.Module):
@@ -139,7 +167,8 @@ class Patches(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("C", "D"))
         kernel = self.param("kernel", init, (p * p * C, self.width))
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        x = x.astype(self.dtype) @ in_use(kernel, ("C", "D"), self.dtype) + in_use(bias, "D", self.dtype)
+        return constrain(x, "BPD")
 
 
 def conv_stem_flops(size: ConvStemSize, width: int, patch: int, side: int) -> float:

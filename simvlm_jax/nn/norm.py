@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.sizes import statistics_dtype
 
 
@@ -21,7 +22,7 @@ class LayerNorm(nn.Module):
         x = x.astype(statistics_dtype(x.dtype))
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        return (x * scale + bias).astype(self.dtype)
+        return (x * in_use(scale, "D") + in_use(bias, "D")).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -46,6 +47,6 @@ class GroupNorm(nn.Module):
         mean = x.mean((1, 3), keepdims=True)
         variance = jnp.square(x).mean((1, 3), keepdims=True) - jnp.square(mean)
         factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon)
-        scale = factor * scale.reshape(groups, -1)
-        x = x * scale + (bias.reshape(groups, -1) - mean * scale)
+        scale = factor * in_use(scale, "C").reshape(groups, -1)
+        x = x * scale + (in_use(bias, "C").reshape(groups, -1) - mean * scale)
         return x.reshape(B, Y, X, channels).astype(self.dtype)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simvlm_jax.core.layout import in_use
+
 
 class RelativeBias2D(nn.Module):
     """2D relative attention (CoAtNet, arXiv 2106.04803, appendix A.1): one table [2Y-1, 2X-1] a head.
@@ -25,7 +27,7 @@ class RelativeBias2D(nn.Module):
         y, x = np.divmod(np.arange(Y * X), X)
         dy = y[:, None] - y[None, :] + Y - 1
         dx = x[:, None] - x[None, :] + X - 1
-        bias = jnp.asarray(table)[:, dy, dx]
+        bias = in_use(table, ("H", None, None))[:, dy, dx]
         if min(queries, keys) < Y * X:
             raise ValueError(f"a grid of {Y} x {X} image tokens does not fit in a sequence of {min(queries, keys)}")
         return jnp.pad(bias, ((0, 0), (0, queries - Y * X), (0, keys - Y * X)))[None]

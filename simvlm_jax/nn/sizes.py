@@ -1,9 +1,19 @@
 """Small records that constructors share."""
 
 import dataclasses
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from simvlm_jax.core.layout import IN_USE, gathers, platform
+
+_POLICIES = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(IN_USE),
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +51,17 @@ class Compute:
     @property
     def activation_dtype(self):
         if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return jnp.float32 if platform() == "cpu" else jnp.bfloat16
         return jnp.dtype(self.dtype)
+
+    def rematerialised(self, block: Any, scanned: bool = False) -> Any:
+        """A module class whose activations are kept for the backward pass as `remat` says.
+
+        Parameters that were gathered to be used are never kept: their shards are gathered again.
+        """
+        if self.remat == "none" and not gathers():
+            return block
+        return nn.remat(block, prevent_cse=not scanned, policy=_POLICIES[self.remat])
 
 
 def statistics_dtype(dtype):

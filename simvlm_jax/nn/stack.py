@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from simvlm_jax.nn.block import Block, Shared
 from simvlm_jax.nn.sizes import Compute, Size
 
-_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-
 
 class Stack(nn.Module):
     """`size.depth` blocks. Stochastic depth rises linearly from 0 at the first block to `drop_path` at the last."""
@@ -37,9 +35,7 @@ class Stack(nn.Module):
         )
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth) if self.drop_path else None
-        block: Any = Block
-        if self.compute.remat != "none":
-            block = nn.remat(Block, prevent_cse=not self.compute.scan, policy=_POLICIES[self.compute.remat])
+        block = self.compute.rematerialised(Block, scanned=self.compute.scan)
         if self.compute.scan:
             scanned = nn.scan(
                 block,

@@ -1,18 +1,53 @@
-"""The device mesh and what lies where on it: batches split over `data`, everything else on every device."""
+"""The device mesh, and the two tables that say which axis of it a letter claims.
+
+Three axes: batches are split over `data` and `fsdp`, parameters over `fsdp` (and gathered to be used) and `tensor`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from simvlm_jax.core.layout import Letters
+from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch
 
-DATA = "data"
+AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
+PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,)}
+ACTIVATIONS = {"B": (DATA, FSDP), "V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,)}
+SCANNED = "L"
 
 
-def make_mesh(devices=None) -> Mesh:
-    """A one-axis mesh over all devices (or the given ones)."""
+def mesh_shape(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
+    """The sizes of the three axes over a number of devices; one of them may be -1, whatever is left.
+
+    Raises:
+      ValueError: the sizes do not make up the devices.
+    """
+    sizes = [data, fsdp, tensor]
+    named = f"config.mesh data={data}, fsdp={fsdp}, tensor={tensor}"
+    if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+        raise ValueError(f"{named}: sizes are positive, and one at most is -1 (whatever is left)")
+    given = math.prod(n for n in sizes if n != -1)
+    if -1 in sizes and devices % given == 0:
+        sizes[sizes.index(-1)] = devices // given
+    if math.prod(sizes) != devices:
+        raise ValueError(
+            f"{named}: makes up {given} devices (or a multiple of them, with a -1), and there are {devices}; "
+            "set config.mesh.data=-1 and let fsdp times tensor divide the devices"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(devices=None, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices (or the given ones); see `mesh_shape`."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    shape = mesh_shape(len(devices), data, fsdp, tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -21,24 +56,138 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over the data axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """Axis 0 over the axes of the batch."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["B"]))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """In how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in ACTIVATIONS["B"])
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout:
+    """What letters mean on a mesh (a `core.layout.Layout`): the first claim to an axis wins, left to right.
+
+    A letter whose size its axis does not divide is whole, and a matrix gives the unclaimed fsdp axis to the first other
+    of its axes that it divides. Vectors are never split by fsdp: gathering them costs more than they weigh.
+    """
+
+    mesh: Mesh
+
+    @property
+    def gathers(self) -> bool:
+        return self.mesh.shape[FSDP] > 1
+
+    def parameter(self, letters: Letters, shape: Sequence[int]) -> NamedSharding:
+        axes = [i for i, letter in enumerate(letters) if letter != SCANNED]
+        table = PARAMETERS if len(axes) > 1 else {k: v for k, v in PARAMETERS.items() if FSDP not in v}
+        spec = self._claims(letters, shape, table)
+        if len(axes) > 1 and not any(FSDP in (entry or ()) for entry in spec):
+            free = [i for i in axes if not spec[i] and shape[i] > 1 and shape[i] % self.mesh.shape[FSDP] == 0]
+            if free:
+                spec[free[0]] = (FSDP,)
+        return self._sharding(spec)
+
+    def activation(self, letters: Letters, shape: Sequence[int]) -> NamedSharding:
+        return self._sharding(self._claims(letters, shape, ACTIVATIONS))
+
+    def _claims(self, letters: Letters, shape: Sequence[int], table: dict[str, tuple[str, ...]]) -> list[Any]:
+        taken, spec = set(), []
+        for letter, size in zip(letters, shape, strict=True):
+            axes = table.get(letter or "", ())
+            fits = axes and not taken & set(axes) and size % math.prod(self.mesh.shape[a] for a in axes) == 0
+            spec.append(axes if fits else None)
+            taken |= set(axes) if fits else set()
+        return spec
+
+    def _sharding(self, spec: list[Any]) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*(s[0] if s and len(s) == 1 else s for s in spec)))
+
+
+def layout_of(mesh: Mesh) -> MeshLayout | None:
+    """The layout of a mesh; one device needs none."""
+    return MeshLayout(mesh) if mesh.size > 1 else None
+
+
+Letterbook = dict[str, tuple[str | None, ...]]
+"""The letters of every parameter, by its name."""
+
+
+def letters_of(boxed: Any) -> Letterbook:
+    """The letters of parameters as a model's `init` makes them (boxed by flax)."""
+    book: Letterbook = {}
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names"))
+    for path, leaf in leaves:
+        book[path_name(path)] = tuple(leaf.names) if hasattr(leaf, "names") else (None,) * leaf.ndim
+    return book
+
+
+def placement(mesh: Mesh, book: Letterbook) -> Callable[[str, Sequence[int]], NamedSharding]:
+    """`(name, shape) -> sharding` of anything that is kept: parameters, and what stands beside them.
+
+    A name that ends in a parameter's lies as that parameter does (moments, averages, targets) where it has as many axes.
+    Everything else (counts, factored moments) is whole.
+    """
+    layout = MeshLayout(mesh)
+
+    def place(name: str, shape: Sequence[int]) -> NamedSharding:
+        parts = name.split("/")
+        letters = next((book[key] for i in range(len(parts)) if (key := "/".join(parts[i:])) in book), ())
+        return layout.parameter(letters, shape) if len(letters) == len(shape) else replicated(mesh)
+
+    return place
+
+
+def placed(mesh: Mesh, book: Letterbook, tree: Any) -> Any:
+    """A tree of shapes as ShapeDtypeStructs that know where they lie."""
+    place = placement(mesh, book)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(path_name(path), a.shape)), tree
+    )
+
+
+def rows_of_process(mesh: Mesh, rows: int) -> Sequence[int]:
+    """Which rows of a global batch this process has to make, in their order."""
+    if jax.process_count() == 1:
+        return range(rows)
+    _check_rows(rows, mesh)
+    parts = by_row(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({i for part in parts if part for i in range(*part[0].indices(rows))})
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """A host's rows as global arrays, rows over devices.
+    """This process's rows (see `rows_of_process`) as global arrays, rows over devices.
 
     Raises:
       ValueError: the rows do not divide over the devices.
     """
-    devices, hosts = mesh.size, jax.process_count()
 
     def place(x):
-        if (x.shape[0] * hosts) % devices:
-            raise ValueError(
-                f"{x.shape[0] * hosts} rows do not divide over {devices} devices; make every part of the batch "
-                f"(config.train.batch_size, config.data.documents.batch_size) a multiple of {devices}"
-            )
-        return jax.make_array_from_process_local_data(by_row(mesh), np.asarray(x))
+        x = np.asarray(x)
+        if jax.process_count() == 1:
+            _check_rows(x.shape[0], mesh)
+            return jax.device_put(x, by_row(mesh))
+        return jax.make_array_from_process_local_data(by_row(mesh), x)
 
     return jax.tree.map(place, batch)
+
+
+def place_everywhere(mesh: Mesh, batch: Batch) -> Batch:
+    """A whole batch that every process holds, as global arrays, rows over devices."""
+
+    def place(x):
+        x = np.asarray(x)
+        _check_rows(x.shape[0], mesh)
+        return jax.make_array_from_callback(x.shape, by_row(mesh), lambda index: x[index])
+
+    return jax.tree.map(place, batch)
+
+
+def _check_rows(rows: int, mesh: Mesh) -> None:
+    shards = row_shards(mesh)
+    if rows % shards:
+        raise ValueError(
+            f"{rows} rows do not divide over {shards} devices; make every part of the batch "
+            f"(config.train.batch_size, config.data.documents.batch_size) a multiple of {shards}"
+        )

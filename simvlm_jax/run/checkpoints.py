@@ -1,12 +1,15 @@
 """Checkpoints by Orbax: asynchronous, atomic, kept by policy, restored straight onto the mesh."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from simvlm_jax.core.trees import path_name
 
 _STATE, _WEIGHTS = "state", "weights"
 
@@ -79,13 +82,13 @@ class Checkpoints:
         """The state of a step, onto the shapes, dtypes and shardings of `abstract`."""
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))[_STATE]
 
-    def restore_weights(self, step: int, sharding: Any) -> tuple[Any, Any]:
-        """(params, extra) to evaluate at a step, shapes and dtypes as saved."""
+    def restore_weights(self, step: int, place: Callable[[str, Sequence[int]], Any]) -> tuple[Any, Any]:
+        """(params, extra) to evaluate at a step, shapes and dtypes as saved, sharded as `place(name, shape)` says."""
         folder = self._weights(step)
         with ocp.StandardCheckpointer() as reader:
             saved = reader.metadata(folder).item_metadata.tree
-            abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
+            abstract = jax.tree_util.tree_map_with_path(
+                lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(path_name(path), m.shape)),
                 saved,
                 is_leaf=lambda m: hasattr(m, "dtype"),
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-MAY_CHANGE = ("train.steps", "data.quarantine", "eval.", "log.")
+MAY_CHANGE = ("train.steps", "data.quarantine", "mesh.", "eval.", "log.")
 """Fields of a config that may differ when a run is continued."""
 
 
@@ -83,6 +83,15 @@ class RunDir:
         """Records the answer list, which travels with the weights of the head."""
         if labels:
             write_whole(self.path / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
+
+    def letters(self) -> dict[str, tuple[str | None, ...]]:
+        """The letters of the axes of every parameter; {} of a run that is older than their record."""
+        path = self.path / "letters.json"
+        return {k: tuple(v) for k, v in json.loads(path.read_text()).items()} if path.exists() else {}
+
+    def write_letters(self, letters: dict[str, tuple[str | None, ...]]) -> None:
+        """Records them, so that the weights can be put on any mesh without knowing the model."""
+        write_whole(self.path / "letters.json", json.dumps(letters, indent=0))
 
     def results(self) -> dict[str, Any]:
         """The recorded results, `{"entries": []}` when there are none yet."""

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
 from simvlm_jax.core.types import Model
-from simvlm_jax.parallel.mesh import make_mesh, replicated
+from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ def recorded_config(run: RunDir) -> ConfigDict:
     config = run.config()
     config["data"] = {"whole": False, "labels": {"size": 0, "at_least": 1}, **config["data"]}
     config["eval"] = {"suites": {}, **config["eval"]}
+    config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, **config.get("mesh", {})}
     return ConfigDict(config)
 
 
@@ -43,8 +44,8 @@ def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...
     return build({k: v for k, v in config.model.items() if k not in known}, **known)
 
 
-def load_run(path: str | Path, step: int | None = None) -> Loaded:
-    """The best checkpoint of a run (by its metric, else the newest), or that of a step.
+def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
+    """The best checkpoint of a run (by its metric, else the newest), or that of a step, on a mesh (by default all devices).
 
     Raises:
       FileNotFoundError: no run directory, or no checkpoint in it.
@@ -58,8 +59,8 @@ def load_run(path: str | Path, step: int | None = None) -> Loaded:
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
-    mesh = make_mesh()
-    params, extra = checkpoints.restore_weights(chosen, replicated(mesh))
+    mesh = mesh or make_mesh()
+    params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
     labels = run.labels()
     return Loaded(config, tokenizer, labels, build_model(config, tokenizer, labels), params, extra, chosen, mesh)

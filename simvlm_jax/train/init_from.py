@@ -10,7 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simvlm_jax.core.types import Model, TrainState
-from simvlm_jax.parallel.mesh import replicated
+from simvlm_jax.parallel.mesh import placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
 
@@ -35,6 +35,7 @@ def initialiser(
     sources = _records(sources)
 
     def initialise(state: TrainState) -> TrainState:
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
         params = flatten_dict(state.params, sep="/")
         for source in sources:
             loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
@@ -55,8 +56,7 @@ def initialiser(
             params.update({k: v.astype(params[k].dtype) for k, v in loaded.items()})
         if not sources:
             return state
-        placed = jax.device_put(unflatten_dict(params, sep="/"), replicated(mesh))
-        return state._replace(params=placed)
+        return state._replace(params=jax.device_put(unflatten_dict(params, sep="/"), places))
 
     return initialise
 
@@ -103,7 +103,8 @@ def _load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> dict[str, Any
     chosen = checkpoints.latest_step() if step is None else step
     if chosen is None:
         raise FileNotFoundError(f"init_from: {path} has no checkpoint")
-    return flatten_dict(checkpoints.restore_weights(chosen, replicated(mesh))[0], sep="/")
+    place = placement(mesh, RunDir(path).letters())
+    return flatten_dict(checkpoints.restore_weights(chosen, place)[0], sep="/")
 
 
 def _renamed(params: dict[str, Any], rules: Sequence[tuple[str, str | None]]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.progress import Progress
 from simvlm_jax.train.optimizer import averaged
-from simvlm_jax.train.state import prepare_state
-from simvlm_jax.train.step import make_train_step
+from simvlm_jax.train.state import prepare
 
 
 class Interrupted(Exception):
@@ -63,13 +62,12 @@ def train(
     """
     # ---- state: fresh or restored --------------------------------------------------------------------------------
     first = pipeline.batch(0)
-    make, restart_optimizer, abstract, tx, flags = prepare_state(
-        model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable
-    )
+    ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)
+    run.write_letters(ready.letters)
     resumed = checkpoints.latest_step()
 
     def state_of(step: int | None) -> TrainState:
-        return restart_optimizer(initialise(make())) if step is None else checkpoints.restore(step, abstract)
+        return ready.restart(initialise(ready.make())) if step is None else checkpoints.restore(step, ready.abstract)
 
     state = state_of(resumed)
     step = resumed or 0
@@ -79,7 +77,7 @@ def train(
         progress.say(f"continuing {run.path} from step {resumed}")
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
-    train_step = jax.jit(make_train_step(model, tx, flags, schedule.accumulate), donate_argnums=0)
+    train_step = ready.step(schedule.accumulate)
     flops, peak = model.train_flops(first) * jax.process_count(), peak_flops() * mesh.size
     images = len(first["image"]) * jax.process_count() if "image" in first else 0
     stop = _StopSignal()

@@ -1,21 +1,63 @@
-"""The train state: fresh, abstract (shapes and shardings), and split into trainable and frozen."""
+"""What a training run is made of before it has data: its state, in shapes and places, and its compiled step."""
 
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
+from simvlm_jax.core.layout import with_layout
 from simvlm_jax.core.trees import match
 from simvlm_jax.core.types import Batch, Model, TrainState
-from simvlm_jax.parallel.mesh import replicated
+from simvlm_jax.parallel.mesh import Letterbook, layout_of, letters_of, placed, replicated
 from simvlm_jax.train.optimizer import Optimizer
-from simvlm_jax.train.step import partition
+from simvlm_jax.train.step import make_train_step, partition
 
 
-def prepare_state(
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model and an optimizer on a mesh.
+
+    abstract: the state's shapes, dtypes and shardings. letters: of every parameter. flags: which parameters train.
+    """
+
+    model: Model
+    mesh: jax.sharding.Mesh
+    tx: optax.GradientTransformation
+    abstract: TrainState
+    letters: Letterbook
+    flags: dict[str, Any]
+    _fresh: Callable[[], TrainState]
+
+    def make(self) -> TrainState:
+        """A fresh state, made where it lies: no device and no host ever holds more than its shards."""
+        return jax.jit(self._fresh, out_shardings=self._shardings())()
+
+    def restart(self, state: TrainState) -> TrainState:
+        """The state with an optimizer that begins anew, for parameters that were put into it."""
+
+        def restarted(state: TrainState) -> TrainState:
+            return state._replace(opt=self.tx.init(partition(state.params, self.flags)[0]))
+
+        return jax.jit(restarted, out_shardings=self._shardings())(state)
+
+    def step(self, accumulate: int = 1) -> Any:
+        """The jitted `(state, batch) -> (state, measurements)`; the state given is donated."""
+        function = make_train_step(self.model, self.tx, self.flags, accumulate)
+        return jax.jit(
+            with_layout(layout_of(self.mesh), function),
+            donate_argnums=0,
+            out_shardings=(self._shardings(), replicated(self.mesh)),
+        )
+
+    def _shardings(self) -> Any:
+        return jax.tree.map(lambda a: a.sharding, self.abstract)
+
+
+def prepare(
     model: Model,
     optimizer: Optimizer,
     batch: Batch,
@@ -24,33 +66,22 @@ def prepare_state(
     seed: int,
     steps: int,
     trainable: Sequence[tuple[str, bool]] = (),
-) -> tuple[
-    Callable[[], TrainState], Callable[[TrainState], TrainState], TrainState, optax.GradientTransformation, dict
-]:
-    """(make, restart, abstract, tx, flags): how to make a fresh state, how to start the optimizer anew for parameters that
-    were put into one, the state's shapes and shardings, the optimizer, and which parameters train."""
+) -> Prepared:
+    """All of a run that shapes decide; `batch` is of any kind that has them. Nothing is computed."""
 
     def params_and_extra(key):
         params, extra = model.init(key, batch)
-        return nn.unbox(params), extra
+        return nn.unbox(params), nn.unbox(extra)
 
-    shapes, _ = jax.eval_shape(params_and_extra, jax.random.key(0))
+    boxed, _ = jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))
+    shapes, letters = nn.unbox(boxed), letters_of(boxed)
     flags = match(shapes, list(trainable), True, "train.trainable")
     tx = optimizer.make(shapes, steps, flags)
 
     def fresh() -> TrainState:
         init_key, state_key = jax.random.split(jax.random.key(seed))
         params, extra = params_and_extra(init_key)
-        return TrainState(
-            jax.numpy.zeros((), jax.numpy.int32), params, tx.init(partition(params, flags)[0]), extra, state_key
-        )
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(partition(params, flags)[0]), extra, state_key)
 
-    def restarted(state: TrainState) -> TrainState:
-        return state._replace(opt=tx.init(partition(state.params, flags)[0]))
-
-    sharding = replicated(mesh)
-    abstract: Any = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), jax.eval_shape(fresh)
-    )
-    jitted = functools.partial(jax.jit, out_shardings=sharding)
-    return jitted(fresh), jitted(restarted), abstract, tx, flags
+    abstract: Any = placed(mesh, letters, jax.eval_shape(fresh))
+    return Prepared(model, mesh, tx, abstract, letters, flags, fresh)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simvlm_jax.core.layout import platform
 from simvlm_jax.core.types import Batch, Model, Term, Terms, TrainState
 
 
@@ -99,7 +100,7 @@ def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | Non
 
     unroll: by default on CPU, where XLA runs convolutions in a loop many times slower (benchmarks/accumulate.md).
     """
-    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
+    unroll = platform() == "cpu" if unroll is None else unroll
 
     def look(inputs):  # what every micro-batch must know of the others; for a model without features the counts alone
         features, terms, _ = per_example(trainable, *inputs)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simvlm_jax.core.layout import with_layout
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
@@ -15,7 +16,7 @@ from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.models import simvlm
 from simvlm_jax.models.simvlm import SimVLM, prefix_layout, span_layout
 from simvlm_jax.nn.sizes import Compute
-from simvlm_jax.parallel.mesh import make_mesh, place_batch, replicated
+from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
 from simvlm_jax.train.step import accumulated, split
 
 V = Vocabulary(size=50, length=12)
@@ -193,14 +194,24 @@ def test_scan_and_remat_change_nothing(text_batch, float64):
         equal(expected, run(dataclasses.replace(compute, dtype="float64")))
 
 
-def test_one_device_is_eight_and_eight_parts_are_the_whole(text_batch, float64):
+def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float64):
+    """Data parallel, FSDP, tensor parallel and their products; kept whole or not, rematerialised or not."""
     model, params, batch = make(text_batch, rows=16, compute=Compute("float64"))
-    everything = jax.jit(jax.value_and_grad(lambda p, b: loss_of(model, p, b)))
-    values = [
-        jax.device_get(everything(jax.device_put(params, replicated(mesh)), place_batch(mesh, batch)))
-        for mesh in (make_mesh(jax.devices()[:1]), make_mesh())
-    ]
-    equal(*values)
+    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    book = letters_of(boxed)
+
+    def on(mesh, model):
+        everything = jax.jit(
+            with_layout(layout_of(mesh), jax.value_and_grad(lambda p, b: loss_of(model, p, b))),
+        )
+        shardings = jax.tree.map(lambda a: a.sharding, placed(mesh, book, params))
+        loss, grads = everything(jax.device_put(params, shardings), place_batch(mesh, batch))
+        return jax.device_get((loss, grads))
+
+    values = [on(make_mesh(jax.devices()[:1]), model)]
+    rematerialised = dataclasses.replace(model, compute=Compute("float64", remat="full"))
+    for sizes, same in (((8, 1, 1), model), ((2, 4, 1), model), ((2, 2, 2), model), ((1, 4, 2), rematerialised)):
+        equal(values[0], on(make_mesh(None, *sizes), same))
 
     def per_example(p, micro, rng):
         return model.per_example(p, {}, micro, rngs=rng, step=0, train=False)

@@ -12,6 +12,7 @@ from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_f
 from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import GroupNorm, LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D, resize_grid, resize_relative
+from simvlm_jax.nn.sizes import Compute
 
 B, T, S, H, K = 2, 5, 7, 3, 4
 
@@ -172,7 +173,7 @@ def test_strides_never_pass_the_patch(stages, patch, strides):
     ],
 )
 def test_stem_gives_a_token_a_patch_and_flops_agree_with_the_compiler(size):
-    layer = ConvStem(size, 24, 16, jnp.float32)
+    layer = ConvStem(size, 24, 16, Compute("float32"))
     image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     params = jax.eval_shape(layer.init, jax.random.key(0), image)
     compiled = jax.jit(layer.apply).lower(params, image).compile()
