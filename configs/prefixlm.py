@@ -64,7 +64,7 @@ def paper(size: str):
     config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), smallest=0.5)
     config.data.documents.batch_size = 512
     config.data.threads = 16
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.fsdp = 8
     config.text.update(vocabulary=32_000, length=256, corpus=10_000_000)
     config.optimizer.update(learning_rate=5e-4, b1=0.9, b2=0.999, schedule="linear", warmup=0.02, weight_decay=0.01)
     config.train.update(steps=1_000_000, batch_size=4096)

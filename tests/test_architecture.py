@@ -159,7 +159,7 @@ def test_an_unknown_field_lists_the_fields():
         "import simvlm_jax",
         "from simvlm_jax.cli import main; main(['--help'])",
         "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
-        "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep",
+        "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep, simvlm_jax.cli.plan",
     ],
 )
 def test_light_imports(code):

@@ -149,7 +149,10 @@ def make_pipeline(
     record: Any = None,
     mine: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
-    """The training pipeline (of one host: see Pipeline): `train.batch_size` image rows and `data.documents.batch_size` text-only rows a batch."""
+    """The training pipeline (of one host: see Pipeline).
+
+    A batch has `train.batch_size` image rows and `data.documents.batch_size` text-only rows.
+    """
     data, seed = config.data, config.seed
     assert isinstance(seed, int)
     steps = [build(t, tokenizer=tokenizer, labels=labels) for t in data.train.transforms]

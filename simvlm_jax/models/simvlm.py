@@ -75,6 +75,7 @@ class Network(nn.Module):
         D = encoder.width
         init = nn.initializers.normal(D**-0.5)
         self.embedding = self.param("embedding", nn.with_logical_partitioning(init, ("V", "D")), (m.rows, D))
+        self.table = in_use(self.embedding, "VD")  # gathered once, so that its gradient is summed once
         positions = nn.with_logical_partitioning(init, (None, "D"))
         self.image_position = self.param("image_position", positions, (m.grid[0] * m.grid[1], D))
         self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))
@@ -99,7 +100,7 @@ class Network(nn.Module):
         dtype = m.compute.activation_dtype
         scale = jnp.asarray(self.embedding.shape[1] ** 0.5, dtype)  # unit variance, as image tokens have
         # looked up before the cast, so that the gradient of a row is summed in float32
-        pieces = in_use(self.embedding, "VD")[tokens]
+        pieces = self.table[tokens]
         places = in_use(self.text_position, (None, "D"))[positions]
         text = constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
         if image is None:
@@ -179,7 +180,7 @@ class Network(nn.Module):
     def logits(self, x):
         """[B,T,D] -> [B,T,V] in fp32 (or wider), by the transposed input embedding."""
         x = self.decoder_norm(x)
-        table, precise = in_use(self.embedding, "VD", x.dtype), statistics_dtype(x.dtype)
+        table, precise = self.table.astype(x.dtype), statistics_dtype(x.dtype)
         return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise), "BTV")
 
     def step(self, tokens, positions, slots, shared_masks, cache, context=None):

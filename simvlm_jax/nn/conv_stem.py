@@ -131,24 +131,35 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        kind, root_width = self.size.root
+        root, root_width = self.size.root
         dtype = self.compute.activation_dtype
-        if kind == "conv7":
+        if root == "conv7":
             x = conv(root_width, 7, 2, dtype, "root")(image)
             x = nn.relu(GroupNorm(dtype, name="root_norm")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
-        elif kind == "conv3":
+        elif root == "conv3":
             x = image
             for i, width in enumerate((root_width // 2, root_width)):
                 x = nn.relu(conv(width, 3, 2, dtype, f"root_{i}", bias=True)(x))
         else:
-            raise ValueError(f"conv stem root {kind!r} is not conv7 or conv3")
+            raise ValueError(f"conv stem root {root!r} is not conv7 or conv3")
         strides = stage_strides(len(self.size.widths), self.patch)
-        block = self.compute.rematerialised(Bottleneck if self.size.bottleneck else BasicBlock)
+        scan = self.compute.scan
+        kind = Bottleneck if self.size.bottleneck else BasicBlock
+        block, scanned = self.compute.rematerialised(kind), self.compute.rematerialised(kind, scanned=True)
         for i, (width, depth) in enumerate(zip(self.size.widths, self.size.depths, strict=True)):
-            for j in range(depth):
+            for j in range(min(depth, 1) if scan else depth):
                 stride = strides[i] if j == 0 else 1
                 x = block(width, stride, dtype, self.drop_path, name=f"stage_{i}_block_{j}")(x)
+            if scan and depth > 1:  # all blocks of a stage but the first have one shape
+                rest = nn.scan(
+                    lambda cell, x, _: (cell(x), None),
+                    length=depth - 1,
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True, "dropout": True},
+                    metadata_params={nn.PARTITION_NAME: "L"},
+                )
+                x, _ = rest(scanned(width, 1, dtype, self.drop_path, name=f"stage_{i}_blocks"), x, None)
         return Patches(self.width, self.patch // (4 * math.prod(strides)), dtype, name="project")(x)
 
 

@@ -1,0 +1,83 @@
+"""The shapes of a config's batches, without its data: made-up examples go through the config's own transforms."""
+
+import io
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from simvlm_jax.core.types import Batch, Vocabulary
+from simvlm_jax.data import assemble
+from simvlm_jax.data.scenes.graph import sample_scene
+from simvlm_jax.data.scenes.tasks import CURTAINS
+from simvlm_jax.text.tokenizer import Tokenizer
+
+
+class StandIn:
+    """A tokenizer whose texts are one piece: shapes do not depend on what a text says."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        return [self.vocabulary.size - 1]
+
+
+class _MadeUp:
+    """One example with every field that a transform may ask for."""
+
+    def __init__(self, side: int, images: int, answer: str):
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(file, "PNG")
+        picture = {"images": [file.getvalue()] * images} if images > 1 else {"image": file.getvalue()}
+        texts = dict.fromkeys(assemble.TEXT_FIELDS, "text") | {"answer": answer, "label": answer}
+        seen = {"scene": sample_scene(np.random.default_rng(0), 1).to_json(), "curtain": next(iter(CURTAINS))}
+        self._example = {"key": "made up", "captions": ["text"], **texts, **picture, **seen}
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._example
+
+    def key(self, index: int) -> str:
+        return "made up"
+
+
+def stand_in_tokenizer(config: ConfigDict) -> Any:
+    """A tokenizer with the vocabulary and text length that a run of the config would have.
+
+    Where the config leaves either to the data or to a file, that is read.
+    """
+    text = config.text
+    if text.model or not text.length:
+        images, documents = assemble.train_source(config), assemble.documents_source(config)
+        found: Tokenizer = assemble.make_tokenizer(config, images, documents)
+        return StandIn(found.vocabulary)
+    return StandIn(Vocabulary(text.vocabulary, text.length))
+
+
+def stand_in_labels(config: ConfigDict) -> tuple[str, ...]:
+    """As many answers as a run of the config would have at most."""
+    return tuple(f"answer {i}" for i in range(config.data.labels.size))
+
+
+def abstract_batch(config: ConfigDict, tokenizer: Any, labels: tuple[str, ...]) -> Batch:
+    """The global batch of a config as ShapeDtypeStructs."""
+    import jax
+
+    one = ConfigDict(config.to_dict())
+    rows, documents = config.train.batch_size, config.data.documents.batch_size
+    one.train.batch_size, one.data.train.cache = 1, False
+    one.data.documents.batch_size = min(documents, 1)
+    images = config.model.get("images", 1)
+    source: Any = _MadeUp(config.data.image_size, images, labels[0] if labels else "text")
+    batch = assemble.make_pipeline(one, tokenizer, labels, source, source if documents else None).batch(0)
+
+    def shapes(group: Batch, n: int) -> Batch:
+        return {k: jax.ShapeDtypeStruct((n, *v.shape[1:]), v.dtype) for k, v in group.items()}
+
+    whole = shapes({k: v for k, v in batch.items() if k != "documents"}, rows)
+    return {**whole, "documents": shapes(batch["documents"], documents)} if documents else whole

@@ -1,0 +1,227 @@
+"""What a training step costs on a machine that need not be here: compiled for it, then read."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simvlm_jax.core.flops import count_flops
+from simvlm_jax.core.layout import compiled_for
+from simvlm_jax.core.types import Batch, Model
+from simvlm_jax.parallel.mesh import by_row, make_mesh, row_shards
+from simvlm_jax.parallel.program import Collective, Program
+from simvlm_jax.parallel.targets import Target
+from simvlm_jax.train.optimizer import Optimizer
+from simvlm_jax.train.state import Prepared, prepare
+from simvlm_jax.train.step import merge, partition
+
+_UNITS = {"": 1, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The cost of one step. Bytes and FLOPs are of one device; times in seconds.
+
+    memory: by kind. "activations" are what the backward pass keeps, as traced; "temporaries" the rest of what the compiler
+    allots while it runs. seconds: of computing, of memory traffic and of links, each alone and at its best; the longest
+    binds. What is missing of a program that does not fit is None.
+    """
+
+    target: str
+    mesh: dict[str, int]
+    accumulate: int
+    remat: str
+    fits: bool
+    bytes_per_device: float
+    hbm_bytes: float
+    memory: dict[str, float]
+    flops_per_device: float
+    model_flops_per_device: float
+    bytes_accessed_per_device: float | None
+    collectives: list[dict[str, Any]] | None
+    seconds: dict[str, float] | None
+    step_time_estimate_s: float | None
+    bound_by: str | None
+    compile_s: float
+    compiled_as: str
+    whole: list[str] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+
+def plan_step(
+    model: Model,
+    optimizer: Optimizer,
+    batch: Batch,
+    target: Target,
+    sizes: dict[str, int],
+    *,
+    steps: int,
+    accumulate: int = 1,
+    remat: str = "",
+    trainable: Sequence[tuple[str, bool]] = (),
+    effort: str = "full",
+) -> Plan:
+    """Compiles the very step that training runs for `target`; batch: shapes of the global batch.
+
+    effort: of TPU's compiler, "full" or "low".
+
+    Raises:
+      ValueError: mesh or batch do not divide.
+    """
+    began = time.perf_counter()
+    devices = target.devices()
+    mesh, figures = make_mesh(devices, **sizes), target.figures(devices)
+    rows = _placed_rows(batch, mesh, accumulate)
+    options: Any = {"exec_time_optimization_effort": -1.0} if (target.platform, effort) == ("tpu", "low") else None
+    with compiled_for(target.platform):
+        ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
+        step = ready.step(accumulate)
+        flops = count_flops(step, ready.abstract, rows) / mesh.size
+        kept = _activations(ready, rows, accumulate)
+        lowered = step.lower(ready.abstract, rows)
+        try:
+            compiled, error = lowered.compile(compiler_options=options), None
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e) and "memory" not in str(e).lower():
+                raise
+            compiled, error = None, str(e)
+    memory = _held(ready, rows)
+    held = sum(memory.values())
+    common: dict[str, Any] = dict(
+        target=target.name,
+        mesh=dict(mesh.shape),
+        accumulate=accumulate,
+        remat=remat,
+        hbm_bytes=figures.hbm,
+        flops_per_device=flops,
+        model_flops_per_device=model.train_flops(batch) / mesh.size,
+        compile_s=time.perf_counter() - began,
+        compiled_as=devices[0].platform,
+        whole=_unsplit(ready),
+    )
+    if compiled is None:
+        temporaries, available = _out_of_memory(error or "", held)
+        memory |= {"activations": kept, "temporaries": max(temporaries - kept, 0.0)}
+        return Plan(
+            **{**common, "hbm_bytes": available or figures.hbm}, fits=False, bytes_per_device=sum(memory.values()),
+            memory=memory, bytes_accessed_per_device=None, collectives=None, seconds=None, step_time_estimate_s=None,
+            bound_by=None, error=(error or "").splitlines()[0],
+        )  # fmt: skip
+    stats: Any = compiled.memory_analysis()
+    program = Program(compiled.as_text(), mesh.size)
+    moved, traffic = program.collectives(), program.traffic()
+    temporaries = stats.temp_size_in_bytes
+    total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    total += temporaries + stats.generated_code_size_in_bytes
+    memory |= {"activations": min(kept, temporaries), "temporaries": max(temporaries - kept, 0.0)}
+    memory["program and outputs"] = max(total - sum(memory.values()), 0.0)
+    seconds = {
+        "compute": flops / (figures.tflops * 1e12),
+        "memory": traffic / figures.hbm_rate,
+        "links": sum(c.received for c in moved) / figures.link_rate,
+    }
+    binding = max(seconds, key=lambda k: seconds[k])
+    return Plan(
+        **common, fits=total <= figures.hbm, bytes_per_device=total, memory=memory, bytes_accessed_per_device=traffic,
+        collectives=_by_kind(moved), seconds=seconds, step_time_estimate_s=seconds[binding], bound_by=binding,
+    )  # fmt: skip
+
+
+def kept_bytes(
+    model: Model,
+    optimizer: Optimizer,
+    batch: Batch,
+    target: Target,
+    sizes: dict[str, int],
+    *,
+    steps: int,
+    accumulate: int = 1,
+    trainable: Sequence[tuple[str, bool]] = (),
+) -> float:
+    """The least a device must hold, state, batch and activations, without compiling anything."""
+    mesh = make_mesh(target.devices(), **sizes)
+    rows = _placed_rows(batch, mesh, accumulate)
+    with compiled_for(target.platform):
+        ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
+        return sum(_held(ready, rows).values()) + _activations(ready, rows, accumulate)
+
+
+def _placed_rows(batch: Batch, mesh: jax.sharding.Mesh, accumulate: int) -> Batch:
+    for a in jax.tree.leaves(batch):
+        if a.shape[0] % (row_shards(mesh) * accumulate):
+            raise ValueError(
+                f"{a.shape[0]} rows do not divide over {row_shards(mesh)} shards x {accumulate} micro-batches; change "
+                "config.train.batch_size, config.data.documents.batch_size, config.train.accumulate or config.mesh"
+            )
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=by_row(mesh)), batch)
+
+
+def _held(ready: Prepared, rows: Batch) -> dict[str, float]:
+    """Bytes a device holds all the time, by kind."""
+    return {
+        "parameters": _shard_bytes(ready.abstract.params),
+        "optimizer": _shard_bytes(ready.abstract.opt),
+        "other state": _shard_bytes((ready.abstract.extra, ready.abstract.rng)),
+        "batch": _shard_bytes(rows),
+    }
+
+
+def _activations(ready: Prepared, batch: Batch, accumulate: int) -> float:
+    """Bytes a device keeps for the backward pass of one micro-batch: what jax saves, less the parameters themselves."""
+    micro = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0] // accumulate, *a.shape[1:]), a.dtype), batch)
+    trainable, frozen = partition(ready.abstract.params, ready.flags)
+
+    def pullback(trainable, frozen, extra, micro):
+        def half(trainable):
+            params = merge(trainable, frozen)
+            features, terms, _ = ready.model.per_example(params, extra, micro, rngs=rng, step=0, train=True)
+            return features, terms
+
+        rng = jax.random.key(0)
+        return jax.vjp(half, trainable)[1]
+
+    saved = jax.tree.leaves(jax.eval_shape(pullback, trainable, frozen, ready.abstract.extra, micro))
+    weights = {a.shape for a in jax.tree.leaves(ready.abstract.params)}
+    bytes_ = sum(a.size * a.dtype.itemsize for a in saved if a.shape not in weights)
+    return bytes_ / row_shards(ready.mesh)
+
+
+def _shard_bytes(tree: Any) -> float:
+    leaves = [a for a in jax.tree.leaves(tree) if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]
+    return float(sum(np.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves))
+
+
+def _unsplit(ready: Prepared) -> list[str]:
+    """Parameters of four mebibytes or more that every device holds whole although the mesh has an axis to split them."""
+    shape = ready.mesh.shape
+    if shape["fsdp"] * shape["tensor"] == 1:
+        return []
+    leaves = jax.tree_util.tree_leaves_with_path(ready.abstract.params)
+    big = [(p, a) for p, a in leaves if a.size * a.dtype.itemsize >= 2**22 and a.sharding.is_fully_replicated]
+    return ["/".join(str(k.key) for k in p) + f" {list(a.shape)}" for p, a in big]
+
+
+def _by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
+    """Collectives of one kind and group together: how many a step, their bytes, and what a device receives."""
+    out: dict[tuple[str, int], dict[str, Any]] = {}
+    for c in moved:
+        row = out.setdefault((c.kind, c.group), dict(kind=c.kind, group=c.group, count=0, bytes=0.0, received=0.0))
+        row["count"] += int(c.times)
+        row["bytes"] += c.bytes * c.times
+        row["received"] += c.received
+    return sorted(out.values(), key=lambda r: -r["received"])
+
+
+def _out_of_memory(message: str, held: float) -> tuple[float, float]:
+    """(bytes of temporaries, bytes there are) in the compiler's own words; 0 for what it does not say.
+
+    It speaks either of temporaries alone or of all that it would use, which includes what is `held` anyway.
+    """
+    found = [float(n) * _UNITS[u] for n, u in re.findall(r"([\d.]+)([KMGT])i?B?\b", message)][:2]
+    needed, available = [*found, 0.0, 0.0][:2]
+    return (needed if "temporaries" in message else max(needed - held, 0.0)), available
