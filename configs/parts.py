@@ -47,6 +47,7 @@ def base() -> ConfigDict:
             ),
             text=dict(model=config_dict.placeholder(str), vocabulary=320, length=0, corpus=10_000),
             mesh=dict(data=-1, fsdp=1, tensor=1),
+            hosts=dict(patience=60.0, late=30.0),
             optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
             train=dict(steps=1000, batch_size=64, accumulate=1, retries=2, trainable=(), init_from=()),
             eval=dict(every=0, examples=0, batch_size=100, suites=dict(captions=captioning())),

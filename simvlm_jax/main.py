@@ -1,7 +1,8 @@
 """The entry point: `python -m simvlm_jax.main --config configs/prefixlm.py [--config.FIELD=VALUE ...] [--workdir DIR]`.
 
-Builds what the config names and hands it to the loop. Exit codes: 0 done, 75 interrupted (state saved, the same command
-continues), 1 an error.
+Builds what the config names and hands it to the loop. On SLURM, Kubernetes and TPU pods, and under `launch/local.py`, the
+processes of a job join to one run. Exit codes: 0 done, 75 interrupted (state saved, the same command continues), 76 another
+process was lost (the same command continues), 1 an error.
 """
 
 import functools
@@ -15,24 +16,52 @@ EXIT_INTERRUPTED = 75
 
 
 def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
-    """Trains (or only evaluates) a config in a run directory, and leaves results and the page there."""
+    """Trains (or only evaluates) a config in a run directory, and leaves results and the page there.
+
+    Of several processes (see parallel.hosts) each calls this; if one is lost, the others name it and end.
+    """
+    import jax
+
+    from simvlm_jax.parallel.hosts import Heart, leave
+    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.train.loop import Interrupted
+
+    directory = RunDir(workdir, jax.process_index())
+    heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
+    try:
+        _run(config, directory, variant, mode == "train", heart)
+    except jax.errors.JaxRuntimeError as e:
+        if heart.count == 1:
+            raise
+        lost = heart.lost()  # a collective fails at once where a peer is gone, and does not say which
+        leave(f"error: {lost or str(e).splitlines()[0]}; the same command continues, with any number of processes")
+    except (Interrupted, KeyboardInterrupt):
+        heart.end("stopped")
+        raise
+    except BaseException as e:
+        heart.end(f"{type(e).__name__}: {e}")
+        raise
+    heart.end("finished")
+
+
+def _run(config, directory, variant: str, training: bool, heart) -> None:
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples
+    from simvlm_jax.parallel.hosts import one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
-    from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import build_model
     from simvlm_jax.text.tokenizer import Tokenizer
     from simvlm_jax.train.init_from import initialiser, tokenizer_of
     from simvlm_jax.train.loop import Schedule, train
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if not directory.process:
+            print(text, file=sys.stderr, flush=True)
 
-    directory = RunDir(workdir)
-    training = mode == "train"
+    # ---- what is there -------------------------------------------------------------------------------------------
     if not training:
         directory.config()  # an error where there is no run
         if not directory.begun:
@@ -41,26 +70,37 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     if training and directory.results().get("trained") == config.train.steps:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
         return
+    mesh = make_mesh(**config.mesh)
 
+    # ---- data, tokenizer and answers: made by one process, read by the others --------------------------------------
     say("data ...")
+    heart.at("data")
     begun = directory.begun
     origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
-    images, documents = assemble.train_source(config), assemble.documents_source(config)
-    sources = assemble.eval_sources(config)
-    if begun:
-        tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
-    else:
-        if origin and not config.text.model:
-            say(f"the tokenizer is that of {origin.parent}, as the weights are")
-        tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
-        labels = assemble.make_labels(config, images)
+    with one_first("data") as first_process:
+        images, documents = assemble.train_source(config), assemble.documents_source(config)
+        sources = assemble.eval_sources(config)
+        moved = directory.moved() if training else []
+        if begun or not first_process:
+            tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
+        else:
+            if origin and not config.text.model:
+                say(f"the tokenizer is that of {origin.parent}, as the weights are")
+            tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
+            labels = assemble.make_labels(config, images)
+        if training:
+            directory.start(config, variant)
+        if training and first_process and not begun:
+            directory.write_labels(labels)
+            tokenizer.save(directory.tokenizer)
 
-    mesh = make_mesh(**config.mesh)
+    # ---- training ------------------------------------------------------------------------------------------------
     model = build_model(config, tokenizer, labels)
     e, keep = config.eval, config.checkpoint
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=e.batch_size, seed=config.seed)
     suites = {name: build(suite, tokenizer=tokenizer, labels=labels) for name, suite in e.suites.items()}
     pixels = assemble.eval_pixels(config)
+    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
     if training:
         mine = functools.partial(rows_of_process, mesh)
         pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, mine)
@@ -75,18 +115,11 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             now = engine.with_weights(params, extra)
             return first.outcome(now, first.answers(now, examples)).scores
 
-        moved = directory.moved()
-        directory.start(config, variant)
-        if not begun:
-            directory.write_labels(labels)
-            tokenizer.save(directory.tokenizer)
         pipeline.batch(0)
         for cut in pipeline.told_of_cuts():
             say(f"{cut} at {tokenizer.vocabulary.length} pieces, in the first batch; raise config.text.length")
         if moved:
             say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(moved))
-    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
-    if training:
         say(
             f"{len(images)} images, {len(documents or ())} documents, {tokenizer.vocabulary.size} pieces; compiling ..."
         )
@@ -110,15 +143,19 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
             threads=config.data.threads,
             initialise=initialiser(model, tokenizer.sha256, labels, config.train.init_from, mesh),
             evaluate=validate,
+            heart=heart,
         )
         for cut in pipeline.told_of_cuts():
             say(f"{cut} at {tokenizer.vocabulary.length} pieces, in this training")
+
+    # ---- scores and the page -------------------------------------------------------------------------------------
     step = checkpoints.best_step()
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     if not training or step != config.train.steps:
         params, extra = checkpoints.restore_weights(step, placement(mesh, directory.letters()))
     say(f"evaluating step {step} ...")
+    heart.at("eval", step)
     evaluate_run(
         directory,
         engine.with_weights(params, extra),
@@ -198,6 +235,9 @@ def main(argv: list[str] | None = None) -> None:
         name = Path(file).stem + (f"-{variant}" if variant else "")
         setup_xla()
         setup_jax()
+        from simvlm_jax.parallel.hosts import join, leave
+
+        join(config_flag.value.hosts.patience)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the training loop has its own
         try:
             run(config_flag.value, workdir.value or f"runs/{name}", f"{Path(file).stem}:{variant}", mode.value)
@@ -207,6 +247,10 @@ def main(argv: list[str] | None = None) -> None:
         except (ValueError, OSError, NonFiniteLoss) as e:
             if os.environ.get("SIMVLM_TRACEBACK"):
                 raise
+            import jax
+
+            if jax.process_count() > 1:
+                leave(f"error: {e}", 1)
             print(f"error: {e}", file=sys.stderr)
             sys.exit(1)
 

@@ -95,6 +95,11 @@ class Pipeline:
     def _part_seed(self, part: Part) -> int:
         return zlib.crc32(f"{self.seed}/{part.name}".encode())
 
+    @property
+    def share(self) -> float:
+        """Which part of the global batch this host makes."""
+        return sum(map(len, self._mine.values())) / sum(p.rows for p in self.parts)
+
     def batch(self, step: int) -> Batch:
         """This host's rows of the batch of a step, as numpy arrays."""
         groups: dict[str, list[dict[str, Any]]] = {}

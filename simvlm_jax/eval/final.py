@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -170,55 +169,59 @@ def _section(title: str, engine: Engine, examples: Examples, outcome: Outcome) -
     items = outcome.items
     spread = items[:: -max(len(items) // CARDS, 1)][:CARDS]  # from the last on: in `scenes` those hold the most objects
     worst = sorted((i for i in items if i.badness > 0), key=lambda i: -i.badness)[:MISTAKES]
-    return Section(
-        title,
-        [_card(item, engine, examples) for item in spread],
-        [_card(item, engine, examples) for item in worst],
-        outcome.confusion,
-    )
+    cards = _cards([*spread, *worst], engine, examples)
+    return Section(title, cards[: len(spread)], cards[len(spread) :], outcome.confusion)
 
 
-def _card(item: Item, engine: Engine, examples: Examples) -> Card:
-    """An item for the page, with the attention of every word where the model can show it."""
-    images = examples.image(item.example["index"]) if examples.pictured else np.zeros((0, 1, 1, 3), np.uint8)
-    return Card(
-        key=str(item.example["key"]),
-        images=[_png(image) for image in images],
-        said=item.answer.text,
-        asked=item.asked,
-        references=list(item.truth),
-        claims=list(item.claims),
-        right=item.right,
-        words=[] if item.asked or len(images) != 1 else _attention(item.answer.text, images, engine),
-        n_best=list(item.answer.n_best) if len(item.answer.n_best) > 1 else [],
-    )
+def _cards(items: list[Item], engine: Engine, examples: Examples) -> list[Card]:
+    """Items for the page, with the attention of every word where the model can show it."""
+    pictures = [
+        examples.image(i.example["index"]) if examples.pictured else np.zeros((0, 1, 1, 3), np.uint8) for i in items
+    ]
+    looking = [n for n, i in enumerate(items) if not i.asked and len(pictures[n]) == 1]
+    words = _attention([items[n].answer.text for n in looking], [pictures[n] for n in looking], engine)
+    shown = dict(zip(looking, words, strict=True))
+    return [
+        Card(
+            key=str(item.example["key"]),
+            images=[_png(image) for image in pictures[n]],
+            said=item.answer.text,
+            asked=item.asked,
+            references=list(item.truth),
+            claims=list(item.claims),
+            right=item.right,
+            words=shown.get(n, []),
+            n_best=list(item.answer.n_best) if len(item.answer.n_best) > 1 else [],
+        )
+        for n, item in enumerate(items)
+    ]
 
 
-def _attention(said: str, images: np.ndarray, engine: Engine) -> list[tuple[str, list[list[float]]]]:
+def _attention(said: list[str], images: list[np.ndarray], engine: Engine) -> list[list[tuple[str, list[list[float]]]]]:
+    """For every text its words, each with the map of where the model looks while it says it."""
     attention = engine.model.capabilities().get("attention")
-    ids = engine.tokenizer.encode(said)[: engine.vocabulary.length]
-    if attention is None or not ids:
-        return []
-    text = np.zeros((1, engine.vocabulary.length), np.int32)
-    text[0, : len(ids)] = ids
-    mask = np.arange(text.shape[1])[None] < len(ids)
-    rows = {"image": images[None], "text": text, "text_mask": mask}
-    weights = np.asarray(_jitted(attention)(engine.params, engine.extra, rows))[0]
+    if attention is None or not said:
+        return [[] for _ in said]
+    length = engine.vocabulary.length
+    ids = [engine.tokenizer.encode(s)[:length] for s in said]
+    text = np.full((len(ids), length), engine.vocabulary.pad, np.int32)
+    for row, own in zip(text, ids, strict=True):
+        row[: len(own)] = own
+    mask = np.arange(length) < np.array([len(own) for own in ids])[:, None]
+    weights = engine.over("attention", attention, {"image": np.stack(images), "text": text, "text_mask": mask})
+    return [_words(engine.tokenizer.pieces(own), w) for own, w in zip(ids, weights, strict=True)]
+
+
+def _words(pieces: list[str], weights: np.ndarray) -> list[tuple[str, list[list[float]]]]:
+    """Pieces and where each looks [T,P] as words; a word looks where any of its pieces does."""
     side = round(weights.shape[-1] ** 0.5)
     words: list[tuple[str, np.ndarray]] = []
-    for piece, row in zip(engine.tokenizer.pieces(ids), weights[: len(ids)], strict=True):
+    for piece, row in zip(pieces, weights[: len(pieces)], strict=True):
         if piece.startswith(" ") or not words:
             words.append((piece.strip(), row))
         else:
             words[-1] = (words[-1][0] + piece, np.maximum(words[-1][1], row))
     return [(w, (r / max(r.max(), 1e-9)).reshape(side, side).round(2).tolist()) for w, r in words if w]
-
-
-_compiled: dict[Any, Any] = {}
-
-
-def _jitted(f):
-    return _compiled.setdefault(f, jax.jit(f))
 
 
 def _png(pixels: np.ndarray) -> bytes:

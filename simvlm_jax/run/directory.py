@@ -11,15 +11,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-MAY_CHANGE = ("train.steps", "data.quarantine", "mesh.", "eval.", "log.")
+MAY_CHANGE = ("train.steps", "data.quarantine", "mesh.", "hosts.", "eval.", "log.")
 """Fields of a config that may differ when a run is continued."""
 
 
 class RunDir:
     """A run directory: `config.json`, `metrics.jsonl`, `results.json`, `quarantine.jsonl`, `checkpoints/`, `tokenizer/`."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | Path, process: int = 0):
+        """process: of several that share a run; those other than 0 read it and write nothing but their own quarantine."""
+        self.path, self.process = Path(path).expanduser(), process
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
         self.report = self.path / "report.html"
@@ -50,6 +51,8 @@ class RunDir:
 
     def start(self, config: ConfigDict, variant: str) -> None:
         """Records the config of a run that begins or goes on. What an attempt left that never began goes."""
+        if self.process:
+            return
         if not self.begun:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             (self.path / "labels.json").unlink(missing_ok=True)
@@ -81,7 +84,7 @@ class RunDir:
 
     def write_labels(self, labels: tuple[str, ...]) -> None:
         """Records the answer list, which travels with the weights of the head."""
-        if labels:
+        if labels and not self.process:
             write_whole(self.path / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
 
     def letters(self) -> dict[str, tuple[str | None, ...]]:
@@ -91,7 +94,8 @@ class RunDir:
 
     def write_letters(self, letters: dict[str, tuple[str | None, ...]]) -> None:
         """Records them, so that the weights can be put on any mesh without knowing the model."""
-        write_whole(self.path / "letters.json", json.dumps(letters, indent=0))
+        if not self.process:
+            write_whole(self.path / "letters.json", json.dumps(letters, indent=0))
 
     def results(self) -> dict[str, Any]:
         """The recorded results, `{"entries": []}` when there are none yet."""
@@ -100,13 +104,14 @@ class RunDir:
 
     def write_results(self, step: int, trained: int, entries: list[dict[str, Any]]) -> None:
         """Records the scores of the weights of `step`; `trained` is the last step the run has done."""
-        write_whole(
-            self.path / "results.json", json.dumps({"step": step, "trained": trained, "entries": entries}, indent=1)
-        )
+        record = {"step": step, "trained": trained, "entries": entries}
+        if not self.process:
+            write_whole(self.path / "results.json", json.dumps(record, indent=1))
 
     def quarantine(self, row: dict[str, Any]) -> None:
         """Records a bad example, once however often the run is resumed."""
-        path, line = self.path / "quarantine.jsonl", json.dumps(row)
+        own = f"quarantine-{self.process}.jsonl" if self.process else "quarantine.jsonl"
+        path, line = self.path / own, json.dumps(row)
         if not path.exists() or line not in path.read_text().splitlines():
             with path.open("a") as f:
                 f.write(line + "\n")
@@ -122,6 +127,9 @@ class Metrics:
 
     def __init__(self, run: RunDir, resume_step: int):
         """Drops the rows after `resume_step`, also a last line cut short by a crash."""
+        self._file: Any = None
+        if run.process:
+            return
         from tensorboardX import SummaryWriter
 
         self._path = run.path / "metrics.jsonl"
@@ -138,6 +146,8 @@ class Metrics:
         self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # a slice without a claim has no score
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
@@ -146,11 +156,15 @@ class Metrics:
 
     def flush(self) -> None:
         """Puts all rows on the disk; a checkpoint may be written after this."""
+        if self._file is None:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._events.flush()
 
     def close(self) -> None:
+        if self._file is None:
+            return
         self.flush()
         self._file.close()
         self._events.close()

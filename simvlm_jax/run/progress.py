@@ -6,10 +6,10 @@ import time
 
 
 class Progress:
-    """Prints a line a log interval to stderr; on a terminal the line is rewritten in place."""
+    """Prints a line a log interval to stderr; on a terminal the line is rewritten in place. quiet: prints nothing."""
 
-    def __init__(self, total: int):
-        self._total = total
+    def __init__(self, total: int, quiet: bool = False):
+        self._total, self._quiet = total, quiet
         self._live = sys.stderr.isatty()
         self._since = time.perf_counter()
 
@@ -43,9 +43,13 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if self._quiet:
+            return
         print(("\r\033[K" if self._live else "") + text, file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
+        if self._quiet:
+            return
         if self._live:
             print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
         else:
@@ -59,11 +63,13 @@ class Countdown:
         self._what, self._total, self._every = what, total, every
         self._began = self._said = time.perf_counter()
         self._live = sys.stderr.isatty()
+        jax = sys.modules.get("jax")  # what has not loaded it has no other process either
+        self._quiet = jax is not None and jax.process_index() > 0
 
     def at(self, done: int) -> None:
         """`done` of the total are done."""
         now = time.perf_counter()
-        if now - self._said < self._every:
+        if self._quiet or now - self._said < self._every:
             return
         self._said = now
         rate = done / (now - self._began)

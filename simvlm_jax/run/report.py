@@ -42,6 +42,8 @@ class Section:
 
 def write_report(run: RunDir, entries: list[dict[str, Any]], sections: list[Section]) -> None:
     """Writes `report.html` from the run's metrics, its results and what each suite showed."""
+    if run.process:
+        return
     rows = run.rows()
     config = run.config()
     body = [

@@ -11,6 +11,7 @@ import numpy as np
 
 from simvlm_jax.core.types import Model, Term, TrainState
 from simvlm_jax.parallel.devices import peak_flops
+from simvlm_jax.parallel.hosts import Ask, Heart
 from simvlm_jax.parallel.mesh import place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
@@ -53,6 +54,7 @@ def train(
     threads: int = 2,
     initialise: Callable[[TrainState], TrainState] = lambda state: state,
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
+    heart: Heart | None = None,
 ) -> tuple[Any, Any]:
     """Trains to `schedule.steps`, from the newest checkpoint if there is one, and returns (params, extra) to evaluate.
 
@@ -61,7 +63,10 @@ def train(
       NonFiniteLoss: naming the samples of the batch.
     """
     # ---- state: fresh or restored --------------------------------------------------------------------------------
+    heart = heart or Heart(run.path / "hosts")
+    heart.at("data", 0)
     first = pipeline.batch(0)
+    heart.at("compile")
     ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)
     run.write_letters(ready.letters)
     resumed = checkpoints.latest_step()
@@ -72,15 +77,15 @@ def train(
     state = state_of(resumed)
     step = resumed or 0
     metrics = Metrics(run, step)
-    progress = Progress(schedule.steps)
+    progress = Progress(schedule.steps, quiet=run.process > 0)
     if resumed is not None:
         progress.say(f"continuing {run.path} from step {resumed}")
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
     train_step = ready.step(schedule.accumulate)
-    flops, peak = model.train_flops(first) * jax.process_count(), peak_flops() * mesh.size
-    images = len(first["image"]) * jax.process_count() if "image" in first else 0
-    stop = _StopSignal()
+    flops, peak = model.train_flops(first) / pipeline.share, peak_flops() * mesh.size
+    images = round(len(first["image"]) / pipeline.share) if "image" in first else 0
+    stop, asked, stopping = _StopSignal(), Ask(mesh), False
     retries = schedule.retries
     batches = pipeline.iterate(step, schedule.steps, threads)
     waited = _Waited()
@@ -115,8 +120,10 @@ def train(
     speeds: dict[str, float] = {"images_per_s": 0.0, "tokens_per_s": 0.0, "mfu": 0.0, "input_bound": 0.0}
     pace = 0.0
     try:
-        while step < schedule.steps and not stop.asked:
+        while step < schedule.steps and not (stopping := asked.any(stop.asked)):
+            heart.at("data", step)
             batch = waited.next(batches)
+            heart.at("collective" if compiled else "compile", step)
             state, measured = train_step(state, place_batch(mesh, batch))
             step += 1
             if not compiled:  # speeds are those of the steps after it
@@ -130,7 +137,7 @@ def train(
             at_save = at_save or (at_eval and best)  # a score is of use only beside its weights
             checked, pending = (
                 ([pending] if pending else []),
-                Done(step, measured, _tokens(batch) * jax.process_count()),
+                Done(step, measured, round(_tokens(batch) / pipeline.share)),
             )
             if at_eval or at_save:
                 checked, pending = [*checked, pending], None
@@ -157,14 +164,17 @@ def train(
             log(checked)
             scores = None
             if at_eval and evaluate is not None:
+                heart.at("eval", step)
                 with progress.paused():
                     scores = evaluate(averaged(state.params, state.opt), state.extra)
                 metrics.write(step, "validation", scores)
                 progress.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             if at_save:
+                heart.at("checkpoint", step)
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
-        if stop.asked:
+        heart.at("checkpoint", step)
+        if stopping:
             if pending is None or _finite(pending.measured):  # a step that is not pending has been looked at
                 log([pending] if pending else [])
                 metrics.flush()

@@ -1,0 +1,90 @@
+"""N processes of one run on this machine, joined by jax.distributed over loopback.
+
+    python launch/local.py --processes 2 --devices 2 -- --config configs/prefixlm.py --workdir runs/two
+
+What follows `--` goes to `python -m simvlm_jax.main`. On a machine with GPUs give each process its own with --gpus-each.
+Ends with the first exit code that is not 0; Ctrl-C and SIGTERM go to all processes, which agree on a step to stop at.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(index: int, args: argparse.Namespace, port: int) -> dict[str, str]:
+    """What a process gets beside the environment it inherits."""
+    made = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(args.processes),
+        "JAX_PROCESS_ID": str(index),
+    }
+    if args.devices:
+        given = os.environ.get("XLA_FLAGS", "")
+        kept = [f for f in given.split() if "xla_force_host_platform_device_count" not in f]
+        made["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={args.devices}"])
+        made["JAX_PLATFORMS"] = "cpu"
+    if args.gpus_each:
+        first = index * args.gpus_each
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i in range(first, first + args.gpus_each))
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--devices", type=int, default=0, help="CPU devices of a process (0: what the machine has)")
+    parser.add_argument("--gpus-each", type=int, default=0, help="GPUs of a process, in order")
+    parser.add_argument("--grace", type=float, default=120, help="seconds the others have to end once one has failed")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="-- arguments of simvlm_jax.main")
+    args = parser.parse_args()
+    if args.processes < 1:
+        parser.error(f"--processes {args.processes} must be at least 1")
+    command = [sys.executable, "-m", "simvlm_jax.main", *(args.rest[1:] if args.rest[:1] == ["--"] else args.rest)]
+    port = free_port()
+    if args.dry_run:
+        for i in range(args.processes):
+            made = " ".join(f"{k}={shlex.quote(v)}" for k, v in environment(i, args, port).items())
+            print(f"{made} {shlex.join(command)}")
+        return 0
+
+    processes = []
+    for i in range(args.processes):
+        env = {**os.environ, **environment(i, args, port)}
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        threading.Thread(target=copy_lines, args=(i, process.stdout), daemon=True).start()
+        processes.append(process)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: [p.send_signal(got) for p in processes if p.poll() is None])
+
+    failed_at = None
+    while any(p.poll() is None for p in processes):
+        if failed_at is None and any(p.poll() for p in processes):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > args.grace:
+            for p in processes:
+                p.kill()
+        time.sleep(0.1)
+    time.sleep(0.2)  # the last lines
+    return next((p.returncode for p in processes if p.returncode), 0)
+
+
+def copy_lines(index: int, stream) -> None:
+    for line in stream:
+        print(f"[{index}] {line}", end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

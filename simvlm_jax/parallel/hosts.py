@@ -1,0 +1,222 @@
+"""Many processes as one run: joining them, who goes first, agreeing to stop, and knowing which one is late or lost."""
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+EXIT_HOST_LOST = 76
+"""The exit code of a process whose run has lost another one."""
+STAGES = ("start", "data", "compile", "collective", "checkpoint", "eval")
+
+
+def detected() -> dict[str, Any] | None:
+    """The arguments of `jax.distributed.initialize` for the cluster this process is part of; None if it is alone.
+
+    Three variables of `launch/local.py` name a cluster outright; SLURM, Kubernetes and TPU pods are left to jax.
+    """
+    env = os.environ
+    given = [env.get(k) for k in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    if all(given):
+        return {"coordinator_address": given[0], "num_processes": int(given[1] or 0), "process_id": int(given[2] or 0)}
+    slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in env
+    kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or (
+        Path("/dev/accel0").exists() and "TPU_NAME" in env
+    )
+    return {} if slurm or kubernetes or pod else None
+
+
+def join(patience: float) -> None:
+    """Joins the cluster this process is part of, if any; to be called before anything else asks jax for devices."""
+    arguments = detected()
+    if arguments is None or arguments.get("num_processes") == 1:
+        return
+    if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # our own heartbeats speak first, and name what is missing
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=int(max(100, 5 * patience)))
+
+
+@contextlib.contextmanager
+def one_first(name: str) -> Iterator[bool]:
+    """Process 0 does what is inside before the others do; yields whether this is process 0."""
+    lead = jax.process_index() == 0
+    if not lead:
+        _barrier(name)
+    yield lead
+    if lead:
+        _barrier(name)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+class Ask:
+    """A question that all hosts answer at the same step: whether any of them was asked to stop.
+
+    The answer comes one call late, so that no host ever waits for it.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        self._pending: Any = None
+        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._any = jax.jit(lambda x: x.any(), out_shardings=everywhere)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any host's flag was up; every host must call this equally often."""
+        if jax.process_count() == 1:
+            return flag
+        answer = self._pending is not None and bool(self._pending)
+        flags = jax.make_array_from_callback(
+            (self._sharding.mesh.size,), self._sharding, lambda index: np.full((1,), flag)
+        )
+        self._pending = self._any(flags)
+        return answer
+
+
+class HostLost(Exception):
+    """Another process of the run is gone; the message names it and what it was doing."""
+
+
+class Heart:
+    """Says where this process is, and watches the others: each writes a small file into a folder that all share.
+
+    A file counts as alive while its number of beats goes up, so that no clock has to agree with another. With one process
+    nothing is written and nobody is watched.
+
+    patience: seconds without a beat after which a process is lost. late: seconds of waiting for the others after which the
+    ones that are not waiting are named.
+    """
+
+    def __init__(self, folder: Path, patience: float = 60.0, late: float = 30.0):
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._folder, self._patience, self._late = folder, patience, late
+        self._stage, self._step, self._since = "start", 0, time.monotonic()
+        self._beats, self._session, self._ended = 0, 0, ""
+        self._seen: dict[int, tuple[Any, float, dict[str, Any]]] = {}
+        self._stop = threading.Event()
+        if self.count > 1:
+            from jax.experimental import multihost_utils
+
+            folder.mkdir(parents=True, exist_ok=True)
+            draw = np.int32(int.from_bytes(os.urandom(3), "little"))
+            self._session = int(multihost_utils.broadcast_one_to_all(draw))
+            self._thread = threading.Thread(target=self._watch, name="heart", daemon=True)
+            self._thread.start()
+
+    def at(self, stage: str, step: int | None = None) -> None:
+        """This process is at a stage of a step now."""
+        self._stage, self._since = stage, time.monotonic()
+        self._step = self._step if step is None else step
+
+    def end(self, how: str) -> None:
+        """This process is about to leave, "finished", "stopped" or with an error that the others should hear of."""
+        self._ended = how
+        if self.count > 1 and not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._beat()
+
+    def lost(self, seconds: float | None = None) -> str:
+        """Waits (by default as long as it takes to be sure) until a process is known to be lost; "" if none is."""
+        until = time.monotonic() + (1.5 * self._patience if seconds is None else seconds)
+        while time.monotonic() < until:
+            if verdict := self._verdict():
+                return verdict
+            time.sleep(self._interval)
+        return ""
+
+    @property
+    def _interval(self) -> float:
+        return min(2.0, self._patience / 10)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        record = {
+            "beat": self._beats,
+            "session": self._session,
+            "process": self.index,
+            "host": socket.gethostname() or platform.node(),
+            "pid": os.getpid(),
+            "stage": self._stage,
+            "step": self._step,
+            "seconds": round(time.monotonic() - self._since, 1),
+            "ended": self._ended,
+        }
+        path = self._folder / f"{self.index}.json"
+        partial = path.with_suffix(".partial")
+        with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
+            partial.write_text(json.dumps(record))
+            partial.replace(path)
+
+    def _watch(self) -> None:
+        told = 0.0
+        while not self._stop.wait(self._interval):
+            self._beat()
+            if verdict := self._verdict():
+                leave(f"error: {verdict}; the same command continues, with any number of processes")
+            waiting = time.monotonic() - self._since
+            if self._stage == "collective" and waiting > self._late and waiting - told > self._late:
+                told = waiting
+                if slow := [r for r in self._others() if r["stage"] != "collective" and not r["ended"]]:
+                    print(f"waiting {waiting:.0f} s for {', '.join(map(_name, slow))}", file=sys.stderr, flush=True)
+            told = min(told, waiting)
+
+    def _others(self) -> list[dict[str, Any]]:
+        """The newest beats of the others, where there are any of this session."""
+        found = []
+        for i in range(self.count):
+            path = self._folder / f"{i}.json"
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                record = json.loads(path.read_text())
+                if i != self.index and record["session"] == self._session:
+                    found.append(record)
+        return found
+
+    def _verdict(self) -> str:
+        """Who is lost, if anyone."""
+        now, records = time.monotonic(), {r["process"]: r for r in self._others()}
+        for i in range(self.count):
+            if i == self.index:
+                continue
+            record = records.get(i)
+            beat = record["beat"] if record else None
+            if i not in self._seen or self._seen[i][0] != beat:
+                self._seen[i] = (beat, now, record or {})
+            if record and record["ended"] not in ("", "finished", "stopped"):
+                return f"{_name(record)} has ended: {record['ended']}"
+            if now - self._seen[i][1] > self._patience and not (record and record["ended"]):
+                seconds = now - self._seen[i][1]
+                who = _name(record) if record else f"process {i}"
+                return f"{who} has not been heard of for {seconds:.0f} s"
+        return ""
+
+
+def _name(record: dict[str, Any]) -> str:
+    return (
+        f"process {record['process']} on {record['host']} (pid {record['pid']}), {record['seconds']:.0f} s in stage "
+        f"{record['stage']!r} of step {record['step']}"
+    )
+
+
+def leave(why: str, code: int = EXIT_HOST_LOST) -> None:
+    """Ends this process at once: with a peer gone, an orderly end would wait for it for ever."""
+    print(why, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
