@@ -58,8 +58,8 @@ def compile_rows(only: str) -> None:
 
 def table(found: dict[str, dict]) -> list[str]:
     lines = [
-        "| model | target | mesh (data x fsdp x tensor) | GiB a device | of | TFLOPs | traffic GB | links GB | step at best | bound by "
-        "| compiled in |",
+        "| model | target | mesh (data x fsdp x tensor) | GiB a device | of | TFLOPs | traffic GB | links GB | step at best "
+        "| bound by | compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size, target, more in TABLE:
@@ -132,7 +132,8 @@ def figure(found: dict[str, dict]) -> str:
         parts.append(f'<text x="{at + 24}" y="{top + 14 + 20 * i}">{name}</text>')
     size = f'viewBox="0 0 {left + width + 190} {top + height + 50}" width="{left + width + 190}" height="{top + height + 50}"'
     style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{ground}{"".join(parts)}</svg>\n'
 
 
 def write() -> None:

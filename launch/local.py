@@ -3,7 +3,8 @@
     python launch/local.py --processes 2 --devices 2 -- --config configs/prefixlm.py --workdir runs/two
 
 What follows `--` goes to `python -m simvlm_jax.main`. On a machine with GPUs give each process its own with --gpus-each.
-Ends with the first exit code that is not 0; Ctrl-C and SIGTERM go to all processes, which agree on a step to stop at.
+Ends with the highest exit code (128 + the signal's number of what a signal ended). Ctrl-C and SIGTERM go to all processes,
+which agree on a step to stop at.
 """
 
 import argparse
@@ -69,8 +70,9 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: [p.send_signal(got) for p in processes if p.poll() is None])
 
-    failed_at = None
+    failed_at, told = None, set()
     while any(p.poll() is None for p in processes):
+        told |= tell(processes, told)
         if failed_at is None and any(p.poll() for p in processes):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > args.grace:
@@ -78,7 +80,19 @@ def main() -> int:
                 p.kill()
         time.sleep(0.1)
     time.sleep(0.2)  # the last lines
-    return next((p.returncode for p in processes if p.returncode), 0)
+    tell(processes, told)
+    codes = [p.returncode for p in processes]
+    return max((c if c > 0 else 128 - c for c in codes if c), default=0)
+
+
+def tell(processes: list[subprocess.Popen], told: set[int]) -> set[int]:
+    """Says how processes have ended that did not end well; gives those it spoke of."""
+    ended = {i for i, p in enumerate(processes) if p.poll() and i not in told}
+    for i in ended:
+        code = processes[i].returncode
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+        print(f"[launch] process {i} (pid {processes[i].pid}) {how}", flush=True)
+    return ended
 
 
 def copy_lines(index: int, stream) -> None:

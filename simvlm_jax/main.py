@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 75
 
 
 def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
-    """Trains (or only evaluates) a config in a run directory, and leaves results and the page there.
+    """Trains and evaluates a config in a run directory, and leaves results and the page there; mode "fit" or "eval" does one.
 
     Of several processes (see parallel.hosts) each calls this; if one is lost, the others name it and end.
     """
@@ -29,7 +29,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     directory = RunDir(workdir, jax.process_index())
     heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
     try:
-        _run(config, directory, variant, mode == "train", heart)
+        _run(config, directory, variant, mode, heart)
     except jax.errors.JaxRuntimeError as e:
         if heart.count == 1:
             raise
@@ -44,7 +44,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     heart.end("finished")
 
 
-def _run(config, directory, variant: str, training: bool, heart) -> None:
+def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
@@ -62,6 +62,7 @@ def _run(config, directory, variant: str, training: bool, heart) -> None:
             print(text, file=sys.stderr, flush=True)
 
     # ---- what is there -------------------------------------------------------------------------------------------
+    training = mode != "eval"
     if not training:
         directory.config()  # an error where there is no run
         if not directory.begun:
@@ -149,6 +150,10 @@ def _run(config, directory, variant: str, training: bool, heart) -> None:
             say(f"{cut} at {tokenizer.vocabulary.length} pieces, in this training")
 
     # ---- scores and the page -------------------------------------------------------------------------------------
+    if mode == "fit":
+        checkpoints.close()
+        say(f"{directory.path} is trained to step {config.train.steps}; --mode train or eval scores it")
+        return
     step = checkpoints.best_step()
     if step is None:
         raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
@@ -222,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
             add_config_root(word.partition("=")[2].partition(":")[0])
     config_flag = config_flags.DEFINE_config_file("config", None, "a config, FILE.py or FILE.py:VARIANT")
     workdir = flags.DEFINE_string("workdir", None, "the run directory; by default runs/CONFIG[-VARIANT]")
-    mode = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate, or evaluate only")
+    mode = flags.DEFINE_enum("mode", "train", ["train", "fit", "eval"], "train and evaluate, or only one of the two")
     flags.mark_flag_as_required("config")
 
     def go(_):

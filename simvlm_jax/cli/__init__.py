@@ -9,6 +9,7 @@ COMMANDS = {
     "eval": "score a trained run with any suite, on any data",
     "eval-diff": "say what differs between two sets of scores",
     "plan": "compile a training step for a machine that need not be here, and say what it costs",
+    "verify-resume": "kill and resume a run at random moments, and certify that nothing was lost",
     "sweep": "run arms and seeds at equal compute, write a table and a figure",
     "data": "look at batches, prepare the built-in data sets, train tokenizers",
 }

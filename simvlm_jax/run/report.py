@@ -133,7 +133,7 @@ def _curves(rows: list[dict[str, Any]]) -> list[str]:
     series: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in ("step", "split"):
+            if name not in ("step", "split", "samples"):
                 series.setdefault(name, {}).setdefault(row["split"], []).append((row["step"], value))
     charts, drawn = [], []
     for name in sorted(series, key=lambda name: name != "loss"):

@@ -87,10 +87,21 @@ def make_train_step(
         updates, opt = tx.update(grads, state.opt, trainable)
         params = merge(optax.apply_updates(trainable, updates), frozen)
         extra = model.after_update(params, state.extra, step=state.step, rng=step_rng)
-        measured = {**terms, **aux, "loss": loss, "grad_norm": optax.tree.norm(grads)}
+        measured = {**terms, **aux, **fingerprint(batch), "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt, extra, state.rng), measured
 
     return train_step
+
+
+def fingerprint(batch: Batch) -> dict[str, jax.Array]:
+    """`samples`: a checksum of which samples a batch holds and in which order, so that runs can be compared by it."""
+    parts = [group["id"] for group in (batch, batch.get("documents", {})) if "id" in group]
+    total = jnp.zeros((), jnp.uint32)
+    for ids in parts:
+        place = jnp.arange(1, ids.shape[0] + 1, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        mixed = (ids.astype(jnp.uint32) + place) * (place | 1)
+        total = total * jnp.uint32(31) + (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
+    return {"samples": total} if parts else {}
 
 
 def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | None = None):

@@ -1,122 +1,101 @@
-"""Runs that are really killed and continue exactly: same parameters, same metrics, bit for bit."""
+"""Runs that are really killed and continue exactly: same parameters, optimizer, random key and metrics, bit for bit."""
 
 import json
-import os
-import signal
+import random
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
+from simvlm_jax.cli.verify_resume import BOUND, Drill
+from simvlm_jax.cli.verify_resume import main as verify_resume
 from simvlm_jax.main import EXIT_INTERRUPTED
-from tests.conftest import ROOT, SCENES
+from simvlm_jax.run.compare import compare_rows, compare_states
+from tests.conftest import ROOT
 
-STEPS = 16
-
-
-def command(workdir, *more):
-    return [
-        sys.executable, "-m", "simvlm_jax.main", "--config", str(ROOT / "configs" / "prefixlm.py"), "--workdir", str(workdir),
-        f"--config.data.train.path={SCENES}", "--config.data.documents.path=scenes/text-24_8_8_8", f"--config.train.steps={STEPS}",
-        "--config.train.batch_size=8", "--config.eval.batch_size=8", "--config.log.every=1", "--config.checkpoint.every=4",
-        "--config.eval.examples=8", *more,
-    ]  # fmt: skip
-
-
-def start(workdir, *more):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}  # compiled as users have it
-    return subprocess.Popen(command(workdir, *more), cwd=workdir.parent, env=env, stderr=subprocess.PIPE, text=True)
-
-
-def finish(workdir, *more):
-    process = start(workdir, *more)
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    return err
-
-
-def rows(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def wait_for(condition, process, seconds=300):
-    began = time.time()
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.time() - began < seconds
-        time.sleep(0.005)
-
-
-def state_of(workdir):
-    from simvlm_jax.run.load import load_run
-
-    return load_run(workdir).params
-
-
-def learning(workdir):
-    """What must not depend on interruptions: everything but speeds."""
-    return [{k: r[k] for k in ("step", "split", "loss", "grad_norm", "text_loss")} for r in rows(workdir)]
+CONFIG, STEPS = str(ROOT / "tests" / "laws" / "tiny.py"), 16
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    path = tmp_path_factory.mktemp("law") / "whole"
-    finish(path)
-    return path
+def certified(tmp_path_factory):
+    """A folder with `whole`, `killed` and `moved` runs and their certificate."""
+    folder = tmp_path_factory.mktemp("law") / "verified"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")  # compiled as users have it
+        code = verify_resume(
+            ["--config", CONFIG, "--kills", "2", "--mid-save", "--steps", str(STEPS), "--workdir", str(folder)]
+        )
+    assert code == 0, (folder / "certificate.md").read_text()
+    return folder
 
 
-def same_as(path, whole):
-    assert learning(path) == learning(whole)
-    jax.tree.map(np.testing.assert_array_equal, state_of(path), state_of(whole))
-    scores = [[e["scores"] for e in json.loads((p / "results.json").read_text())["entries"]] for p in (path, whole)]
-    assert scores[0] == scores[1]
+def test_the_certificate_holds_and_says_what_was_done(certified):
+    c = json.loads((certified / "certificate.json").read_text())
+    assert c["holds"] and {r["what"] for r in c["rows"] if r["run"] == "killed"} >= {"params", "opt", "rng"}
+    kills = [(k["run"], k["moment"], k["devices"]) for k in c["kills"]]
+    assert kills[:2] == [("killed", "at a random step", 4), ("killed", "while saving", 4)]
+    assert kills[2:] == [("moved", "after a checkpoint", 1), ("moved", "after a checkpoint", 2)]
+    assert all(k["kept"] for k in c["kills"] if k["run"] == "moved")
+    assert "HOLDS" in (certified / "certificate.md").read_text()
 
 
-def test_sigterm_saves_and_the_same_command_continues(tmp_path, uninterrupted):
-    path = tmp_path / "run"
-    process = start(path)
-    wait_for(lambda: len(rows(path)) >= 5, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == EXIT_INTERRUPTED, err
-    assert "the same command continues" in err
-    kept = max(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
-    assert 5 <= kept < STEPS
-    assert "continuing" in finish(path)
-    same_as(path, uninterrupted)
+def test_the_certificate_could_fail(certified):
+    """The run that moved has other bits, and a run of another seed other samples and losses."""
+    moved = compare_states(certified / "whole", certified / "moved", STEPS)
+    assert moved["params"].differing and not moved["rng"].differing
+    rows = compare_rows(certified / "whole", certified / "moved")
+    assert rows.samples and not rows.equal and 0 < rows.loss_gap <= BOUND
+    text = (certified / "whole" / "metrics.jsonl").read_text()
+    (certified / "other").mkdir()
+    row = json.loads(text.splitlines()[3])
+    changed = {**row, "loss": row["loss"] * 1.01, "samples": row["samples"] + 1}
+    (certified / "other" / "metrics.jsonl").write_text(text.replace(json.dumps(row), json.dumps(changed)))
+    rows = compare_rows(certified / "whole", certified / "other")
+    assert not rows.equal and not rows.samples and rows.loss_gap == pytest.approx(0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["early", "mid_save", "late"])
-def test_sigkill_at_any_moment(tmp_path, uninterrupted, moment):
-    path = tmp_path / "run"
-    process = start(path)
-    saving = lambda: any("tmp" in p.name for p in (path / "checkpoints").glob("*"))  # noqa: E731
-    moments = {
-        "early": lambda: len(rows(path)) >= 2,
-        "mid_save": lambda: (path / "checkpoints").exists() and saving(),
-        "late": lambda: len(rows(path)) >= 11,
-    }
-    wait_for(moments[moment], process)
-    process.kill()
-    process.communicate()
-    finish(path)
-    same_as(path, uninterrupted)
+def test_a_second_verification_does_not_write_over_the_first(certified):
+    with pytest.raises(ValueError, match="holds an earlier verification"):
+        verify_resume(["--config", CONFIG, "--workdir", str(certified)])
 
 
-def test_a_finished_run_changes_nothing(uninterrupted):
-    before = {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*") if p.is_file() and p.name != "config.json"}
-    assert "is finished" in finish(uninterrupted)
-    assert before == {p: p.stat().st_mtime_ns for p in before if Path(p).exists()}
+def test_sigterm_saves_and_the_same_command_continues(certified, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    fixed = [f"--config.train.steps={STEPS}", "--config.log.every=1", "--config.checkpoint.every=2"]
+    drill = Drill(CONFIG, tmp_path / "run", fixed, 4)
+    step = random.Random(0).randint(3, 8)
+    assert drill.kill_at(lambda: drill.logged() >= step, "asked to stop", soft=True)
+    assert "the same command continues" in (tmp_path / "run.log").read_text()
+    assert step <= drill.kept() < STEPS  # it saved the step it was at
+    drill.finish()
+    assert "continuing" in (tmp_path / "run.log").read_text()
+    same = compare_states(certified / "whole", drill.workdir, STEPS)
+    assert not any(d.differing for d in same.values())
+    assert compare_rows(certified / "whole", drill.workdir).equal
 
 
-def test_a_changed_config_is_an_error_that_names_the_field(uninterrupted):
-    process = start(uninterrupted, "--config.optimizer.learning_rate=9.0")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and "optimizer.learning_rate" in err and "9.0 now" in err, err
+def command(workdir, *more):
+    call = [
+        sys.executable,
+        "-m",
+        "simvlm_jax.main",
+        "--config",
+        CONFIG,
+        "--workdir",
+        str(workdir),
+        "--mode",
+        "fit",
+        *more,
+    ]
+    return subprocess.run(call, capture_output=True, text=True, timeout=300)
+
+
+def test_a_trained_run_changes_nothing_and_a_changed_config_is_named(certified):
+    whole, same = certified / "whole", [f"--config.train.steps={STEPS}", "--config.checkpoint.every=2"]
+    before = (whole / "metrics.jsonl").read_text(), sorted((whole / "checkpoints").iterdir())
+    done = command(whole, *same)
+    assert done.returncode == 0 and f"trained to step {STEPS}" in done.stderr
+    assert before == ((whole / "metrics.jsonl").read_text(), sorted((whole / "checkpoints").iterdir()))
+    changed = command(whole, *same, "--config.optimizer.learning_rate=9.0")
+    assert changed.returncode == 1 and "optimizer.learning_rate" in changed.stderr and "9.0 now" in changed.stderr
+    assert changed.returncode != EXIT_INTERRUPTED

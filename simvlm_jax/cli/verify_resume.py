@@ -1,0 +1,259 @@
+"""`simvlm verify-resume --config C`: kills a run at random moments, resumes it, and certifies that nothing was lost."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BOUND = 1e-4
+"""Largest relative difference of the loss where the devices changed (docs: 1e-4 over 50 steps)."""
+
+
+@dataclasses.dataclass
+class Drill:
+    """One run directory that processes of a config train, one after the other."""
+
+    config: str
+    workdir: Path
+    overrides: list[str]
+    devices: int
+    kills: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def start(self) -> subprocess.Popen:
+        """A process that begins or continues the run on `devices` devices."""
+        env = {**os.environ, **visible(self.devices)}
+        command = [sys.executable, "-m", "simvlm_jax.main", "--config", self.config, "--workdir", str(self.workdir)]
+        command += ["--mode", "fit", *self.overrides]
+        self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        with (self.workdir.parent / f"{self.workdir.name}.log").open("a") as log:
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def kill_at(self, moment: Callable[[], bool], name: str, patience: float = 900, soft: bool = False) -> bool:
+        """Starts the run and ends it by SIGKILL (or SIGTERM) as soon as `moment` has come; False if it ended before."""
+        process, began = self.start(), time.monotonic()
+        while process.poll() is None:
+            if moment():
+                os.killpg(process.pid, signal.SIGTERM if soft else signal.SIGKILL)
+                process.wait()
+                self.kills.append(
+                    {"moment": name, "devices": self.devices, "logged": self.logged(), "kept": self.kept()}
+                )
+                return True
+            if time.monotonic() - began > patience:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise ValueError(
+                    f"{self.workdir} did not come to {name!r} within {patience:.0f} s; see its log beside it"
+                )
+            time.sleep(0.002)
+        self.check(process)
+        return False
+
+    def finish(self) -> None:
+        """Runs it to its end."""
+        process = self.start()
+        process.wait()
+        self.check(process)
+
+    def check(self, process: subprocess.Popen) -> None:
+        """An error where a process ended with one."""
+        if process.returncode:
+            log = self.workdir.parent / f"{self.workdir.name}.log"
+            raise ValueError(f"the run in {self.workdir} failed:\n{log.read_text()[-2000:]}")
+
+    def logged(self) -> int:
+        """The newest step in the metrics."""
+        metrics = self.workdir / "metrics.jsonl"
+        if not metrics.exists():
+            return 0
+        for line in reversed(metrics.read_text().splitlines()):
+            with contextlib.suppress(json.JSONDecodeError, KeyError):
+                return int(json.loads(line)["step"])
+        return 0
+
+    def kept(self) -> int:
+        """The newest complete checkpoint."""
+        folder = self.workdir / "checkpoints"
+        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written right now."""
+        folder = self.workdir / "checkpoints"
+        return any("tmp" in p.name for p in folder.glob("*"))
+
+
+def visible(devices: int) -> dict[str, str]:
+    """The environment in which a process sees so many devices: made ones on CPU, the first GPUs of a machine."""
+    import jax
+
+    if jax.default_backend() == "gpu":
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(i) for i in range(devices))}
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+    return {"XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *flags])}
+
+
+def drill_still(drill: Drill, steps: int, kills: int, mid_save: bool, rng: random.Random) -> None:
+    """Kills a run at random steps, every second time (with `mid_save`) while a checkpoint is written, and lets it finish."""
+    for leg, step in enumerate(sorted(rng.sample(range(1, steps), min(kills, steps - 1)))):
+        saving = mid_save and leg % 2 == 1
+
+        def moment(step=step, saving=saving) -> bool:
+            return drill.logged() >= step and (not saving or drill.saving())
+
+        if not drill.kill_at(moment, "while saving" if saving else "at a random step"):
+            return
+    drill.finish()
+
+
+def drill_moved(drill: Drill, kills: int, counts: list[int], rng: random.Random) -> None:
+    """Changes the devices at every kill, which waits for a checkpoint that was made on those of the leg."""
+    for leg in range(kills):
+        drill.devices = counts[leg % len(counts)]
+        before, more = drill.kept(), rng.randint(0, 2)
+
+        def moment(before=before, more=more) -> bool:
+            return drill.kept() > before and drill.logged() >= drill.kept() + more
+
+        if not drill.kill_at(moment, "after a checkpoint"):
+            return
+    drill.devices = counts[kills % len(counts)]
+    drill.finish()
+
+
+def main(argv: list[str]) -> int:
+    """Certifies a config; exit code 1 where something was lost."""
+    parser = argparse.ArgumentParser(
+        prog="simvlm verify-resume",
+        description="Kill a run at random moments, resume it, and certify that nothing was lost.",
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT; --config.FIELD=VALUE sets fields")
+    parser.add_argument("--kills", type=int, default=3, help="of each run that is killed (default 3)")
+    parser.add_argument("--mid-save", action="store_true", help="every second one while a checkpoint is being written")
+    parser.add_argument("--steps", type=int, default=24, help="that the runs train for (default 24)")
+    parser.add_argument("--devices", default="", help="device counts of the run that moves, with commas (CPU: 1,2,4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--workdir", default="runs/verify-resume", help="where the runs and the certificate go")
+    args, overrides = parser.parse_known_args(argv)
+    if args.kills < 1 or args.steps < 4:
+        parser.error("--kills is at least 1 and --steps at least 4")
+
+    import jax
+
+    from simvlm_jax.core.build import assign, load_config
+    from simvlm_jax.parallel.mesh import mesh_shape
+    from simvlm_jax.run.directory import environment, write_whole
+
+    config: Any = load_config(args.config)
+    for word in overrides:
+        if not word.startswith("--config."):
+            parser.error(f"unrecognized argument {word!r}; fields are set as --config.FIELD=VALUE")
+        assign(config, word.removeprefix("--config."))
+    on_tpu = jax.default_backend() == "tpu"
+    counts = [int(n) for n in (args.devices or ("" if on_tpu else "1,2,4")).split(",") if n]
+    for n in counts:
+        mesh_shape(n, **config.mesh)  # an error where the mesh cannot be made of them
+    folder = Path(args.workdir)
+    if (folder / "certificate.json").exists() or (folder / "whole").exists():
+        raise ValueError(f"{folder} holds an earlier verification; remove it or name another --workdir")
+    every = max(args.steps // 8, 1)
+    fixed = [f"--config.train.steps={args.steps}", "--config.log.every=1", f"--config.checkpoint.every={every}"]
+    rng = random.Random(args.seed)
+    base = counts[-1] if counts else jax.device_count()
+
+    def drill(name: str) -> Drill:
+        return Drill(args.config, folder / name, [*overrides, *fixed], base)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    say(f"the run without interruption, {args.steps} steps on {base} devices ...")
+    whole = drill("whole")
+    whole.finish()
+    say(f"the same, killed {args.kills} times on {base} devices ...")
+    still = drill("killed")
+    drill_still(still, args.steps, args.kills, args.mid_save, rng)
+    moved = None
+    if len(counts) > 1:
+        say(f"the same, killed {args.kills} times while the devices change among {counts} ...")
+        moved = drill("moved")
+        drill_moved(moved, args.kills, counts, rng)
+
+    here = {k: v for k, v in environment().items() if k != "devices"}
+    certificate = certify(args, whole, still, moved) | {"environment": here}
+    write_whole(folder / "certificate.json", json.dumps(certificate, indent=1))
+    write_whole(folder / "certificate.md", markdown(certificate))
+    print(markdown(certificate))
+    say(f"certificate: {folder / 'certificate.md'}")
+    return 0 if certificate["holds"] else 1
+
+
+def certify(args: argparse.Namespace, whole: Drill, still: Drill, moved: Drill | None) -> dict[str, Any]:
+    """What was compared and whether it holds."""
+    from simvlm_jax.run.compare import compare_rows, compare_states
+
+    rows = []
+    state = compare_states(whole.workdir, still.workdir, args.steps)
+    for part, d in state.items():
+        rows.append(
+            {
+                "run": "killed",
+                "what": part,
+                "wanted": "bit for bit",
+                "found": f"{d.differing} of {d.leaves} leaves differ",
+            }
+            | {"holds": d.differing == 0}
+        )
+    same = compare_rows(whole.workdir, still.workdir)
+    rows.append(
+        {"run": "killed", "what": "metrics and samples", "wanted": f"equal at all {args.steps} steps"}
+        | {"found": "equal" if same.equal else f"loss differs by {same.loss_gap:.1e}", "holds": same.equal}
+    )
+    if moved is not None:
+        other = compare_rows(whole.workdir, moved.workdir)
+        rows.append(
+            {"run": "moved", "what": "samples", "wanted": "equal at all steps"}
+            | {"found": "equal" if other.samples else "different", "holds": other.samples}
+        )
+        rows.append(
+            {
+                "run": "moved",
+                "what": "loss",
+                "wanted": f"within {BOUND:.0e}, relative",
+                "found": f"{other.loss_gap:.1e}",
+            }
+            | {"holds": other.loss_gap <= BOUND}
+        )
+    kills = [{"run": name, **k} for name, d in (("killed", still), ("moved", moved)) if d for k in d.kills]
+    return {
+        "config": args.config,
+        "steps": args.steps,
+        "holds": all(r["holds"] for r in rows),
+        "rows": rows,
+        "kills": kills,
+    }
+
+
+def markdown(c: dict[str, Any]) -> str:
+    """A certificate for people."""
+    lines = [
+        f"# Resume certificate: {c['config']}",
+        "",
+        f"{'HOLDS' if c['holds'] else 'DOES NOT HOLD'} over {c['steps']} steps.",
+    ]
+    lines += ["", "| run | what | wanted | found | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r['run']} | {r['what']} | {r['wanted']} | {r['found']} | {'ok' if r['holds'] else 'LOST'} |"
+        for r in c["rows"]
+    ]
+    lines += ["", "| run | killed | devices | logged step | checkpoint it went on from |", "|---|---|---|---|---|"]
+    lines += [f"| {k['run']} | {k['moment']} | {k['devices']} | {k['logged']} | {k['kept']} |" for k in c["kills"]]
+    lines += ["", *(f"{k}: {v}  " for k, v in c.get("environment", {}).items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,128 @@
+"""Several processes as one run: the same samples and losses whatever their number, and a lost one is named, not waited for."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from simvlm_jax.parallel.hosts import EXIT_HOST_LOST
+from simvlm_jax.run.compare import compare_rows
+from tests.conftest import ROOT
+
+STEPS, PATIENCE = 60, 10.0
+
+
+def launch(workdir, processes, devices, *more):
+    """Starts `launch/local.py`, its output in a log beside the run."""
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "local.py"),
+        "--processes",
+        str(processes),
+        "--devices",
+        str(devices),
+        "--",
+    ]
+    command += ["--config", str(ROOT / "tests" / "laws" / "tiny.py"), "--workdir", str(workdir), "--mode", "fit"]
+    command += [f"--config.train.steps={STEPS}", f"--config.hosts.patience={PATIENCE}", *more]
+    with workdir.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": ""}, stdout=log, stderr=log)
+
+
+def finish(workdir, processes, devices):
+    process = launch(workdir, processes, devices)
+    assert process.wait(timeout=600) == 0, workdir.with_suffix(".log").read_text()[-3000:]
+
+
+def beats(workdir):
+    return {i: json.loads((workdir / "hosts" / f"{i}.json").read_text()) for i in (0, 1)}
+
+
+def logged(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One process, no interruption."""
+    path = tmp_path_factory.mktemp("hosts") / "whole"
+    finish(path, 1, 4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bereft(tmp_path_factory):
+    """A run of two processes of which the second was killed, and how long the first went on: (folder, seconds, log)."""
+    path = tmp_path_factory.mktemp("hosts") / "two"
+    process = launch(path, 2, 2)
+    until = time.monotonic() + 300
+    while logged(path) < 7:
+        assert process.poll() is None and time.monotonic() < until, path.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.01)
+    os.kill(beats(path)[1]["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    process.wait(timeout=120)
+    return path, time.monotonic() - began, path.with_suffix(".log").read_text()
+
+
+def test_a_lost_process_is_named_within_the_time_set(bereft):
+    _, seconds, log = bereft
+    assert seconds < PATIENCE + 10
+    assert re.search(
+        r"\[0\] error: process 1 on .* in stage '\w+' of step \d+ has not been heard of for 1\d s; the same", log
+    )
+    assert "[launch] process 1" in log and "was ended by SIGKILL" in log
+    assert f"has ended with exit code {EXIT_HOST_LOST}" in log
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+)
+def test_any_number_of_processes_goes_on_with_the_same_samples(bereft, whole, tmp_path, processes, devices):
+    import shutil
+
+    path = tmp_path / "next"
+    shutil.copytree(bereft[0], path)
+    finish(path, processes, devices)
+    rows = compare_rows(whole, path)
+    assert rows.steps == STEPS and rows.samples
+    assert 0 < rows.loss_gap <= 1e-4  # the first steps were those of two processes, so the bits differ
+
+
+@pytest.mark.slow
+def test_a_stop_is_agreed_on(tmp_path, whole):
+    """SIGTERM to one process alone: both stop at the same step, and the run continues exactly."""
+    path = tmp_path / "stopped"
+    process = launch(path, 2, 2)
+    while logged(path) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(beats(path)[1]["pid"], signal.SIGTERM)
+    assert process.wait(timeout=120) == 75
+    assert path.with_suffix(".log").read_text().count("stopped at step") == 2
+    finish(path, 2, 2)
+    assert compare_rows(whole, path).samples
+
+
+def test_what_would_be_started(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "local.py"),
+        "--processes",
+        "2",
+        "--gpus-each",
+        "4",
+        "--dry-run",
+        "--",
+        "--x",
+    ]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(lines) == 2 and all("JAX_NUM_PROCESSES=2" in line and line.endswith("--x") for line in lines)
+    assert "JAX_PROCESS_ID=1" in lines[1] and "CUDA_VISIBLE_DEVICES=4,5,6,7" in lines[1]
