@@ -101,9 +101,10 @@ def visible(devices: int) -> dict[str, str]:
 
 
 def drill_still(drill: Drill, steps: int, kills: int, mid_save: bool, rng: random.Random) -> None:
-    """Kills a run at random steps, every second time (with `mid_save`) while a checkpoint is written, and lets it finish."""
+    """Kills a run at random steps, every other time, from the first on,
+    while a checkpoint is written (with `mid_save`), and lets it finish."""
     for leg, step in enumerate(sorted(rng.sample(range(1, steps), min(kills, steps - 1)))):
-        saving = mid_save and leg % 2 == 1
+        saving = mid_save and leg % 2 == 0
 
         def moment(step=step, saving=saving) -> bool:
             return drill.logged() >= step and (not saving or drill.saving())

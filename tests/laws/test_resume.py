@@ -23,7 +23,7 @@ def certified(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "")  # compiled as users have it
         code = verify_resume(
-            ["--config", CONFIG, "--kills", "2", "--mid-save", "--steps", str(STEPS), "--workdir", str(folder)]
+            ["--config", CONFIG, "--kills", "1", "--mid-save", "--steps", str(STEPS), "--workdir", str(folder)]
         )
     assert code == 0, (folder / "certificate.md").read_text()
     return folder
@@ -33,8 +33,7 @@ def test_the_certificate_holds_and_says_what_was_done(certified):
     c = json.loads((certified / "certificate.json").read_text())
     assert c["holds"] and {r["what"] for r in c["rows"] if r["run"] == "killed"} >= {"params", "opt", "rng"}
     kills = [(k["run"], k["moment"], k["devices"]) for k in c["kills"]]
-    assert kills[:2] == [("killed", "at a random step", 4), ("killed", "while saving", 4)]
-    assert kills[2:] == [("moved", "after a checkpoint", 1), ("moved", "after a checkpoint", 2)]
+    assert kills == [("killed", "while saving", 4), ("moved", "after a checkpoint", 1)]
     assert all(k["kept"] for k in c["kills"] if k["run"] == "moved")
     assert "HOLDS" in (certified / "certificate.md").read_text()
 
