@@ -26,8 +26,9 @@ ARROWS = {
     "run": {"text", "parallel", "core"},
     "train": {"run", "parallel", "core"},
     "eval": {"decode", "data", "run", "parallel", "text", "core"},
+    "jobs": {"decode", "data", "run", "parallel", "core"},
     "main": EVERYTHING,
-    "cli": EVERYTHING | {"main"},
+    "cli": EVERYTHING | {"main", "jobs"},
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")

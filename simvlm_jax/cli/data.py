@@ -1,10 +1,10 @@
-"""`simvlm data prepare | tokenizer | inspect`: what training needs on disk, made ahead of time, and what it will see."""
+"""`simvlm data prepare | tokenizer | inspect | web`: what training needs on disk, made ahead of time, and what it will see."""
 
 import argparse
 import json
 import sys
 
-from simvlm_jax.cli import inspect_data
+from simvlm_jax.cli import inspect_data, web_data
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +26,14 @@ def main(argv: list[str]) -> int:
     tokenizer.add_argument("--length", type=int, default=256, help="text length of the runs that will use it")
     tokenizer.add_argument("--json", action="store_true")
     inspect_data.add_arguments(commands.add_parser("inspect", help="print a training batch as a person reads it"))
-    args = parser.parse_args(argv)
+    web_data.add_arguments(
+        commands.add_parser("web", help="clean lists or tars of web pictures into a data set (Beam)")
+    )
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "web":
+        return web_data.prepare(args, rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return {"prepare": _prepare, "tokenizer": _tokenizer, "inspect": inspect_data.inspect}[args.command](args)
 
 

@@ -85,6 +85,13 @@ class WebDatasetSource:
             example["captions"] = [clean(self._read(files[".txt"]))]
         return example
 
+    def close(self) -> None:
+        """Closes the tars; they are opened again when they are read again."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+
     def __repr__(self):
         sizes = ",".join(f"{p.name}:{p.stat().st_size}" for p in self._paths)
         return f"webdataset:{zlib.crc32(sizes.encode()):08x}:{len(self)}"
@@ -101,6 +108,8 @@ def _index(path: Path, size: int, changed: int) -> list[tuple[str, dict[str, Mem
                     folder, _, file = member.name.rpartition("/")
                     stem, _, suffix = file.partition(".")
                     entry = (path, member.offset_data, member.size)
+                    if member.offset_data + member.size > size:  # which tarfile passes over in silence
+                        raise tarfile.ReadError(f"it ends within {member.name}")
                     by_key.setdefault(f"{folder}/{stem}" if folder else stem, {})["." + suffix.lower()] = entry
     except tarfile.TarError as e:
         raise ValueError(f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again") from e

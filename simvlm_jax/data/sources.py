@@ -82,6 +82,8 @@ def _prepared(name: str) -> Any:
     from tensorflow_datasets.core import naming
 
     try:
+        if Path(name).is_dir():
+            return tfds.builder_from_directory(name)
         bare, kwargs = naming.parse_builder_name_kwargs(name)
         return tfds.core.read_only_builder.builder_from_files(str(bare), **kwargs)
     except Exception as e:  # TFDS raises many kinds, and lists hundreds of names
@@ -169,6 +171,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN. Of a
     known data set, and of a folder whose files are named by splits (train.jsonl, dev-0000.tar), `split` is read.
 
+    A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
+
     Without: the texts of such tables, or a .txt, a document a line. Else the name of a TFDS data set ("scenes/captions",
     "coco_captions"), of which `split` is read.
     """
@@ -188,6 +192,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
             return _rows(here.parent, [table]) if images else TextSource(here, [table])
         text = "" if images else "a .txt, "
         raise ValueError(f"path {path!r} is neither {text}a .tar nor a table (*{', *'.join(TABLE_SUFFIXES)})")
+    if (here / "dataset_info.json").is_file():
+        return TfdsSource(str(here), split)
     if here.is_dir():
         if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
             return known(here, split)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simvlm_jax.core.layout import Letters
@@ -47,7 +48,8 @@ def make_mesh(devices=None, data: int = -1, fsdp: int = 1, tensor: int = 1) -> M
     """A mesh over all devices (or the given ones); see `mesh_shape`."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(len(devices), data, fsdp, tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    grid = mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

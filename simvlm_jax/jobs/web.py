@@ -1,0 +1,274 @@
+"""From lists and tars of web pictures to clean shards: what is done to one part of the input, whoever runs it.
+
+A part is a stretch of rows of one input. It becomes an array_record file of accepted examples and a record beside it: where
+its rows came from, how many there were, why the others were dropped, and a hash of every picture. In is out plus the drops,
+for every part and in all.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.files import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_SUFFIXES, WebDatasetSource, read_table, texts
+from simvlm_jax.data.images import BadImage, decode
+
+URL_COLUMNS = ("url", "image_url")
+_AGENT = "simvlm_jax data preparation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is kept, and how it is stored.
+
+    side: the shorter side of a stored picture, in pixels (smaller ones are left as they are). smallest: shorter side of what
+    is accepted. aspect: the longest side over the shortest at most. words: of a caption, at least and at most. near: bits of
+    64 in which two pictures' hashes may differ and still be the same picture; -1 keeps duplicates. quality: of JPEG.
+    rows: of a part. timeout: seconds for a picture to be fetched.
+    """
+
+    side: int = 256
+    smallest: int = 64
+    aspect: float = 4.0
+    words: tuple[int, int] = (2, 60)
+    near: int = 3
+    quality: int = 90
+    rows: int = 10_000
+    timeout: float = 10.0
+
+    def __post_init__(self):
+        if not -1 <= self.near <= 3:
+            raise ValueError(f"near {self.near} is not -1 (off) or 0 to 3")
+        if self.rows < 1 or self.side < 1 or self.words[0] > self.words[1]:
+            raise ValueError(f"{self}: rows and side are positive, and words are (least, most)")
+
+    def digest(self) -> str:
+        """Of everything that decides what a part holds."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows [start, stop) of an input. size: of the input in bytes, so that a changed one is noticed."""
+
+    input: str
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """A file name of its own, in the order of the input."""
+        stem = Path(self.input).name.split(".")[0]
+        return f"{stem}-{hashlib.sha256(self.input.encode()).hexdigest()[:8]}-{self.start:09d}"
+
+
+class Dropped(Exception):
+    """A row is left out; the message is the reason that is counted."""
+
+
+def parts_of(path: Path, name: str, settings: Settings) -> list[Part]:
+    """The parts of an input that lies at `path` and is called `name`.
+
+    Raises:
+      ValueError: it is neither a tar nor a table, or cannot be read.
+    """
+    total, size = len(_rows_of(path)), path.stat().st_size
+    return [Part(name, i, min(i + settings.rows, total), size) for i in range(0, total, settings.rows)]
+
+
+def _rows_of(path: Path) -> Any:
+    if path.suffix == ".tar":
+        return WebDatasetSource([path])
+    if path.suffix in TABLE_SUFFIXES:
+        return read_table(path).rows
+    raise ValueError(f"input {str(path)!r} is not a .tar or a table ({', '.join(TABLE_SUFFIXES)})")
+
+
+def build(part: Part, path: Path, settings: Settings) -> tuple[list[bytes], dict[str, Any]]:
+    """(examples as TFDS stores them, the record beside them) of a part whose input lies at `path`."""
+    rows, features = _rows_of(path), make_features()
+    kept: list[bytes] = []
+    keys: list[str] = []
+    hashes: list[int] = []
+    dropped = Counter[str]()
+    for i in range(part.start, part.stop):
+        try:
+            key, image, captions = _read(rows, i, part, path.parent, settings)
+            captions = _good_captions(captions, settings)
+            pixels, encoded = _stored(image, settings)
+        except Dropped as e:
+            dropped[str(e)] += 1
+            continue
+        example = {"key": key, "image": io.BytesIO(encoded), "captions": captions}
+        kept.append(features.serialize_example(features.encode_example(example)))
+        keys.append(key)
+        hashes.append(difference_hash(pixels))
+    if isinstance(rows, WebDatasetSource):
+        rows.close()
+    record = {
+        "part": part.name,
+        **dataclasses.asdict(part),
+        "settings": settings.digest(),
+        "in": part.stop - part.start,
+        "out": len(kept),
+        "dropped": dict(dropped),
+        "keys": keys,
+        "hashes": hashes,
+    }
+    return kept, record
+
+
+def make_features() -> Any:
+    """The features of a prepared data set, as TFDS knows them."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text()
+    image = tfds.features.Image(encoding_format="jpeg")
+    return tfds.features.FeaturesDict({"key": text, "image": image, "captions": tfds.features.Sequence(text)})
+
+
+def _read(rows: Any, i: int, part: Part, folder: Path, settings: Settings) -> tuple[str, bytes, list[str]]:
+    stem = Path(part.input).name.split(".")[0]
+    try:
+        if isinstance(rows, WebDatasetSource):
+            example = rows[i]
+            return f"{stem}/{example['key']}", example["image"], example["captions"]
+        line, row = rows[i]
+        captions = next((texts(row[c]) for c in CAPTION_COLUMNS if row.get(c)), [])
+        place = next((str(row[c]) for c in (*URL_COLUMNS, *IMAGE_COLUMNS) if row.get(c)), "")
+    except Exception as e:  # people's files raise whatever they like
+        raise Dropped("unreadable row") from e
+    if not place:
+        raise Dropped("no image named")
+    return f"{stem}/{line}", _fetched(place, folder, settings.timeout), captions
+
+
+def _fetched(place: str, folder: Path, timeout: float) -> bytes:
+    try:
+        if place.startswith(("http://", "https://")):
+            request = urllib.request.Request(place, headers={"User-Agent": _AGENT})
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.read()
+        return (folder / place).read_bytes()
+    except Exception as e:
+        raise Dropped("not fetched") from e
+
+
+def _good_captions(captions: list[str], settings: Settings) -> list[str]:
+    least, most = settings.words
+    lengths = [len(c.split()) for c in captions]
+    good = [c for c, n in zip(captions, lengths, strict=True) if least <= n <= most]
+    if not good:
+        longest = max(lengths, default=0)
+        raise Dropped("no caption" if not longest else "caption too short" if longest < least else "caption too long")
+    return good
+
+
+def _stored(encoded: bytes, settings: Settings) -> tuple[np.ndarray, bytes]:
+    """(pixels, JPEG) of a picture at its stored size."""
+    from PIL import Image
+
+    try:
+        image = decode(encoded, at_least=settings.side)
+    except BadImage as e:
+        raise Dropped("unreadable image") from e
+    short, long = sorted(image.size)
+    if short < settings.smallest:
+        raise Dropped("image too small")
+    if long > settings.aspect * short:
+        raise Dropped("image too narrow")
+    if short > settings.side:
+        scale = settings.side / short
+        size = tuple(max(round(n * scale), settings.side) for n in image.size)
+        image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=settings.quality)
+    return np.asarray(image), file.getvalue()
+
+
+def difference_hash(pixels: np.ndarray) -> int:
+    """64 bits of a picture: where brightness grows from left to right on a grid of 8 x 9 (N. Krawetz, 2013)."""
+    from PIL import Image
+
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+BANDS = 4
+"""Two hashes that differ in at most 3 bits agree in at least one of 4 bands of 16."""
+
+
+def bands(record: dict[str, Any]) -> Iterator[tuple[tuple[int, int], tuple[str, int, str]]]:
+    """((band, its bits), (part, hash, key)) of every picture of a part: near duplicates share at least one first half."""
+    for key, number in zip(record["keys"], record["hashes"], strict=True):
+        for b in range(BANDS):
+            yield (b, (number >> (16 * b)) & 0xFFFF), (record["part"], number, key)
+
+
+def near_duplicates(group: Iterable[tuple[str, int, str]], near: int, most: int = 2000) -> Iterator[tuple[str, str]]:
+    """(part, key) of every picture of a band that is near an earlier one, in the order of (part, key).
+
+    Earlier means smaller, not kept: which pictures go depends on nothing but the pictures. Compared with the first `most`.
+    """
+    ordered = sorted(set(group), key=lambda item: (item[0], item[2]))
+    first = np.array([number for _, number, _ in ordered[:most]], np.uint64)
+    for i, (part, number, key) in enumerate(ordered):
+        apart = np.bitwise_count(first[: min(i, most)] ^ np.uint64(number))
+        if (apart <= near).any():
+            yield part, key
+
+
+def without(examples: list[bytes], record: dict[str, Any], duplicates: set[str]) -> tuple[list[bytes], dict[str, Any]]:
+    """A part's examples and record after its near duplicates have gone."""
+    stays = [key not in duplicates for key in record["keys"]]
+    kept = [e for e, s in zip(examples, stays, strict=True) if s]
+    gone = len(examples) - len(kept)
+    dropped = {**record["dropped"], **({"near duplicate": gone} if gone else {})}
+    small = {k: v for k, v in record.items() if k not in ("keys", "hashes")}
+    return kept, {**small, "out": len(kept), "dropped": dropped, "bytes": sum(map(len, kept))}
+
+
+def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sums over parts.
+
+    Raises:
+      ValueError: a part whose rows are not all accounted for.
+    """
+    dropped = Counter[str]()
+    for r in records:
+        if r["in"] != r["out"] + sum(r["dropped"].values()):
+            raise ValueError(f"part {r['part']}: {r['in']} rows in are not {r['out']} out and {r['dropped']} dropped")
+        dropped.update(r["dropped"])
+    return {"in": sum(r["in"] for r in records), "out": sum(r["out"] for r in records), "dropped": dict(dropped)}
+
+
+def write_records(path: Path, examples: list[bytes]) -> None:
+    """Writes an array_record file whole or not at all."""
+    from array_record.python import array_record_module
+
+    partial = path.with_name(path.name + ".partial")
+    writer = array_record_module.ArrayRecordWriter(os.fspath(partial), "group_size:1")
+    for example in examples:
+        writer.write(example)
+    writer.close()
+    partial.replace(path)
+
+
+def read_records(path: Path) -> list[bytes]:
+    """All examples of an array_record file."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    examples = reader.read_all() if reader.num_records() else []
+    reader.close()
+    return examples

@@ -1,0 +1,171 @@
+"""`jobs.web` over many machines by Apache Beam: any runner, any file system that Beam knows, resumable part by part.
+
+A folder `work/` beside the result holds every part as it is finished: a run that is started again reads them and does the
+rest. Beam's own file systems are used throughout, so inputs and output may lie on gs:// or s3:// with Beam's extras.
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from simvlm_jax.jobs import web
+from simvlm_jax.jobs.web import Part, Settings
+
+NAME = "web"
+
+
+def prepare(
+    inputs: Sequence[str], out: str, settings: Settings, split: str = "train", options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Turns inputs (patterns of tars and tables) into a TFDS data set at `out`; gives the counts.
+
+    options: Beam's own flags, such as --runner=DataflowRunner.
+
+    Raises:
+      ValueError: no input, one that cannot be read, or an `out` that other settings have begun.
+    """
+    found = sorted({m.path for pattern in inputs for r in FileSystems.match([pattern]) for m in r.metadata_list})
+    if not found:
+        raise ValueError(f"no input matches {', '.join(inputs)}")
+    work = FileSystems.join(out, "work")
+    _claim(FileSystems.join(work, f"{split}.settings.json"), settings, found)
+    with beam.Pipeline(options=PipelineOptions(list(options))) as p:
+        records = (
+            p
+            | "inputs" >> beam.Create(found)
+            | "parts" >> beam.FlatMap(lambda name: list(_parts(name, settings)))
+            | "spread" >> beam.Reshuffle()
+            | "build" >> beam.Map(_build, work=work, settings=settings)
+        )
+        duplicates = (
+            records
+            | "bands" >> beam.FlatMap(lambda name: list(web.bands(_load(work, name))) if settings.near >= 0 else [])
+            | "alike" >> beam.GroupByKey()
+            | "near" >> beam.FlatMap(lambda group: list(web.near_duplicates(group[1], settings.near)))
+            | "once" >> beam.Distinct()
+        )
+        both = {"part": records | beam.Map(lambda name: (name, 1)), "gone": duplicates}
+        shards = both | beam.CoGroupByKey() | "write" >> beam.Map(_write, work=work)
+        _ = shards | beam.combiners.ToList() | "finish" >> beam.Map(_finish, work=work, out=out, split=split)
+    return json.loads(_read(FileSystems.join(out, f"{split}.provenance.json")))["counts"]
+
+
+def _parts(name: str, settings: Settings) -> Iterator[Part]:
+    with _local(name) as path:
+        yield from web.parts_of(path, name, settings)
+
+
+def _build(part: Part, work: str, settings: Settings) -> str:
+    """Makes a part unless it is there; its record is written last, so what has a record is whole."""
+    record_path = FileSystems.join(work, f"{part.name}.json")
+    if FileSystems.exists(record_path):
+        done = json.loads(_read(record_path))
+        if (done["size"], done["stop"], done["settings"]) == (part.size, part.stop, settings.digest()):
+            return part.name
+    with _local(part.input) as path:
+        examples, record = web.build(part, path, settings)
+    _upload(examples, FileSystems.join(work, f"{part.name}.array_record"))
+    _write_whole(record_path, json.dumps(record))
+    return part.name
+
+
+def _write(item: tuple[str, dict[str, Any]], work: str) -> dict[str, Any]:
+    """The shard of a part without its near duplicates."""
+    name, groups = item
+    gone = sorted(groups["gone"])
+    done_path = FileSystems.join(work, f"{name}.shard.json")
+    if FileSystems.exists(done_path):
+        done = json.loads(_read(done_path))
+        if done["gone"] == gone:
+            return done["record"]
+    with _local(FileSystems.join(work, f"{name}.array_record")) as path:
+        examples, record = web.without(web.read_records(path), _load(work, name), set(gone))
+    _upload(examples, FileSystems.join(work, f"{name}.shard"))
+    _write_whole(done_path, json.dumps({"gone": gone, "record": record}))
+    return record
+
+
+def _finish(records: list[dict[str, Any]], work: str, out: str, split: str) -> None:
+    """Shards get their names, TFDS its metadata, and people the provenance of every shard."""
+    import tensorflow_datasets as tfds
+
+    counts = web.totals(records)
+    full = [r for r in sorted(records, key=lambda r: (r["input"], r["start"])) if r["out"]]
+    if not full:
+        raise ValueError(f"nothing is left of {counts['in']} rows: {counts['dropped']}")
+    for i, r in enumerate(full):
+        r["shard"] = f"{NAME}-{split}.array_record-{i:05d}-of-{len(full):05d}"
+        with _local(FileSystems.join(work, f"{r['part']}.shard")) as path:
+            _write_whole(FileSystems.join(out, r["shard"]), path.read_bytes())
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=out, dataset_name=NAME, split=split, filetype_suffix="array_record"
+    )
+    lengths, size = [r["out"] for r in full], sum(r["bytes"] for r in full)
+    info = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+    others = []
+    if FileSystems.exists(FileSystems.join(out, "dataset_info.json")):  # other splits prepared before
+        before = tfds.builder_from_directory(out).info.splits
+        others = [s for name, s in before.items() if name != split]
+    tfds.folder_dataset.write_metadata(
+        data_dir=out, features=web.make_features(), split_infos=[*others, info], check_data=False,
+        description="Pictures and captions, prepared by simvlm data web.",
+    )  # fmt: skip
+    provenance = {"counts": counts, "shards": full, "parts_without_examples": [r for r in records if not r["out"]]}
+    _write_whole(FileSystems.join(out, f"{split}.provenance.json"), json.dumps(provenance, indent=1))
+
+
+def _claim(path: str, settings: Settings, inputs: list[str]) -> None:
+    """Notes the settings of a folder; those of an earlier run must be the same."""
+    mine = {"settings": settings.digest()}
+    if FileSystems.exists(path):
+        theirs = json.loads(_read(path))
+        if theirs["settings"] != mine["settings"]:
+            raise ValueError(f"{path} was begun with other settings; use another --out, or remove the folder it is in")
+    _write_whole(path, json.dumps({**mine, "inputs": inputs}))
+
+
+def _load(work: str, name: str) -> dict[str, Any]:
+    return json.loads(_read(FileSystems.join(work, f"{name}.json")))
+
+
+@contextlib.contextmanager
+def _local(name: str) -> Iterator[Path]:
+    """A file where it lies, or a copy of it on this machine."""
+    if "://" not in name:
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name.rpartition("/")[2]
+        path.write_bytes(_read(name))
+        yield path
+
+
+def _upload(examples: list[bytes], name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records"
+        web.write_records(path, examples)
+        _write_whole(name, path.read_bytes())
+
+
+def _read(name: str) -> bytes:
+    with FileSystems.open(name, compression_type="uncompressed") as f:
+        return f.read()
+
+
+def _write_whole(name: str, data: bytes | str) -> None:
+    """Writes a file so that a reader sees all of it or none."""
+    folder, partial = name.rpartition("/")[0], name + ".partial"
+    with contextlib.suppress(OSError):  # it is there
+        FileSystems.mkdirs(folder)
+    with FileSystems.create(partial, compression_type="uncompressed") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+    if FileSystems.exists(name):
+        FileSystems.delete([name])
+    FileSystems.rename([partial], [name])

@@ -1,0 +1,179 @@
+"""Web pictures to clean shards: every row is accounted for, whatever is wrong with it, and a run that was cut goes on."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simvlm_jax.data.sources import open_source
+from simvlm_jax.jobs import web
+from simvlm_jax.jobs.web import Part, Settings
+
+beam = pytest.importorskip("apache_beam")
+SETTINGS = Settings(side=48, smallest=32, rows=8, words=(2, 6))
+
+
+def picture(seed, size=(64, 64), quality=95):
+    """A smooth picture of its own; a second compression of the same seed is a near duplicate."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+ROWS = [  # (picture, captions, what becomes of it)
+    *((picture(i), [f"picture number {i}"], "out") for i in range(9)),
+    (picture(3, quality=60), ["picture three once more"], "near duplicate"),
+    (picture(20)[:200], ["a torn picture"], "unreadable image"),
+    (b"<html>not found</html>", ["no picture"], "unreadable image"),
+    (picture(21, (20, 40)), ["a small picture"], "image too small"),
+    (picture(22, (400, 40)), ["a narrow picture"], "image too narrow"),
+    (picture(23), [""], "no caption"),
+    (picture(24), ["one"], "caption too short"),
+    (picture(25), ["much too long a caption for these settings"], "caption too long"),
+    (picture(26), ["one", "but two captions"], "out"),
+]
+EXPECTED = {r: sum(what == r for _, _, what in ROWS) for r in {what for _, _, what in ROWS} if r != "out"}
+
+
+@pytest.fixture
+def tar(tmp_path):
+    path = tmp_path / "in" / "web-0000.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as f:
+        for i, (data, captions, _) in enumerate(ROWS):
+            for suffix, content in ((".jpg", data), (".json", json.dumps({"captions": captions}).encode())):
+                member = tarfile.TarInfo(f"{i:04d}{suffix}")
+                member.size = len(content)
+                f.addfile(member, io.BytesIO(content))
+    return path
+
+
+def prepared(inputs, out, settings=SETTINGS, **kwargs):
+    from simvlm_jax.jobs.web_pipeline import prepare
+
+    return prepare([str(i) for i in inputs], str(out), settings, **kwargs)
+
+
+def test_every_row_is_accounted_for(tar, tmp_path):
+    counts = prepared([tar], tmp_path / "out")
+    assert counts == {"in": len(ROWS), "out": 10, "dropped": EXPECTED}
+    source = open_source(str(tmp_path / "out"), "train")
+    assert len(source) == 10
+    examples = {source[i]["key"]: source[i] for i in range(10)}
+    assert examples["web-0000/0017"]["captions"] == ["but two captions"]
+    assert Image.open(io.BytesIO(examples["web-0000/0000"]["image"])).size == (48, 48)
+    provenance = json.loads((tmp_path / "out" / "train.provenance.json").read_text())
+    assert [(s["input"], s["start"], s["stop"]) for s in provenance["shards"]] == [
+        (str(tar), 0, 8), (str(tar), 8, 16), (str(tar), 16, 18),
+    ]  # fmt: skip
+    for shard in provenance["shards"]:
+        assert (tmp_path / "out" / shard["shard"]).is_file()
+        assert shard["in"] == shard["out"] + sum(shard["dropped"].values())
+
+
+def test_a_list_with_a_second_split_and_a_training_run_reads_it(tar, tmp_path):
+    folder = tar.parent
+    lines = []
+    for i, (data, captions, _) in enumerate(ROWS[:4]):
+        (folder / f"{i}.jpg").write_bytes(data)
+        lines.append(json.dumps({"image": f"{i}.jpg", "caption": captions[0]}))
+    lines += [
+        json.dumps({"image": "absent.jpg", "caption": "it is not there"}),
+        json.dumps({"caption": "of nothing at all"}),
+    ]
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    prepared([tar], tmp_path / "out")
+    counts = prepared([folder / "*.jsonl"], tmp_path / "out", split="validation")
+    assert counts == {"in": 6, "out": 4, "dropped": {"not fetched": 1, "no image named": 1}}
+    assert [len(open_source(str(tmp_path / "out"), s)) for s in ("train", "validation")] == [10, 4]
+
+
+def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
+    prepared([tar], tmp_path / "whole")
+    made, build = [], web.build
+
+    def cut(part, path, settings):
+        if part.start == 16:
+            raise KeyboardInterrupt
+        return build(part, path, settings)
+
+    monkeypatch.setattr(web, "build", cut)
+    with pytest.raises(BaseException):  # noqa: B017 - Beam wraps what its workers raise
+        prepared([tar], tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset_info.json").exists()
+
+    def counted(part, path, settings):
+        made.append(part.start)
+        return build(part, path, settings)
+
+    monkeypatch.setattr(web, "build", counted)
+    prepared([tar], tmp_path / "out")
+    assert 16 in made and len(made) < 3  # what was finished was not made again
+    shards = sorted(p.name for p in (tmp_path / "whole").glob("web-train*"))
+    assert len(shards) == 3
+    for name in shards:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    with pytest.raises(ValueError, match="begun with other settings"):
+        prepared([tar], tmp_path / "out", Settings(side=32))
+
+
+def test_a_corrupted_input_is_named(tar, tmp_path):
+    tar.write_bytes(tar.read_bytes()[:3000])
+    with pytest.raises(Exception, match=r"web-0000\.tar.*not a whole"):
+        prepared([tar], tmp_path / "out")
+    with pytest.raises(ValueError, match="no input matches"):
+        prepared([tmp_path / "*.tar"], tmp_path / "out")
+    with pytest.raises(Exception, match=r"is not a \.tar or a table"):
+        (tmp_path / "x.bin").write_bytes(b"1")
+        prepared([tmp_path / "x.bin"], tmp_path / "other")
+
+
+def test_hashes_of_alike_pictures_are_near_and_every_near_pair_shares_a_band():
+    def number(data):
+        return web.difference_hash(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+    a, b = number(picture(3)), number(picture(3, (90, 90), quality=50))
+    assert (a ^ b).bit_count() <= 3 < (a ^ number(picture(4))).bit_count()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        x = int(rng.integers(2**63))
+        y = x
+        for bit in rng.choice(64, 3, replace=False):
+            y ^= 1 << int(bit)
+        records = [{"part": p, "keys": [p], "hashes": [h]} for p, h in (("a", x), ("b", y))]
+        shared = {band for band, _ in web.bands(records[0])} & {band for band, _ in web.bands(records[1])}
+        assert shared
+        assert list(web.near_duplicates([("b", y, "b"), ("a", x, "a")], 3)) == [("b", "b")]
+        assert not list(web.near_duplicates([("b", y, "b"), ("a", x, "a")], 2))
+
+
+def test_what_does_not_add_up_is_an_error():
+    record = {"part": "x", "in": 3, "out": 1, "dropped": {"no caption": 1}}
+    with pytest.raises(ValueError, match="3 rows in are not 1 out"):
+        web.totals([record])
+    assert Part("gs://b/a.tar", 0, 5, 1).name != Part("gs://c/a.tar", 0, 5, 1).name
+
+
+def test_the_command(tar, tmp_path, capsys):
+    from simvlm_jax.cli import main
+
+    words = [
+        "data",
+        "web",
+        str(tar),
+        "--out",
+        str(tmp_path / "out"),
+        "--side",
+        "48",
+        "--smallest",
+        "32",
+        "--words",
+        "2-6",
+    ]
+    assert main([*words, "--json", "--runner=DirectRunner"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == 10
+    assert main([*words[:-1], "six"]) == 1 and "LEAST-MOST" in capsys.readouterr().err
