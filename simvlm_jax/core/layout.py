@@ -86,22 +86,24 @@ def in_use(parameter: Any, letters: Letters, dtype: Any = None) -> jax.Array:
     dtype, layout = dtype or x.dtype, _LAYOUT.get()
     if layout is None:
         return x.astype(dtype)
-    gathered = _gather(
-        layout.parameter(letters, x.shape), layout.activation(letters, x.shape), x.dtype, x.astype(dtype)
-    )
+    gathered = _gather(layout.parameter(letters, x.shape), layout.activation(letters, x.shape), x.astype(dtype))
     return checkpoint_name(gathered, IN_USE)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gather(kept, used, dtype, x):
+def _gathered(kept, used, x):
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, kept), used)
 
 
-def _gather_forward(kept, used, dtype, x):
-    return _gather(kept, used, dtype, x), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(kept, used, x):
+    return _gathered(kept, used, x)
 
 
-def _gather_backward(kept, used, dtype, _, gradient):
+def _gather_forward(kept, used, x):
+    return _gathered(kept, used, x), None
+
+
+def _gather_backward(kept, used, _, gradient):
     return (jax.lax.with_sharding_constraint(gradient, kept),)
 
 

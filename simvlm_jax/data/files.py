@@ -111,6 +111,10 @@ def _index(path: Path, size: int, changed: int) -> list[tuple[str, dict[str, Mem
                     if member.offset_data + member.size > size:  # which tarfile passes over in silence
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     by_key.setdefault(f"{folder}/{stem}" if folder else stem, {})["." + suffix.lower()] = entry
+            with path.open("rb") as file:  # a damaged header, or half a one, looks like the end
+                file.seek(tar.offset)
+                if file.read(512).strip(b"\0"):
+                    raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
     except tarfile.TarError as e:
         raise ValueError(f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again") from e
     return [(key, files) for key, files in by_key.items() if any(s in files for s in IMAGE_SUFFIXES)]

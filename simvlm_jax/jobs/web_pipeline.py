@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
+from etils import epath
 
 from simvlm_jax.jobs import web
 from simvlm_jax.jobs.web import Part, Settings
@@ -105,7 +106,7 @@ def _finish(records: list[dict[str, Any]], work: str, out: str, split: str) -> N
         with _local(FileSystems.join(work, f"{r['part']}.shard")) as path:
             _write_whole(FileSystems.join(out, r["shard"]), path.read_bytes())
     template = tfds.core.ShardedFileTemplate(
-        data_dir=out, dataset_name=NAME, split=split, filetype_suffix="array_record"
+        data_dir=epath.Path(out), dataset_name=NAME, split=split, filetype_suffix="array_record"
     )
     lengths, size = [r["out"] for r in full], sum(r["bytes"] for r in full)
     info = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)

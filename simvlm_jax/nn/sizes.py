@@ -9,8 +9,14 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import IN_USE, gathers, platform
 
+
+def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Keeps everything but gathered parameters, under whatever they are known by on their way into a product."""
+    return primitive.name not in ("sharding_constraint", "transpose") and params.get("name") != IN_USE
+
+
 _POLICIES = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(IN_USE),
+    "none": _all_but_gathered,
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }

@@ -71,8 +71,8 @@ def row_shards(mesh: Mesh) -> int:
 class MeshLayout:
     """What letters mean on a mesh (a `core.layout.Layout`): the first claim to an axis wins, left to right.
 
-    A letter whose size its axis does not divide is whole, and a matrix gives the unclaimed fsdp axis to the first other
-    of its axes that it divides. Vectors are never split by fsdp: gathering them costs more than they weigh.
+    A letter whose size its axis does not divide is whole; where that is the one that fsdp splits, the first other axis that
+    fsdp divides is split instead. Vectors are never split by fsdp: gathering them costs more than they weigh.
     """
 
     mesh: Mesh
@@ -85,7 +85,8 @@ class MeshLayout:
         axes = [i for i, letter in enumerate(letters) if letter != SCANNED]
         table = PARAMETERS if len(axes) > 1 else {k: v for k, v in PARAMETERS.items() if FSDP not in v}
         spec = self._claims(letters, shape, table)
-        if len(axes) > 1 and not any(FSDP in (entry or ()) for entry in spec):
+        wants = any(FSDP in table.get(letter or "", ()) for letter in letters)
+        if wants and not any(FSDP in (entry or ()) for entry in spec):
             free = [i for i in axes if not spec[i] and shape[i] > 1 and shape[i] % self.mesh.shape[FSDP] == 0]
             if free:
                 spec[free[0]] = (FSDP,)

@@ -1,0 +1,31 @@
+"""Notebooks execute top to bottom in a kernel of their own, on CPU, and leave what they promise."""
+
+import json
+import os
+
+import pytest
+
+from tests.conftest import ROOT
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+def test_runs_top_to_bottom(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMVLM_STEPS", "4")
+    monkeypatch.setenv("SIMVLM_WORKDIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(c.get("outputs") for c in notebook.cells), f"{name} is committed with outputs"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    assert "cpu" in "".join(
+        o.get("text", "") for o in notebook.cells[1].outputs
+    )  # the path taken is that of what is there
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["trained"] == 4
+    last = [c for c in notebook.cells if c.cell_type == "code"][-1]
+    assert any("image/png" in o.get("data", {}) for o in last.outputs)
+    assert "says:" in "".join(o.get("text", "") for o in last.outputs)
+    assert os.environ["SIMVLM_STEPS"] == "4"
