@@ -3,8 +3,9 @@
     python -m simvlm_jax.main --config configs/prefixlm.py
 
 trains a tiny SimVLM on the built-in scenes with one to three objects. Variants: `photos` (real photographs, named by
---config.data.train.path), `base`, `large`, `huge` (the paper's sizes and recipe), and the paper's ablations on the
-built-in data: `decoder_only`, `lm`, `span`, `patches`, `stem2`, `stem4`, `with_text`.
+--config.data.train.path), `base`, `large`, `huge` (the paper's sizes and recipe), `smoke` (16 steps on a handful of scenes,
+to try a machine or a launcher in seconds), and the paper's ablations on the built-in data: `decoder_only`, `lm`, `span`,
+`patches`, `stem2`, `stem4`, `with_text`.
 """
 
 from configs import parts
@@ -26,8 +27,10 @@ def get_config(variant: str = ""):
         return paper(variant)
     if variant == "photos":
         return photos()
+    if variant == "smoke":
+        return smoke()
     if variant not in ("", "with_text", *ABLATIONS):
-        known = ", ".join(["photos", "base", "large", "huge", "with_text", *ABLATIONS])
+        known = ", ".join(["photos", "smoke", "base", "large", "huge", "with_text", *ABLATIONS])
         raise ValueError(f"prefixlm has no variant {variant!r}; it has {known}")
     config = parts.base()
     config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
@@ -38,6 +41,21 @@ def get_config(variant: str = ""):
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
     config.train.update(steps=750, batch_size=64)
     config.checkpoint.every = 200
+    return config
+
+
+def smoke():
+    """The built-in run, shrunken until a process takes seconds."""
+    config = get_config()
+    config.data.train.update(path="scenes/captions-80_8_32_16", split="train", cache=False)
+    config.data.eval.splits = dict(test="test")
+    config.data.image_size = 32
+    config.text.length = 24
+    config.optimizer.update(name="adamw", learning_rate=1e-3)
+    config.train.update(steps=16, batch_size=8)
+    config.eval.update(batch_size=8, examples=8)
+    config.checkpoint.every = 4
+    config.log.every = 1
     return config
 
 

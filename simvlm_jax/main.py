@@ -233,6 +233,11 @@ def main(argv: list[str] | None = None) -> None:
     def go(_):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
+        import logging as standard
+
+        standard.getLogger("asyncio").setLevel(
+            standard.CRITICAL
+        )  # Orbax's tasks; their errors come out of save and wait
         from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
         path = config_flags.get_config_filename(flags.FLAGS["config"])

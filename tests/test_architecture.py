@@ -48,7 +48,7 @@ _TASKS = (
 )
 VARIANTS = [
     "prefixlm.py",
-    *(f"prefixlm.py:{v}" for v in ("photos", "base", "large", "huge", *_ABLATIONS)),
+    *(f"prefixlm.py:{v}" for v in ("photos", "smoke", "base", "large", "huge", *_ABLATIONS)),
     *(f"finetune.py:{task}" for task in _TASKS),
     *(f"finetune.py:{task}-base" for task in _TASKS),
     "finetune.py:vqa-huge",

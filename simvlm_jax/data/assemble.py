@@ -95,6 +95,15 @@ def _spread(source: Source, count: int) -> Iterator[dict[str, Any]]:
             yield without_pictures(source, i * len(source) // count)
 
 
+def _unreadable(source: Source) -> str:
+    """Why the first example cannot be read, if it cannot."""
+    try:
+        source[0]
+    except Exception as e:
+        return f" ({source.key(0)} cannot be read: {str(e).splitlines()[0]:.200})"
+    return ""
+
+
 def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Path | None = None) -> Tokenizer:
     """The tokenizer a config names (a .model file or a tokenizer folder), else `origin`, that of the run it starts from,
     else one trained on the run's own text.
@@ -111,7 +120,10 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
         return Tokenizer.from_file(origin, text.length)
     texts = list(corpus(config, *sources))
     if not texts:
-        raise ValueError(f"{config.data.train.path!r} holds no captions to make a tokenizer from; mend data.train.path")
+        why = _unreadable(sources[0]) if sources[0] is not None else ""
+        raise ValueError(
+            f"{config.data.train.path!r} holds no captions to make a tokenizer from{why}; mend data.train.path"
+        )
     length = text.length or 8
     tokenizer = Tokenizer.from_file(origin, length) if origin else Tokenizer.train(texts, text.vocabulary, length)
     if text.length:

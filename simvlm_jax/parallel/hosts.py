@@ -174,9 +174,16 @@ class Heart:
             waiting = time.monotonic() - self._since
             if self._stage == "collective" and waiting > self._late and waiting - told > self._late:
                 told = waiting
-                if slow := [r for r in self._others() if r["stage"] != "collective" and not r["ended"]]:
+                if slow := [
+                    r for r in self._others() if not r["ended"] and (r["stage"] != "collective" or self._quiet(r))
+                ]:
                     print(f"waiting {waiting:.0f} s for {', '.join(map(_name, slow))}", file=sys.stderr, flush=True)
             told = min(told, waiting)
+
+    def _quiet(self, record: dict[str, Any]) -> bool:
+        """Whether a process has missed a beat or two."""
+        beat, since, _ = self._seen.get(record["process"], (0, time.monotonic(), {}))
+        return beat == record["beat"] and time.monotonic() - since > 3 * self._interval
 
     def _others(self) -> list[dict[str, Any]]:
         """The newest beats of the others, where there are any of this session."""

@@ -1,7 +1,9 @@
 """Checkpoints by Orbax: asynchronous, atomic, kept by policy, restored straight onto the mesh."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,9 @@ class Checkpoints:
         """Starts a save of the train state and of the weights to evaluate, (params, extra); a step that exists stays.
 
         The weights stand beside the state so that a run can be used without knowing its optimizer.
+
+        Raises:
+          OSError: an earlier save could not be written.
         """
         if step in self._manager.all_steps():
             return
@@ -76,11 +81,26 @@ class Checkpoints:
             _STATE: ocp.args.StandardSave(state),
             _WEIGHTS: ocp.args.StandardSave({"params": weights[0], "extra": weights[1]}),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True)
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """The state of a step, onto the shapes, dtypes and shardings of `abstract`."""
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))[_STATE]
+        """The state of a step, onto the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+          ValueError: it cannot be read; the message says what to remove to go on from an earlier one.
+        """
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        try:
+            return self._manager.restore(step, args=wanted)[_STATE]
+        except Exception as e:  # Orbax and its file formats raise many kinds
+            folder = Path(str(self._manager.directory)) / str(step)
+            others = [s for s in self._manager.all_steps() if s < step]
+            earlier = f"to go on from step {max(others)}" if others else "to start anew"
+            raise ValueError(
+                f"the checkpoint {folder} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]:.200}); "
+                f"put back what is missing, or remove that folder {earlier}"
+            ) from e
 
     def restore_weights(self, step: int, place: Callable[[str, Sequence[int]], Any]) -> tuple[Any, Any]:
         """(params, extra) to evaluate at a step, shapes and dtypes as saved, sharded as `place(name, shape)` says."""
@@ -110,8 +130,28 @@ class Checkpoints:
         return Path(str(self._manager.directory)) / str(step) / _WEIGHTS
 
     def wait(self) -> None:
-        """Blocks until saves under way are complete."""
-        self._manager.wait_until_finished()
+        """Blocks until saves under way are complete.
+
+        Raises:
+          OSError: one of them could not be written.
+        """
+        with self._written():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Saves run in the background: what went wrong with one is heard of at the next, or when waiting."""
+        try:
+            yield
+        except Exception as e:  # Orbax and its file formats raise many kinds
+            reason = re.search(
+                r"No space left on device|Permission denied|Read-only file system|Disk quota exceeded", str(e)
+            )
+            raise OSError(
+                f"a checkpoint could not be written to {self._manager.directory} "
+                f"({reason[0] if reason else f'{type(e).__name__}: {str(e).splitlines()[0]:.300}'}); mend that, and the same "
+                f"command continues from step {max(self._manager.all_steps(), default=0)}"
+            ) from e
 
     def close(self) -> None:
         self._manager.close()

@@ -28,7 +28,7 @@ def launch(workdir, processes, devices, *more):
         str(devices),
         "--",
     ]
-    command += ["--config", str(ROOT / "tests" / "laws" / "tiny.py"), "--workdir", str(workdir), "--mode", "fit"]
+    command += ["--config", f"{ROOT / 'configs' / 'prefixlm.py'}:smoke", "--workdir", str(workdir), "--mode", "fit"]
     command += [f"--config.train.steps={STEPS}", f"--config.hosts.patience={PATIENCE}", *more]
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": ""}, stdout=log, stderr=log)

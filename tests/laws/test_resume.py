@@ -13,7 +13,7 @@ from simvlm_jax.main import EXIT_INTERRUPTED
 from simvlm_jax.run.compare import compare_rows, compare_states
 from tests.conftest import ROOT
 
-CONFIG, STEPS = str(ROOT / "tests" / "laws" / "tiny.py"), 16
+CONFIG, STEPS = f"{ROOT / 'configs' / 'prefixlm.py'}:smoke", 16
 
 
 @pytest.fixture(scope="module")

@@ -129,8 +129,9 @@ def test_fsdp_gathers_a_layer_at_a_time_and_data_parallel_nothing(text_batch):
     assert sorted(in_loops) == sorted(
         2 * [4 * 128 * 128] * 4 + 2 * [layer] * 2
     )  # a layer's matrices, forward and again backward
-    kept = sum(c.bytes for c in gathers if c.times == 1)
-    assert kept < 2**20  # outside the loops only the stem, the embedding and positions
+    outside = {k: v for k, v in ready.abstract.params.items() if k != "decoder"}  # stem, embedding, positions
+    once = sum(x.size * 4 for x in jax.tree.leaves(outside))
+    assert sum(c.bytes for c in gathers if c.times == 1) <= 2 * once
 
 
 def test_a_pmap_step_is_the_jit_step(text_batch):

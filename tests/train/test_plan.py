@@ -102,7 +102,7 @@ def test_targets_and_their_figures():
 
 def test_the_command_plans_a_config(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    words = ["--config", str(ROOT / "tests" / "laws" / "tiny.py"), "--target", "cpux8", "--config.mesh.fsdp=4"]
+    words = ["--config", f"{ROOT / 'configs' / 'prefixlm.py'}:smoke", "--target", "cpux8", "--config.mesh.fsdp=4"]
     assert plan_command([*words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert {"fits", "bytes_per_device", "hbm_bytes", "flops_per_device", "collectives", "step_time_estimate_s"} <= set(
