@@ -97,7 +97,7 @@ def disk_full(bench: Bench, _: int) -> dict | None:
     """The disk is full when a checkpoint is saved; then there is room again."""
     place = bench.folder / "small"
     place.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(place)], capture_output=True).returncode:
         return None
     try:
         drill = Drill(CONFIG, place / "run", bench.drill("x", 24).overrides, 1)
@@ -163,7 +163,7 @@ def corrupted_shard(bench: Bench, _: int) -> dict:
         strict = bench.drill("strict", 40)
         process = strict.start()
         assert process.wait() == 1
-        line = said(bench.log(strict), "config.data.quarantine")
+        line = said(bench.log(strict), "cannot be read", "mend data.train.path")
     finally:
         if before is None:
             del os.environ["TFDS_DATA_DIR"]
@@ -189,11 +189,15 @@ def clock_jumps(bench: Bench, _: int) -> dict:
     os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
     try:
         drill.kill_at(lambda: drill.kept() >= 4, "after a checkpoint")
-        drill.finish()
+        errors, line = 0, ""
+        while drill.start().wait():  # a save that Orbax believes to have taken a day is an error
+            errors, line = errors + 1, said(bench.log(drill), "the same command continues")
+            assert errors < 20, line
     finally:
         os.environ["PYTHONPATH"] = before
-    fault = "the wall clock jumps by days every second, and a kill"
-    return {"fault": fault, "times": 1, "outcome": bench.exact(drill, 24), "said": ""}
+    outcome = bench.exact(drill, 24)
+    return {"fault": "the wall clock jumps by days, every second, and a kill", "times": 1,
+            "outcome": f"{errors} x {ERROR}, then {outcome}" if errors else outcome, "said": line}  # fmt: skip
 
 
 def two(bench: Bench, name: str, *more: str) -> tuple[Path, subprocess.Popen]:

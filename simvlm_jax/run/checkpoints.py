@@ -45,6 +45,7 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
             save_interval_steps=1,
+            async_options=ocp.AsyncOptions(timeout_secs=7 * 86400),  # by a clock that may jump
         )
         self._manager = ocp.CheckpointManager(path.absolute(), options=options, item_names=(_STATE, _WEIGHTS))
 
