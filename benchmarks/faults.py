@@ -170,7 +170,7 @@ def corrupted_shard(bench: Bench, _: int) -> dict:
         else:
             os.environ["TFDS_DATA_DIR"] = before
     return {"fault": "200 bytes of a training shard overwritten", "times": 1,
-            "outcome": f"{len(listed)} of 80 examples replaced and listed; a third of a shard gone: {ERROR}", "said": line}  # fmt: skip
+            "outcome": f"{len(listed)} of 80 examples replaced and listed; where a third is gone: {ERROR}", "said": line}  # fmt: skip
 
 
 def clock_jumps(bench: Bench, _: int) -> dict:

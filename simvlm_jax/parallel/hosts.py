@@ -1,6 +1,7 @@
 """Many processes as one run: joining them, who goes first, agreeing to stop, and knowing which one is late or lost."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -31,10 +32,15 @@ def detected() -> dict[str, Any] | None:
         return {"coordinator_address": given[0], "num_processes": int(given[1] or 0), "process_id": int(given[2] or 0)}
     slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in env
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
-    pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or (
-        Path("/dev/accel0").exists() and "TPU_NAME" in env
-    )
-    return {} if slurm or kubernetes or pod else None
+    pod = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    return {} if slurm or kubernetes or pod or _on_tpu_vm() else None
+
+
+def _on_tpu_vm() -> bool:
+    """Whether this machine has TPUs: then it may be one of a pod, which its metadata server knows."""
+    if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu" or importlib.util.find_spec("libtpu") is None:
+        return False
+    return any(any(Path(folder).glob(name)) for folder, name in (("/dev", "accel[0-9]*"), ("/dev/vfio", "[0-9]*")))
 
 
 def join(patience: float) -> None:
@@ -44,8 +50,12 @@ def join(patience: float) -> None:
         return
     if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # our own heartbeats speak first, and name what is missing
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=int(max(100, 5 * patience)))
+    seconds = int(max(100, 5 * patience))  # our own heartbeats speak first, and name what is missing
+    try:
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=seconds)
+    except ValueError:
+        if arguments or not _on_tpu_vm():
+            raise  # a notebook's TPU, otherwise, which has no metadata server and no peers
 
 
 @contextlib.contextmanager
