@@ -153,6 +153,8 @@ def table(record: dict[str, Any]) -> str:
             f"  step time at least {1e3 * record['step_time_estimate_s']:.1f} ms, bound by {record['bound_by']} "
             f"(model FLOPs utilisation at most {100 * mfu / record['step_time_estimate_s']:.0f} %)",
         ]
+    if record["compiled_as"] == "cpu" and not record["target"].startswith("cpu"):
+        lines += ["", "  compiled for CPU devices that stand in for it: its own compiler fuses more and needs less"]
     if record["whole"]:
         lines += [
             "",

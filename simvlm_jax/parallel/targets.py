@@ -33,7 +33,7 @@ class Target:
             return {"JAX_PLATFORMS": "cpu", **absent, **quiet}
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
         made = f"--xla_force_host_platform_device_count={self.topology} {flags}".strip()
-        return {"XLA_FLAGS": made} if self.platform == "cpu" else {"XLA_FLAGS": made, "JAX_PLATFORMS": "cuda,cpu"}
+        return {"XLA_FLAGS": made, **({"JAX_PLATFORMS": "cpu"} if self.platform == "cpu" else {})}
 
     def devices(self) -> list[Any]:
         """The devices to compile for: descriptions of TPUs; this machine's GPUs if they are the ones; else CPU stand-ins.
