@@ -30,18 +30,23 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
     try:
         _run(config, directory, variant, mode, heart)
-    except jax.errors.JaxRuntimeError as e:
-        if heart.count == 1:
-            raise
-        lost = heart.lost()  # a collective fails at once where a peer is gone, and does not say which
-        leave(f"error: {lost or str(e).splitlines()[0]}; the same command continues, with any number of processes")
     except (Interrupted, KeyboardInterrupt):
         heart.end("stopped")
         raise
     except BaseException as e:
+        # a collective fails at once where a peer is gone, and does not say which
+        if heart.count > 1 and _because_of(e, jax.errors.JaxRuntimeError) and (lost := heart.lost()):
+            leave(f"error: {lost}; the same command continues, with any number of processes")
         heart.end(f"{type(e).__name__}: {e}")
         raise
     heart.end("finished")
+
+
+def _because_of(error: BaseException | None, kind: type) -> bool:
+    """Whether an error is of a kind, or was raised while one was handled."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _run(config, directory, variant: str, mode: str, heart) -> None:
@@ -254,11 +259,11 @@ def main(argv: list[str] | None = None) -> None:
         except (Interrupted, KeyboardInterrupt) as e:
             print(str(e) or "stopped; the same command continues", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
-        except (ValueError, OSError, NonFiniteLoss) as e:
-            if os.environ.get("SIMVLM_TRACEBACK"):
-                raise
+        except (ValueError, OSError, RuntimeError, NonFiniteLoss) as e:
             import jax
 
+            if os.environ.get("SIMVLM_TRACEBACK") or (isinstance(e, RuntimeError) and jax.process_count() == 1):
+                raise
             if jax.process_count() > 1:
                 leave(f"error: {e}", 1)
             print(f"error: {e}", file=sys.stderr)
