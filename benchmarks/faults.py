@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT, PAGE = ROOT / "benchmarks" / "faults.jsonl", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: made by benchmarks/faults.py -->", "<!-- end -->"
 CONFIG = f"{ROOT / 'configs' / 'prefixlm.py'}:smoke"
-STEPS = 160
+STEPS = 240
 EXACT, ERROR = "continues exactly", "clear error"
 
 
@@ -62,7 +62,7 @@ def said(text: str, *needed: str) -> str:
     lines = [line.partition("] ")[2] if line.startswith("[") else line for line in text.splitlines()]
     errors = [line for line in lines if line.startswith("error:")]
     if not errors or not all(n in errors[-1] for n in needed):
-        raise SystemExit(f"no clear error with {needed} in\n{text[-2000:]}")
+        raise SystemExit(f"no clear error with {needed}: {errors} in\n{text[-2000:]}")
     return errors[-1]
 
 

@@ -61,11 +61,13 @@ def main() -> int:
             print(f"{made} {shlex.join(command)}")
         return 0
 
-    processes = []
+    processes, copiers = [], []
     for i in range(args.processes):
         env = {**os.environ, **environment(i, args, port)}
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        threading.Thread(target=copy_lines, args=(i, process.stdout), daemon=True).start()
+        copier = threading.Thread(target=copy_lines, args=(i, process.stdout), daemon=True)
+        copier.start()
+        copiers.append(copier)
         processes.append(process)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: [p.send_signal(got) for p in processes if p.poll() is None])
@@ -79,7 +81,8 @@ def main() -> int:
             for p in processes:
                 p.kill()
         time.sleep(0.1)
-    time.sleep(0.2)  # the last lines
+    for copier in copiers:  # the last lines
+        copier.join(timeout=10)
     tell(processes, told)
     codes = [p.returncode for p in processes]
     return max((c if c > 0 else 128 - c for c in codes if c), default=0)

@@ -15,7 +15,7 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-command=(srun --kill-on-bad-exit=1 --label python -m simvlm_jax.main "$@")
+command=(srun --kill-on-bad-exit=0 --label python -m simvlm_jax.main "$@")
 if [[ "${DRY_RUN:-}" == 1 ]]; then
   [[ -n "${VENV:-}" ]] && echo "source $VENV/bin/activate"
   printf '%q ' "${command[@]}"
@@ -33,8 +33,8 @@ fi
 
 code=0
 "${command[@]}" || code=$?
-# 75: stopped on request, its state saved. 76: a node was lost. In both cases the same command continues.
-if [[ $code == 75 || $code == 76 ]] && ((${SLURM_RESTART_COUNT:-0} < ${SIMVLM_RETRIES:-20})); then
+# 75: stopped on request, its state saved. 76, or 128 and a signal: a process was lost. The same command continues.
+if ((code == 75 || code == 76 || code > 128)) && ((${SLURM_RESTART_COUNT:-0} < ${SIMVLM_RETRIES:-20})); then
   echo "queueing the job again (exit code $code)"
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -2,14 +2,14 @@
 # One run on a TPU pod slice: asks for it as a queued resource, installs the code on all workers, and starts the run on each.
 #
 #   launch/tpu_vm.sh --name simvlm --zone us-east5-b --type v5litepod-256 --version v2-alpha-tpuv5-lite --spot \
-#       -- --config configs/prefixlm.py:huge --workdir gs://bucket/huge
+#       -- --config configs/prefixlm.py:huge --workdir /shared/huge
 #
 # Each step can be done alone: --only create|install|run|delete. --dry-run prints the commands and runs none. What follows --
-# goes to python -m simvlm_jax.main; the workers find each other through jax's own TPU support. A run that is interrupted
-# continues with the same command.
+# goes to python -m simvlm_jax.main; the workers find each other through jax's own TPU support. The run directory must be on a file
+# system that all workers share (Filestore, or a bucket mounted by gcsfuse). An interrupted run continues with --only run.
 set -euo pipefail
 
-usage() { sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//'; }
 fail() {
   echo "error: $1" >&2
   exit 2

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 EXIT_INTERRUPTED = 75
@@ -35,9 +36,10 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
         raise
     except BaseException as e:
         # a collective fails at once where a peer is gone, and does not say which
-        if heart.count > 1 and _because_of(e, jax.errors.JaxRuntimeError) and (lost := heart.lost()):
-            leave(f"error: {lost}; the same command continues, with any number of processes")
-        heart.end(f"{type(e).__name__}: {e}")
+        lost = heart.lost() if heart.count > 1 and _because_of(e, jax.errors.JaxRuntimeError) else None
+        heart.end(f"{type(e).__name__}: {str(e).partition(chr(10))[0]}")
+        if lost is not None:
+            leave(*lost)
         raise
     heart.end("finished")
 
@@ -259,15 +261,15 @@ def main(argv: list[str] | None = None) -> None:
         except (Interrupted, KeyboardInterrupt) as e:
             print(str(e) or "stopped; the same command continues", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
-        except (ValueError, OSError, RuntimeError, NonFiniteLoss) as e:
+        except Exception as e:
             import jax
 
-            if os.environ.get("SIMVLM_TRACEBACK") or (isinstance(e, RuntimeError) and jax.process_count() == 1):
-                raise
-            if jax.process_count() > 1:
-                leave(f"error: {e}", 1)
-            print(f"error: {e}", file=sys.stderr)
-            sys.exit(1)
+            plain = isinstance(e, ValueError | OSError | NonFiniteLoss)
+            if os.environ.get("SIMVLM_TRACEBACK") or not plain:
+                if jax.process_count() == 1:
+                    raise
+                traceback.print_exc()
+            leave(f"error: {e}", 1)  # without waiting for other processes, or for saves that have failed
 
     app.run(go, argv)
 

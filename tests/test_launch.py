@@ -29,7 +29,7 @@ def test_slurm_prints_what_it_would_run():
     dry = run("launch/slurm.sh", "--config", "a b", DRY_RUN="1", VENV="/v")
     assert dry.stdout.splitlines() == [
         "source /v/bin/activate",
-        r"srun --kill-on-bad-exit=1 --label python -m simvlm_jax.main --config a\ b ",
+        r"srun --kill-on-bad-exit=0 --label python -m simvlm_jax.main --config a\ b ",
     ]
     outside = run("launch/slurm.sh", "--config", "a")
     assert outside.returncode == 1 and "not inside a SLURM job" in outside.stderr

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 BOUND = 1e-4
-"""Largest relative difference of the loss where the devices changed (docs: 1e-4 over 50 steps)."""
+"""Largest relative difference of the loss where the devices changed, over 50 steps."""
+STATE_BOUND = 1e-2
+"""Of parameters and of optimizer state there, as a whole: Adam turns rounding in gradients near zero into whole steps."""
 
 
 @dataclasses.dataclass
@@ -27,6 +29,7 @@ class Drill:
     overrides: list[str]
     devices: int
     kills: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _before: set[Any] = dataclasses.field(default_factory=set)
 
     def start(self) -> subprocess.Popen:
         """A process that begins or continues the run on `devices` devices."""
@@ -34,6 +37,7 @@ class Drill:
         command = [sys.executable, "-m", "simvlm_jax.main", "--config", self.config, "--workdir", str(self.workdir)]
         command += ["--mode", "fit", *self.overrides]
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        self._before = {self._metrics_file(), *self._saves()}
         with (self.workdir.parent / f"{self.workdir.name}.log").open("a") as log:
             return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -69,10 +73,23 @@ class Drill:
             log = self.workdir.parent / f"{self.workdir.name}.log"
             raise ValueError(f"the run in {self.workdir} failed:\n{log.read_text()[-2000:]}")
 
-    def logged(self) -> int:
-        """The newest step in the metrics."""
+    def _metrics_file(self) -> Any:
+        """Which file the metrics are now: a process that continues a run replaces it."""
         metrics = self.workdir / "metrics.jsonl"
-        if not metrics.exists():
+        return ("metrics", metrics.stat().st_ino) if metrics.exists() else None
+
+    def _saves(self) -> set[Any]:
+        """Checkpoints that are being written, or that a kill left half written."""
+        found = set()
+        for path in (self.workdir / "checkpoints").glob("*tmp*"):
+            with contextlib.suppress(OSError):  # it was just finished
+                found.add((path.name, path.stat().st_ino, path.stat().st_ctime_ns))
+        return found
+
+    def logged(self) -> int:
+        """The newest step that the process at hand has logged or taken over; 0 before it has come to that."""
+        metrics = self.workdir / "metrics.jsonl"
+        if not metrics.exists() or self._metrics_file() in self._before:
             return 0
         for line in reversed(metrics.read_text().splitlines()):
             with contextlib.suppress(json.JSONDecodeError, KeyError):
@@ -85,9 +102,8 @@ class Drill:
         return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written right now."""
-        folder = self.workdir / "checkpoints"
-        return any("tmp" in p.name for p in folder.glob("*"))
+        """Whether the process at hand is writing a checkpoint."""
+        return bool(self._saves() - self._before)
 
 
 def visible(devices: int) -> dict[str, str]:
@@ -217,7 +233,18 @@ def certify(args: argparse.Namespace, whole: Drill, still: Drill, moved: Drill |
         {"run": "killed", "what": "metrics and samples", "wanted": f"equal at all {args.steps} steps"}
         | {"found": "equal" if same.equal else f"loss differs by {same.loss_gap:.1e}", "holds": same.equal}
     )
+    for name, drill in (("killed", still), ("moved", moved)):
+        if drill is not None:
+            made = {"run": name, "what": "kills", "wanted": str(args.kills), "found": str(len(drill.kills))}
+            rows.append(made | {"holds": len(drill.kills) == args.kills})
     if moved is not None:
+        for part, d in compare_states(whole.workdir, moved.workdir, args.steps).items():
+            exact = part in ("rng", "step")
+            wanted = "bit for bit" if exact else f"within {STATE_BOUND:.0e} of its norm"
+            rows.append(
+                {"run": "moved", "what": part, "wanted": wanted, "found": f"{d.apart:.1e}"}
+                | {"holds": d.differing == 0 if exact else d.apart <= STATE_BOUND}
+            )
         other = compare_rows(whole.workdir, moved.workdir)
         rows.append(
             {"run": "moved", "what": "samples", "wanted": "equal at all steps"}

@@ -80,7 +80,8 @@ def constrain(x: jax.Array, letters: Letters) -> jax.Array:
 def in_use(parameter: Any, letters: Letters, dtype: Any = None) -> jax.Array:
     """A parameter as a computation takes it: cast first, then gathered from its shards (FSDP, arXiv 2304.11277).
 
-    Its gradient goes back to the shards, in the parameter's own dtype.
+    Its gradient goes back to the shards; over devices it is summed in the dtype of the computation, and kept in the
+    parameter's own.
     """
     x = jax.numpy.asarray(parameter)
     dtype, layout = dtype or x.dtype, _LAYOUT.get()

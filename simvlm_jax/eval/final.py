@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -61,6 +62,8 @@ def evaluate_run(
                 made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
                 section = _section(f"{name} · {split}", engine, examples, outcome)
             except (ValueError, OSError) as e:
+                if jax.process_count() > 1:  # the others are about to ask the model without this process
+                    raise
                 failed(name, split, e)
                 continue
             entries += made

@@ -57,12 +57,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rows [start, stop) of an input. size: of the input in bytes, so that a changed one is noticed."""
+    """Rows [start, stop) of an input. size and time of its last change tell one state of the input from another."""
 
     input: str
     start: int
     stop: int
     size: int
+    changed: float = 0.0
 
     @property
     def name(self) -> str:
@@ -75,14 +76,14 @@ class Dropped(Exception):
     """A row is left out; the message is the reason that is counted."""
 
 
-def parts_of(path: Path, name: str, settings: Settings) -> list[Part]:
+def parts_of(path: Path, name: str, settings: Settings, changed: float = 0.0) -> list[Part]:
     """The parts of an input that lies at `path` and is called `name`.
 
     Raises:
       ValueError: it is neither a tar nor a table, or cannot be read.
     """
     total, size = len(_rows_of(path)), path.stat().st_size
-    return [Part(name, i, min(i + settings.rows, total), size) for i in range(0, total, settings.rows)]
+    return [Part(name, i, min(i + settings.rows, total), size, changed) for i in range(0, total, settings.rows)]
 
 
 def _rows_of(path: Path) -> Any:
@@ -118,6 +119,7 @@ def build(part: Part, path: Path, settings: Settings) -> tuple[list[bytes], dict
         "part": part.name,
         **dataclasses.asdict(part),
         "settings": settings.digest(),
+        "made": hashlib.sha256(b"".join(hashlib.sha256(e).digest() for e in kept)).hexdigest(),
         "in": part.stop - part.start,
         "out": len(kept),
         "dropped": dict(dropped),
@@ -178,7 +180,7 @@ def _stored(encoded: bytes, settings: Settings) -> tuple[np.ndarray, bytes]:
     from PIL import Image
 
     try:
-        image = decode(encoded, at_least=settings.side)
+        image = decode(encoded, at_least=max(settings.side, settings.smallest))
     except BadImage as e:
         raise Dropped("unreadable image") from e
     short, long = sorted(image.size)

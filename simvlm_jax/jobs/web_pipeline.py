@@ -5,6 +5,7 @@ rest. Beam's own file systems are used throughout, so inputs and output may lie 
 """
 
 import contextlib
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -59,8 +60,9 @@ def prepare(
 
 
 def _parts(name: str, settings: Settings) -> Iterator[Part]:
+    changed = FileSystems.match([name])[0].metadata_list[0].last_updated_in_seconds or 0.0
     with _local(name) as path:
-        yield from web.parts_of(path, name, settings)
+        yield from web.parts_of(path, name, settings, changed)
 
 
 def _build(part: Part, work: str, settings: Settings) -> str:
@@ -68,7 +70,8 @@ def _build(part: Part, work: str, settings: Settings) -> str:
     record_path = FileSystems.join(work, f"{part.name}.json")
     if FileSystems.exists(record_path):
         done = json.loads(_read(record_path))
-        if (done["size"], done["stop"], done["settings"]) == (part.size, part.stop, settings.digest()):
+        same = dataclasses.asdict(part)
+        if {k: done[k] for k in same} == same and done["settings"] == settings.digest():
             return part.name
     with _local(part.input) as path:
         examples, record = web.build(part, path, settings)
@@ -80,16 +83,16 @@ def _build(part: Part, work: str, settings: Settings) -> str:
 def _write(item: tuple[str, dict[str, Any]], work: str) -> dict[str, Any]:
     """The shard of a part without its near duplicates."""
     name, groups = item
-    gone = sorted(groups["gone"])
+    gone, part = sorted(groups["gone"]), _load(work, name)
     done_path = FileSystems.join(work, f"{name}.shard.json")
     if FileSystems.exists(done_path):
         done = json.loads(_read(done_path))
-        if done["gone"] == gone:
+        if done["gone"] == gone and done["of"] == part["made"]:
             return done["record"]
     with _local(FileSystems.join(work, f"{name}.array_record")) as path:
-        examples, record = web.without(web.read_records(path), _load(work, name), set(gone))
+        examples, record = web.without(web.read_records(path), part, set(gone))
     _upload(examples, FileSystems.join(work, f"{name}.shard"))
-    _write_whole(done_path, json.dumps({"gone": gone, "record": record}))
+    _write_whole(done_path, json.dumps({"gone": gone, "of": part["made"], "record": record}))
     return record
 
 

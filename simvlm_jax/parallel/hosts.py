@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+EXIT_STOPPED = 75
 EXIT_HOST_LOST = 76
 """The exit code of a process whose run has lost another one."""
 STAGES = ("start", "data", "compile", "collective", "checkpoint", "eval")
@@ -119,7 +120,9 @@ class Heart:
         self._folder, self._patience, self._late = folder, patience, late
         self._stage, self._step, self._since = "start", 0, time.monotonic()
         self._beats, self._session, self._ended = 0, 0, ""
-        self._seen: dict[int, tuple[Any, float, dict[str, Any]]] = {}
+        self._seen: dict[int, tuple[Any, float]] = {}
+        self._stopped: dict[int, float] = {}
+        self._mute = False
         self._stop = threading.Event()
         if self.count > 1:
             from jax.experimental import multihost_utils
@@ -127,8 +130,22 @@ class Heart:
             folder.mkdir(parents=True, exist_ok=True)
             draw = np.int32(int.from_bytes(os.urandom(3), "little"))
             self._session = int(multihost_utils.broadcast_one_to_all(draw))
+            self._beat()
+            self._check_shared()
             self._thread = threading.Thread(target=self._watch, name="heart", daemon=True)
             self._thread.start()
+
+    def _check_shared(self) -> None:
+        """An error where the processes do not see one folder."""
+        _barrier("hearts")
+        until = time.monotonic() + 90  # directory caches of network file systems
+        while len(self._others()) < self.count - 1:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"{self._folder.parent} is not one folder that all {self.count} processes see; put --workdir on a file "
+                    "system that they share (NFS, Lustre, a bucket mounted by gcsfuse)"
+                )
+            time.sleep(0.2)
 
     def at(self, stage: str, step: int | None = None) -> None:
         """This process is at a stage of a step now."""
@@ -143,14 +160,14 @@ class Heart:
             self._thread.join()
             self._beat()
 
-    def lost(self, seconds: float | None = None) -> str:
-        """Waits (by default as long as it takes to be sure) until a process is known to be lost; "" if none is."""
-        until = time.monotonic() + (1.5 * self._patience if seconds is None else seconds)
+    def lost(self) -> "Verdict | None":
+        """Waits as long as it takes to be sure whether another process is gone."""
+        until = time.monotonic() + 1.5 * self._patience
         while time.monotonic() < until:
             if verdict := self._verdict():
                 return verdict
             time.sleep(self._interval)
-        return ""
+        return None
 
     @property
     def _interval(self) -> float:
@@ -171,28 +188,39 @@ class Heart:
         }
         path = self._folder / f"{self.index}.json"
         partial = path.with_suffix(".partial")
-        with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
+        try:
             partial.write_text(json.dumps(record))
             partial.replace(path)
+            self._mute = False
+        except OSError as e:  # then the others cannot write either, and silence says nothing
+            if not self._mute:
+                print(f"heartbeats cannot be written: {e}", file=sys.stderr, flush=True)
+            self._mute = True
 
     def _watch(self) -> None:
-        told = 0.0
+        told, last = 0.0, time.monotonic()
         while not self._stop.wait(self._interval):
             self._beat()
+            if (gap := time.monotonic() - last) > 3 * self._interval:  # this process itself stood still: nobody's fault
+                self._seen = {i: (beat, since + gap) for i, (beat, since) in self._seen.items()}
+            last = time.monotonic()
             if verdict := self._verdict():
-                leave(f"error: {verdict}; the same command continues, with any number of processes")
+                leave(*verdict)
             waiting = time.monotonic() - self._since
-            if self._stage == "collective" and waiting > self._late and waiting - told > self._late:
+            if waiting > self._late and waiting - told > self._late:
                 told = waiting
-                if slow := [
-                    r for r in self._others() if not r["ended"] and (r["stage"] != "collective" or self._quiet(r))
-                ]:
+                if slow := [r for r in self._others() if self._behind(r)]:
                     print(f"waiting {waiting:.0f} s for {', '.join(map(_name, slow))}", file=sys.stderr, flush=True)
             told = min(told, waiting)
 
+    def _behind(self, record: dict[str, Any]) -> bool:
+        """Whether a process keeps this one waiting: it is at an earlier step or stage, or silent."""
+        theirs, mine = (record["step"], STAGES.index(record["stage"])), (self._step, STAGES.index(self._stage))
+        return not record["ended"] and (theirs < mine or self._quiet(record))
+
     def _quiet(self, record: dict[str, Any]) -> bool:
         """Whether a process has missed a beat or two."""
-        beat, since, _ = self._seen.get(record["process"], (0, time.monotonic(), {}))
+        beat, since = self._seen.get(record["process"], (0, time.monotonic()))
         return beat == record["beat"] and time.monotonic() - since > 3 * self._interval
 
     def _others(self) -> list[dict[str, Any]]:
@@ -206,23 +234,32 @@ class Heart:
                     found.append(record)
         return found
 
-    def _verdict(self) -> str:
-        """Who is lost, if anyone."""
+    def _verdict(self) -> "Verdict | None":
+        """What to leave with, if another process is gone."""
         now, records = time.monotonic(), {r["process"]: r for r in self._others()}
-        for i in range(self.count):
-            if i == self.index:
-                continue
+        again = "; the same command continues, with any number of processes"
+        for i in set(range(self.count)) - {self.index}:
             record = records.get(i)
             beat = record["beat"] if record else None
             if i not in self._seen or self._seen[i][0] != beat:
-                self._seen[i] = (beat, now, record or {})
-            if record and record["ended"] not in ("", "finished", "stopped"):
-                return f"{_name(record)} has ended: {record['ended']}"
-            if now - self._seen[i][1] > self._patience and not (record and record["ended"]):
-                seconds = now - self._seen[i][1]
-                who = _name(record) if record else f"process {i}"
-                return f"{who} has not been heard of for {seconds:.0f} s"
-        return ""
+                self._seen[i] = (beat, now)
+            silent = now - self._seen[i][1]
+            who = _name(record) if record else f"process {i}"
+            ended = record["ended"] if record else ""
+            if ended == "stopped" and now - self._stopped.setdefault(i, now) > self._patience:
+                return Verdict(f"{who} was stopped{again}", EXIT_STOPPED)
+            if ended not in ("", "finished", "stopped"):
+                return Verdict(f"error: {who} has ended: {ended}", 1)
+            if not ended and silent > self._patience and not self._mute:
+                return Verdict(f"error: {who} has not been heard of for {silent:.0f} s{again}", EXIT_HOST_LOST)
+        return None
+
+
+class Verdict(NamedTuple):
+    """Why a process should leave, and its exit code."""
+
+    why: str
+    code: int
 
 
 def _name(record: dict[str, Any]) -> str:

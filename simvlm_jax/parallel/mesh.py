@@ -187,6 +187,16 @@ def place_everywhere(mesh: Mesh, batch: Batch) -> Batch:
     return jax.tree.map(place, batch)
 
 
+def check_parts(rows: int, mesh: Mesh, accumulate: int) -> None:
+    """An error where the micro-batches of a batch do not divide over the devices."""
+    shards = row_shards(mesh)
+    if rows % (shards * accumulate):
+        raise ValueError(
+            f"{rows} rows do not divide over {shards} shards x {accumulate} micro-batches; change config.train.batch_size, "
+            "config.data.documents.batch_size, config.train.accumulate or config.mesh"
+        )
+
+
 def _check_rows(rows: int, mesh: Mesh) -> None:
     shards = row_shards(mesh)
     if rows % shards:

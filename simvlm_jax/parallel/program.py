@@ -11,8 +11,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 _FREE = {  # names for what is already there
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id", "replica-id",
-    "opt-barrier", "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
-    "collective-permute-done", "send-done", "recv-done",
+    "opt-barrier",
 }  # fmt: skip
 
 
@@ -75,10 +74,9 @@ class Program:
             seen.add(channel[1] if channel else "")
             if "all-reduce-scatter" in inside:  # TPU's name for a reduce-scatter
                 kind = "reduce-scatter"
-            sizes = [_bytes(a) for a in _ARRAY.finditer(i.type)]
-            whole = max(sizes, default=0.0) if i.op.endswith("-start") and kind == "all-gather" else sum(sizes)
+            whole = _total(_result(i))
             group = self._group(i.rest)
-            if i.op == "reduce-scatter":
+            if kind == "reduce-scatter" and i.op.startswith("reduce-scatter"):
                 whole *= group
             if group > 1:
                 found.append(Collective(kind, whole, group, times))
@@ -101,7 +99,11 @@ class Program:
                 total += 2 * _main(i.type)
             elif i.op == "dynamic-update-slice":
                 total += 2 * _main(here[i.operands[1]].type) if i.operands[1] in here else 0.0
-            elif i.op not in _FREE:
+            elif i.op.endswith("-start"):  # to or from scratch memory, or over links: what it leaves, once
+                total += _main(_result(i)) or sum(
+                    _main(here[o].type) for o in i.operands[:1] if o in here and _scratch(i)
+                )
+            elif i.op not in _FREE and not i.op.endswith(("-done", "-update")):
                 read, written = self._fused(i.called("calls")) if i.op == "fusion" else ({}, None)
                 types = [here[o].type if o in here else "" for o in i.operands]
                 total += sum(min(read.get(n, math.inf), _main(t)) for n, t in enumerate(types))
@@ -165,6 +167,33 @@ class Program:
         if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
             return len(listed[1].split(","))
         return self._devices
+
+
+def _result(i: _Instruction) -> str:
+    """The type of what an operation leaves: of an asynchronous one, which speaks of its operands too, the results alone."""
+    if not i.op.endswith("-start") or not i.type.startswith("("):
+        return i.type
+    parts = _elements(i.type)
+    if i.op == "all-reduce-start":
+        return i.type
+    second = parts[1] if len(parts) > 1 else i.type
+    return parts[0] if i.op == "copy-start" else second
+
+
+def _elements(kind: str) -> list[str]:
+    """The elements of a tuple type."""
+    parts, depth, begun = [], 0, 1
+    for n, c in enumerate(kind):
+        depth += (c in "([{") - (c in ")]}")
+        if (c == "," and depth == 1) or depth == 0:
+            parts.append(kind[begun:n].strip())
+            begun = n + 1
+    return [p for p in parts if p]
+
+
+def _scratch(i: _Instruction) -> bool:
+    """Whether an operation leaves its result in scratch memory on the chip."""
+    return "S(" in _result(i)
 
 
 def _parse(line: str) -> _Instruction | None:

@@ -47,7 +47,13 @@ class Target:
             return _described(self.kind, self.topology)
         wanted = int(self.topology)
         here = [d for d in jax.devices() if self.platform == "cpu" or d.device_kind.startswith(GPUS[self.kind])]
-        return here[:wanted] if len(here) >= wanted else jax.devices("cpu")[:wanted]
+        found = here if len(here) >= wanted else jax.devices("cpu")
+        if len(found) < wanted:
+            raise ValueError(
+                f"{self.name} needs {wanted} devices and this process has {len(found)}; start it with "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+            )
+        return found[:wanted]
 
     def figures(self, devices: list[Any]) -> Device:
         """What one of its devices can do; of CPUs, what can be measured or read off now, shared among them."""

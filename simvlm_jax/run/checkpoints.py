@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class Checkpoints:
             earlier = f"to go on from step {max(others)}" if others else "to start anew"
             raise ValueError(
                 f"the checkpoint {folder} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]:.200}); "
-                f"put back what is missing, or remove that folder {earlier}"
+                f"if files are missing or damaged, put them back or remove that folder {earlier}; if the code has changed since "
+                "it was written, continue with that of then"
             ) from e
 
     def restore_weights(self, step: int, place: Callable[[str, Sequence[int]], Any]) -> tuple[Any, Any]:
@@ -145,13 +147,16 @@ class Checkpoints:
         try:
             yield
         except Exception as e:  # Orbax and its file formats raise many kinds
-            reason = re.search(
-                r"No space left on device|Permission denied|Read-only file system|Disk quota exceeded", str(e)
+            words = str(e)
+            known = re.search(
+                r"No space left on device|Permission denied|Read-only file system|Disk quota exceeded", words
             )
+            reason = known[0] if known else f"{type(e).__name__}: {words.partition(chr(10))[0]:.300}"
+            with contextlib.suppress(OSError):
+                reason += f"; {shutil.disk_usage(self._manager.directory).free / 2**20:,.0f} MiB of disk space are free"
             raise OSError(
-                f"a checkpoint could not be written to {self._manager.directory} "
-                f"({reason[0] if reason else f'{type(e).__name__}: {str(e).splitlines()[0]:.300}'}); mend that, and the same "
-                f"command continues from step {max(self._manager.all_steps(), default=0)}"
+                f"a checkpoint could not be written to {self._manager.directory} ({reason}); mend that, and the same command "
+                f"continues from step {max(self._manager.all_steps(), default=0)}"
             ) from e
 
     def close(self) -> None:

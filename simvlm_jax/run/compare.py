@@ -16,11 +16,11 @@ SPEEDS = ("images_per_s", "tokens_per_s", "mfu", "input_bound")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of one part of the state. worst: the largest |a - b| over the larger norm of the two leaves; 0 is bit for bit."""
+    """Of one part of the state. apart: |a - b| over |a|, of all its leaves together."""
 
     leaves: int
     differing: int
-    worst: float
+    apart: float
 
 
 def compare_states(a: Path, b: Path, step: int) -> dict[str, Difference]:
@@ -32,15 +32,14 @@ def compare_states(a: Path, b: Path, step: int) -> dict[str, Difference]:
     one, two = _leaves(a, step), _leaves(b, step)
     if one.keys() != two.keys():
         raise ValueError(f"{a} and {b} hold different leaves: {sorted(one.keys() ^ two.keys())[:5]}")
-    out: dict[str, list[float]] = {part: [] for part in ("params", "opt", "extra", "rng", "step")}
-    for name in one:
-        x, y = one[name], two[name]
-        if x.tobytes() == y.tobytes() and x.shape == y.shape:
-            out[name.split("/")[0]].append(0.0)
-        else:
-            scale = max(np.linalg.norm(x.ravel()), np.linalg.norm(y.ravel()), 1e-30)
-            out[name.split("/")[0]].append(max(float(np.linalg.norm((x - y).ravel()) / scale), 1e-300))
-    return {k: Difference(len(v), sum(d > 0 for d in v), max(v, default=0.0)) for k, v in out.items() if v}
+    out: dict[str, Difference] = {}
+    for part in sorted({name.split("/")[0] for name in one}):
+        names = [n for n in one if n.split("/")[0] == part]
+        differing = [n for n in names if one[n].tobytes() != two[n].tobytes() or one[n].shape != two[n].shape]
+        apart = sum(float(np.sum((one[n].astype(float) - two[n].astype(float)) ** 2)) for n in differing)
+        norm = sum(float(np.sum(one[n].astype(float) ** 2)) for n in names)
+        out[part] = Difference(len(names), len(differing), (apart / max(norm, 1e-30)) ** 0.5)
+    return out
 
 
 def _leaves(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -61,15 +60,15 @@ def _plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def training_rows(run: Path) -> dict[int, dict[str, float]]:
-    """What was measured of every training step, speeds left out."""
-    rows = [r for r in RunDir(run).rows() if r["split"] == "train"]
-    return {r["step"]: {k: v for k, v in r.items() if k not in (*SPEEDS, "split", "step")} for r in rows}
+def _rows(run: Path) -> list[dict[str, Any]]:
+    """What was measured, speeds left out."""
+    return [{k: v for k, v in r.items() if k not in SPEEDS} for r in RunDir(run).rows()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Training rows of two runs. loss_gap: the largest relative difference of the loss; samples: whether all batches agree."""
+    """Rows of two runs. steps: logged by both in training. equal: all rows, in order. loss_gap: the largest relative
+    difference of the loss, infinite where a step is missing or twice; samples: whether all batches agree."""
 
     steps: int
     equal: bool
@@ -78,10 +77,10 @@ class Rows:
 
 
 def compare_rows(a: Path, b: Path) -> Rows:
-    """The rows that two runs logged; a step that only one has is a difference."""
-    one, two = training_rows(a), training_rows(b)
-    both = sorted(one.keys() & two.keys())
-    gaps = [abs(one[s]["loss"] - two[s]["loss"]) / max(abs(one[s]["loss"]), 1e-12) for s in both]
-    same = one.keys() == two.keys()
-    samples = same and all(one[s].get("samples") == two[s].get("samples") for s in both)
-    return Rows(len(both), one == two, samples, max(gaps, default=0.0) if same else float("inf"))
+    """The rows that two runs logged."""
+    one, two = ([r for r in _rows(run) if r["split"] == "train"] for run in (a, b))
+    same = [r["step"] for r in one] == [r["step"] for r in two] and len({r["step"] for r in one}) == len(one)
+    pairs = list(zip(one, two, strict=False)) if same else []
+    gaps = [abs(x["loss"] - y["loss"]) / max(abs(x["loss"]), 1e-12) for x, y in pairs]
+    samples = same and all("samples" in x and x["samples"] == y.get("samples") for x, y in pairs)
+    return Rows(len(pairs), _rows(a) == _rows(b), samples, max(gaps, default=0.0) if same else float("inf"))

@@ -20,6 +20,10 @@ class RunDir:
 
     def __init__(self, path: str | Path, process: int = 0):
         """process: of several that share a run; those other than 0 read it and write nothing but their own quarantine."""
+        if "://" in str(path):
+            raise ValueError(
+                f"run directory {str(path)!r} is not a folder; mount the bucket (gcsfuse) and name its folder"
+            )
         self.path, self.process = Path(path).expanduser(), process
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"

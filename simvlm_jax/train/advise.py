@@ -59,8 +59,7 @@ def try_changes(
 ) -> list[Tried]:
     """Compiles candidates until one fits, or with `every` one of each kind that may.
 
-    kept: bytes of state and activations that a change leaves a device with; one that is over the memory by that alone is
-    not compiled.
+    kept: bytes of state that a change leaves a device with; one that is over the memory by that alone is not compiled.
     """
     tried: list[Tried] = []
     for changes in candidates(plan):

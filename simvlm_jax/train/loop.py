@@ -12,7 +12,7 @@ import numpy as np
 from simvlm_jax.core.types import Model, Term, TrainState
 from simvlm_jax.parallel.devices import peak_flops
 from simvlm_jax.parallel.hosts import Ask, Heart
-from simvlm_jax.parallel.mesh import place_batch
+from simvlm_jax.parallel.mesh import check_parts, place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.progress import Progress
@@ -65,6 +65,8 @@ def train(
     # ---- state: fresh or restored --------------------------------------------------------------------------------
     heart = heart or Heart(run.path / "hosts")
     heart.at("data", 0)
+    for part in pipeline.parts:
+        check_parts(part.rows, mesh, schedule.accumulate)
     first = pipeline.batch(0)
     heart.at("compile")
     ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)

@@ -13,7 +13,7 @@ import numpy as np
 from simvlm_jax.core.flops import count_flops
 from simvlm_jax.core.layout import compiled_for
 from simvlm_jax.core.types import Batch, Model
-from simvlm_jax.parallel.mesh import by_row, make_mesh, row_shards
+from simvlm_jax.parallel.mesh import by_row, check_parts, make_mesh, row_shards
 from simvlm_jax.parallel.program import Collective, Program
 from simvlm_jax.parallel.targets import Target
 from simvlm_jax.train.optimizer import Optimizer
@@ -87,7 +87,7 @@ def plan_step(
         try:
             compiled, error = lowered.compile(compiler_options=options), None
         except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e) and "memory" not in str(e).lower():
+            if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
                 raise
             compiled, error = None, str(e)
     memory = _held(ready, rows)
@@ -143,21 +143,17 @@ def kept_bytes(
     accumulate: int = 1,
     trainable: Sequence[tuple[str, bool]] = (),
 ) -> float:
-    """The least a device must hold, state, batch and activations, without compiling anything."""
+    """The least a device must hold, its state and batch, without compiling anything."""
     mesh = make_mesh(target.devices(), **sizes)
     rows = _placed_rows(batch, mesh, accumulate)
     with compiled_for(target.platform):
         ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
-        return sum(_held(ready, rows).values()) + _activations(ready, rows, accumulate)
+        return sum(_held(ready, rows).values())
 
 
 def _placed_rows(batch: Batch, mesh: jax.sharding.Mesh, accumulate: int) -> Batch:
     for a in jax.tree.leaves(batch):
-        if a.shape[0] % (row_shards(mesh) * accumulate):
-            raise ValueError(
-                f"{a.shape[0]} rows do not divide over {row_shards(mesh)} shards x {accumulate} micro-batches; change "
-                "config.train.batch_size, config.data.documents.batch_size, config.train.accumulate or config.mesh"
-            )
+        check_parts(a.shape[0], mesh, accumulate)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=by_row(mesh)), batch)
 
 

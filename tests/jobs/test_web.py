@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -119,6 +120,16 @@ def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     with pytest.raises(ValueError, match="begun with other settings"):
         prepared([tar], tmp_path / "out", Settings(side=32))
+
+
+def test_an_input_that_changed_is_read_again(tar, tmp_path):
+    prepared([tar], tmp_path / "out")
+    before = open_source(str(tmp_path / "out"))[0]["captions"]
+    whole = tar.read_bytes()
+    tar.write_bytes(whole.replace(b"picture number 0", b"picture number X"))  # of the same size
+    os.utime(tar, (1, 1))
+    prepared([tar], tmp_path / "out")
+    assert before == ["picture number 0"] and open_source(str(tmp_path / "out"))[0]["captions"] == ["picture number X"]
 
 
 def test_a_corrupted_input_is_named(tar, tmp_path):
