@@ -56,7 +56,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples
-    from simvlm_jax.parallel.hosts import one_first
+    from simvlm_jax.parallel.hosts import agreed, one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
     from simvlm_jax.run.load import build_model
@@ -83,7 +83,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     # ---- data, tokenizer and answers: made by one process, read by the others --------------------------------------
     say("data ...")
     heart.at("data")
-    begun = directory.begun
+    begun = bool(agreed(directory.begun, "beginnings of the run"))
     origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
     with one_first("data") as first_process:
         images, documents = assemble.train_source(config), assemble.documents_source(config)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -106,11 +107,19 @@ class Drill:
         return bool(self._saves() - self._before)
 
 
-def visible(devices: int) -> dict[str, str]:
-    """The environment in which a process sees so many devices: made ones on CPU, the first GPUs of a machine."""
-    import jax
+@functools.cache
+def machine() -> tuple[str, int]:
+    """What a process finds here, ("cpu", "gpu" or "tpu", devices), asked of another one: an accelerator has one owner."""
+    ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    found = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout.split()
+    return found[-2], int(found[-1])
 
-    if jax.default_backend() == "gpu":
+
+def visible(devices: int) -> dict[str, str]:
+    """The environment in which a process sees so many devices: made ones on CPU, the first GPUs of a machine, all TPUs."""
+    if machine()[0] == "tpu":
+        return {}
+    if machine()[0] == "gpu":
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(i) for i in range(devices))}
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
     return {"XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *flags])}
@@ -173,7 +182,8 @@ def main(argv: list[str]) -> int:
         if not word.startswith("--config."):
             parser.error(f"unrecognized argument {word!r}; fields are set as --config.FIELD=VALUE")
         assign(config, word.removeprefix("--config."))
-    on_tpu = jax.default_backend() == "tpu"
+    on_tpu = machine()[0] == "tpu"
+    jax.config.update("jax_platforms", "cpu")  # in this process; the runs need the accelerator
     counts = [int(n) for n in (args.devices or ("" if on_tpu else "1,2,4")).split(",") if n]
     for n in counts:
         mesh_shape(n, **config.mesh)  # an error where the mesh cannot be made of them
@@ -183,7 +193,7 @@ def main(argv: list[str]) -> int:
     every = max(args.steps // 8, 1)
     fixed = [f"--config.train.steps={args.steps}", "--config.log.every=1", f"--config.checkpoint.every={every}"]
     rng = random.Random(args.seed)
-    base = counts[-1] if counts else jax.device_count()
+    base = counts[-1] if counts else machine()[1]
 
     def drill(name: str) -> Drill:
         return Drill(args.config, folder / name, [*overrides, *fixed], base)

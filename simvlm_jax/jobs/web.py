@@ -94,8 +94,14 @@ def _rows_of(path: Path) -> Any:
     raise ValueError(f"input {str(path)!r} is not a .tar or a table ({', '.join(TABLE_SUFFIXES)})")
 
 
-def build(part: Part, path: Path, settings: Settings) -> tuple[list[bytes], dict[str, Any]]:
-    """(examples as TFDS stores them, the record beside them) of a part whose input lies at `path`."""
+def build(part: Part, path: Path, settings: Settings, folder: str = "") -> tuple[list[bytes], dict[str, Any]]:
+    """(examples as TFDS stores them, the record beside them) of a part whose input lies at `path`.
+
+    folder: where a table's pictures without an address of their own lie; by default beside it.
+
+    Raises:
+      ValueError: that folder is not of this machine.
+    """
     rows, features = _rows_of(path), make_features()
     kept: list[bytes] = []
     keys: list[str] = []
@@ -103,7 +109,7 @@ def build(part: Part, path: Path, settings: Settings) -> tuple[list[bytes], dict
     dropped = Counter[str]()
     for i in range(part.start, part.stop):
         try:
-            key, image, captions = _read(rows, i, part, path.parent, settings)
+            key, image, captions = _read(rows, i, part, folder or str(path.parent), settings)
             captions = _good_captions(captions, settings)
             pixels, encoded = _stored(image, settings)
         except Dropped as e:
@@ -138,7 +144,7 @@ def make_features() -> Any:
     return tfds.features.FeaturesDict({"key": text, "image": image, "captions": tfds.features.Sequence(text)})
 
 
-def _read(rows: Any, i: int, part: Part, folder: Path, settings: Settings) -> tuple[str, bytes, list[str]]:
+def _read(rows: Any, i: int, part: Part, folder: str, settings: Settings) -> tuple[str, bytes, list[str]]:
     stem = Path(part.input).name.split(".")[0]
     try:
         if isinstance(rows, WebDatasetSource):
@@ -154,13 +160,18 @@ def _read(rows: Any, i: int, part: Part, folder: Path, settings: Settings) -> tu
     return f"{stem}/{line}", _fetched(place, folder, settings.timeout), captions
 
 
-def _fetched(place: str, folder: Path, timeout: float) -> bytes:
+def _fetched(place: str, folder: str, timeout: float) -> bytes:
+    web = place.startswith(("http://", "https://"))
+    if not web and "://" in folder:
+        raise ValueError(
+            f"picture {place!r} lies in {folder}, which is no folder of this machine; give the table a url column"
+        )
     try:
-        if place.startswith(("http://", "https://")):
+        if web:
             request = urllib.request.Request(place, headers={"User-Agent": _AGENT})
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return answer.read()
-        return (folder / place).read_bytes()
+        return (Path(folder) / place).read_bytes()
     except Exception as e:
         raise Dropped("not fetched") from e
 

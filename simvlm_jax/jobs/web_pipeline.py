@@ -55,7 +55,9 @@ def prepare(
         )
         both = {"part": records | beam.Map(lambda name: (name, 1)), "gone": duplicates}
         shards = both | beam.CoGroupByKey() | "write" >> beam.Map(_write, work=work)
-        _ = shards | beam.combiners.ToList() | "finish" >> beam.Map(_finish, work=work, out=out, split=split)
+        named = shards | "all" >> beam.combiners.ToList() | "name" >> beam.FlatMap(_named, split=split)
+        copied = named | "share out" >> beam.Reshuffle() | "copy" >> beam.Map(_copied, work=work, out=out)
+        _ = copied | "gather" >> beam.combiners.ToList() | "finish" >> beam.Map(_finish, out=out, split=split)
     return json.loads(_read(FileSystems.join(out, f"{split}.provenance.json")))["counts"]
 
 
@@ -74,7 +76,7 @@ def _build(part: Part, work: str, settings: Settings) -> str:
         if {k: done[k] for k in same} == same and done["settings"] == settings.digest():
             return part.name
     with _local(part.input) as path:
-        examples, record = web.build(part, path, settings)
+        examples, record = web.build(part, path, settings, folder=part.input.rpartition("/")[0])
     _upload(examples, FileSystems.join(work, f"{part.name}.array_record"))
     _write_whole(record_path, json.dumps(record))
     return part.name
@@ -96,18 +98,31 @@ def _write(item: tuple[str, dict[str, Any]], work: str) -> dict[str, Any]:
     return record
 
 
-def _finish(records: list[dict[str, Any]], work: str, out: str, split: str) -> None:
-    """Shards get their names, TFDS its metadata, and people the provenance of every shard."""
+def _named(records: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """The records of parts, in order; those with examples with the names of their shards."""
+    ordered = sorted(records, key=lambda r: (r["input"], r["start"]))
+    total = sum(r["out"] > 0 for r in ordered)
+    for i, r in enumerate(r for r in ordered if r["out"]):
+        r["shard"] = f"{NAME}-{split}.array_record-{i:05d}-of-{total:05d}"
+    return ordered
+
+
+def _copied(record: dict[str, Any], work: str, out: str) -> dict[str, Any]:
+    """Puts a shard where it belongs."""
+    if "shard" in record:
+        with _local(FileSystems.join(work, f"{record['part']}.shard")) as path:
+            _write_whole(FileSystems.join(out, record["shard"]), path.read_bytes())
+    return record
+
+
+def _finish(records: list[dict[str, Any]], out: str, split: str) -> None:
+    """TFDS gets its metadata, and people the provenance of every shard."""
     import tensorflow_datasets as tfds
 
     counts = web.totals(records)
-    full = [r for r in sorted(records, key=lambda r: (r["input"], r["start"])) if r["out"]]
+    full = sorted((r for r in records if "shard" in r), key=lambda r: r["shard"])
     if not full:
         raise ValueError(f"nothing is left of {counts['in']} rows: {counts['dropped']}")
-    for i, r in enumerate(full):
-        r["shard"] = f"{NAME}-{split}.array_record-{i:05d}-of-{len(full):05d}"
-        with _local(FileSystems.join(work, f"{r['part']}.shard")) as path:
-            _write_whole(FileSystems.join(out, r["shard"]), path.read_bytes())
     template = tfds.core.ShardedFileTemplate(
         data_dir=epath.Path(out), dataset_name=NAME, split=split, filetype_suffix="array_record"
     )

@@ -70,6 +70,21 @@ def one_first(name: str) -> Iterator[bool]:
         _barrier(name)
 
 
+def agreed(value: int | None, what: str) -> int | None:
+    """A value that every process has read for itself.
+
+    Raises:
+      ValueError: they have not read the same.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        found = multihost_utils.process_allgather(np.int32(-1 if value is None else value)).ravel().tolist()
+        if len(set(found)) > 1:
+            raise ValueError(f"the processes see different {what}: {found}; is their file system one, and up to date?")
+    return value
+
+
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

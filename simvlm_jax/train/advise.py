@@ -39,6 +39,10 @@ def candidates(plan: Plan) -> Iterator[Changes]:
                     changes["train.accumulate"] = plan.accumulate * parts
                 if changes:
                     yield changes
+    for tensor in (2, 4, 8):  # last: it wants fast links, and heads that it divides
+        if devices % (tensor * shards[-1]) == 0 and tensor > plan.mesh["tensor"]:
+            remat = {} if remats[-1] == plan.remat else {"model.compute.remat": remats[-1]}
+            yield {"mesh.data": -1, "mesh.fsdp": shards[-1], "mesh.tensor": tensor, **remat}
 
 
 @dataclasses.dataclass(frozen=True)

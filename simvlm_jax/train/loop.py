@@ -11,7 +11,7 @@ import numpy as np
 
 from simvlm_jax.core.types import Model, Term, TrainState
 from simvlm_jax.parallel.devices import peak_flops
-from simvlm_jax.parallel.hosts import Ask, Heart
+from simvlm_jax.parallel.hosts import Ask, Heart, agreed
 from simvlm_jax.parallel.mesh import check_parts, place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
@@ -71,7 +71,7 @@ def train(
     heart.at("compile")
     ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)
     run.write_letters(ready.letters)
-    resumed = checkpoints.latest_step()
+    resumed = agreed(checkpoints.latest_step(), "newest checkpoints")
 
     def state_of(step: int | None) -> TrainState:
         return ready.restart(initialise(ready.make())) if step is None else checkpoints.restore(step, ready.abstract)

@@ -97,19 +97,19 @@ def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
     prepared([tar], tmp_path / "whole")
     made, build = [], web.build
 
-    def cut(part, path, settings):
+    def cut(part, *args, **kwargs):
         if part.start == 16:
             raise KeyboardInterrupt
-        return build(part, path, settings)
+        return build(part, *args, **kwargs)
 
     monkeypatch.setattr(web, "build", cut)
     with pytest.raises(BaseException):  # noqa: B017 - Beam wraps what its workers raise
         prepared([tar], tmp_path / "out")
     assert not (tmp_path / "out" / "dataset_info.json").exists()
 
-    def counted(part, path, settings):
+    def counted(part, *args, **kwargs):
         made.append(part.start)
-        return build(part, path, settings)
+        return build(part, *args, **kwargs)
 
     monkeypatch.setattr(web, "build", counted)
     prepared([tar], tmp_path / "out")
@@ -166,6 +166,8 @@ def test_what_does_not_add_up_is_an_error():
     record = {"part": "x", "in": 3, "out": 1, "dropped": {"no caption": 1}}
     with pytest.raises(ValueError, match="3 rows in are not 1 out"):
         web.totals([record])
+    with pytest.raises(ValueError, match=r"picture 'a\.jpg' lies in gs://b, which is no folder"):
+        web._fetched("a.jpg", "gs://b", 1.0)
     assert Part("gs://b/a.tar", 0, 5, 1).name != Part("gs://c/a.tar", 0, 5, 1).name
 
 
