@@ -99,10 +99,10 @@ class Program:
                 total += 2 * _main(i.type)
             elif i.op == "dynamic-update-slice":
                 total += 2 * _main(here[i.operands[1]].type) if i.operands[1] in here else 0.0
-            elif i.op.endswith("-start"):  # to or from scratch memory, or over links: what it leaves, once
-                total += _main(_result(i)) or sum(
-                    _main(here[o].type) for o in i.operands[:1] if o in here and _scratch(i)
-                )
+            elif i.op.endswith(
+                "-start"
+            ):  # what it leaves, once, be it in main memory or taken from there to scratch memory
+                total += _total(_result(i))
             elif i.op not in _FREE and not i.op.endswith(("-done", "-update")):
                 read, written = self._fused(i.called("calls")) if i.op == "fusion" else ({}, None)
                 types = [here[o].type if o in here else "" for o in i.operands]
@@ -189,11 +189,6 @@ def _elements(kind: str) -> list[str]:
             parts.append(kind[begun:n].strip())
             begun = n + 1
     return [p for p in parts if p]
-
-
-def _scratch(i: _Instruction) -> bool:
-    """Whether an operation leaves its result in scratch memory on the chip."""
-    return "S(" in _result(i)
 
 
 def _parse(line: str) -> _Instruction | None:

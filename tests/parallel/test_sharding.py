@@ -264,6 +264,29 @@ def test_the_dialect_of_tpu_programs_is_read():
     assert Program(TPU, 32).traffic() == pytest.approx(12 * body + entry, abs=300)
 
 
+ASYNCHRONOUS = """
+ENTRY %main (q: bf16[64], w: bf16[512]) -> bf16[64] {
+  %q = bf16[64]{0:T(256)} parameter(0)
+  %w = bf16[512]{0:T(256)} parameter(1)
+  %cp = (bf16[64]{0:T(256)}, bf16[64]{0:T(256)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%q), channel_id=1
+  %cpd = bf16[64]{0:T(256)} collective-permute-done(%cp)
+  %ag = ((bf16[64]{0}, bf16[64]{0}), (bf16[512]{0}, bf16[512]{0})) all-gather-start(%q, %q), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}
+  %agd = (bf16[512]{0}, bf16[512]{0}) all-gather-done(%ag)
+  %c = (bf16[512]{0:T(256)S(1)}, bf16[512]{0:T(256)}, u32[]{:S(2)}) copy-start(%w)
+  %cd = bf16[512]{0:T(256)S(1)} copy-done(%c)
+  %s = ((bf16[512]{0:T(256)}), bf16[128]{0:T(256)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:128]}
+  %sd = bf16[128]{0:T(256)S(1)} slice-done(%s)
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_operations_count_once():
+    found = {c.kind: c.bytes for c in Program(ASYNCHRONOUS, 8).collectives()}
+    assert found == {"collective-permute": 128, "all-gather": 2048}
+    slices = 256  # of the operand, the part that goes to scratch memory
+    assert Program(ASYNCHRONOUS, 8).traffic() == 128 + 2048 + 1024 + slices
+
+
 @dataclasses.dataclass(frozen=True)
 class Wide(BaseModel):
     """A model whose state is mostly one matrix."""
