@@ -60,7 +60,7 @@ def test_vqa(finished_run, tmp_path, capsys):
         {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
     )
     assert max(jax.tree.leaves(moved)) < 0.02  # it did start there: other fresh weights are tenths away
-    state = SimpleNamespace(params=jax.tree.map(np.zeros_like, run.params), _replace=lambda params: params)
+    state = SimpleNamespace(params=jax.tree.map(jax.numpy.zeros_like, run.params), _replace=lambda params: params)
     start = ({"run": str(tmp_path / "vqa")},)
     same = initialiser(run.model, run.tokenizer.sha256, run.labels, start, run.mesh)(state)
     np.testing.assert_array_equal(same["head_kernel"], run.params["head_kernel"])
