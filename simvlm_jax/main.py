@@ -242,9 +242,8 @@ def main(argv: list[str] | None = None) -> None:
             logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
         import logging as standard
 
-        standard.getLogger("asyncio").setLevel(
-            standard.CRITICAL
-        )  # Orbax's tasks; their errors come out of save and wait
+        # of Orbax's tasks, whose errors come out of save and wait
+        standard.getLogger("asyncio").setLevel(standard.CRITICAL)
         from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
         path = config_flags.get_config_filename(flags.FLAGS["config"])

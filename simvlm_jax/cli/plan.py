@@ -36,11 +36,11 @@ def main(argv: list[str]) -> int:
     target = parse_target(args.target)
     os.environ.update(target.environment())
 
-    from simvlm_jax.core.build import load_config
+    from simvlm_jax.core.build import assign_flags, load_config
     from simvlm_jax.train.advise import Changes, flags, try_changes
 
     config: Any = load_config(args.config)
-    _assign(config, overrides, parser)
+    assign_flags(config, overrides)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -84,45 +84,31 @@ class _Planner:
         self._config, self._target = config, target
         self._tokenizer, self._labels = stand_in_tokenizer(config), stand_in_labels(config)
 
-    def _parts(self, changes: dict[str, Any]):
+    def _draft(self, changes: dict[str, Any]):
         from ml_collections import ConfigDict
 
         from simvlm_jax.core.build import build
         from simvlm_jax.data.shapes import abstract_batch
         from simvlm_jax.run.load import build_model
+        from simvlm_jax.train.plan import draft
 
         config: Any = ConfigDict(self._config.to_dict())
         config.update_from_flattened_dict(changes)
         model = build_model(config, self._tokenizer, self._labels)
-        return config, model, build(config.optimizer), abstract_batch(config, self._tokenizer, self._labels)
-
-    def plan(self, changes: dict[str, Any], effort: str):
-        from simvlm_jax.train.plan import plan_step
-
-        config, model, optimizer, batch = self._parts(changes)
-        remat = config.model.get("compute", {}).get("remat", "")
-        return plan_step(
-            model, optimizer, batch, self._target, dict(config.mesh), steps=config.train.steps, remat=remat,
-            accumulate=config.train.accumulate, trainable=config.train.trainable, effort=effort,
-        )  # fmt: skip
-
-    def kept(self, changes: dict[str, Any]) -> float:
-        from simvlm_jax.train.plan import kept_bytes
-
-        config, model, optimizer, batch = self._parts(changes)
-        return kept_bytes(
-            model, optimizer, batch, self._target, dict(config.mesh), steps=config.train.steps,
+        batch = abstract_batch(config, self._tokenizer, self._labels)
+        made = draft(
+            model, build(config.optimizer), batch, self._target, dict(config.mesh), steps=config.train.steps,
             accumulate=config.train.accumulate, trainable=config.train.trainable,
         )  # fmt: skip
+        return made, config.model.get("compute", {}).get("remat", "")
 
+    def plan(self, changes: dict[str, Any], effort: str):
+        made, remat = self._draft(changes)
+        return made.plan(remat, effort)
 
-def _assign(config: Any, overrides: list[str], parser: argparse.ArgumentParser) -> None:
-    from simvlm_jax.core.build import assign
-
-    for word in overrides:
-        if not word.startswith("--config."):
-            parser.error(f"unrecognized argument {word!r}; fields are set as --config.FIELD=VALUE")
-        assign(config, word.removeprefix("--config."))
+    def kept(self, changes: dict[str, Any]) -> float:
+        made, _ = self._draft(changes)
+        return sum(made.held().values())
 
 
 def table(record: dict[str, Any]) -> str:

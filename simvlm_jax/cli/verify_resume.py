@@ -126,9 +126,8 @@ def visible(devices: int) -> dict[str, str]:
 
 
 def drill_still(drill: Drill, steps: int, kills: int, mid_save: bool, rng: random.Random) -> None:
-    """Kills a run at random steps, every other time, from the first on,
-    while a checkpoint is written (with `mid_save`), and lets it finish."""
-    for leg, step in enumerate(sorted(rng.sample(range(1, steps), min(kills, steps - 1)))):
+    """Kills a run at random steps and lets it finish; with `mid_save` every second kill waits for a save under way."""
+    for leg, step in enumerate(sorted(rng.sample(range(1, steps), kills))):
         saving = mid_save and leg % 2 == 0
 
         def moment(step=step, saving=saving) -> bool:
@@ -168,20 +167,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", default="runs/verify-resume", help="where the runs and the certificate go")
     args, overrides = parser.parse_known_args(argv)
-    if args.kills < 1 or args.steps < 4:
-        parser.error("--kills is at least 1 and --steps at least 4")
+    if args.steps < 4 or not 1 <= args.kills < args.steps:
+        parser.error("--steps is at least 4, and --kills at least 1 and below it")
 
     import jax
 
-    from simvlm_jax.core.build import assign, load_config
+    from simvlm_jax.core.build import assign_flags, load_config
     from simvlm_jax.parallel.mesh import mesh_shape
     from simvlm_jax.run.directory import environment, write_whole
 
     config: Any = load_config(args.config)
-    for word in overrides:
-        if not word.startswith("--config."):
-            parser.error(f"unrecognized argument {word!r}; fields are set as --config.FIELD=VALUE")
-        assign(config, word.removeprefix("--config."))
+    assign_flags(config, overrides)
     on_tpu = machine()[0] == "tpu"
     jax.config.update("jax_platforms", "cpu")  # in this process; the runs need the accelerator
     counts = [int(n) for n in (args.devices or ("" if on_tpu else "1,2,4")).split(",") if n]

@@ -89,6 +89,18 @@ def assign(config: ConfigDict, assignment: str) -> None:
     place[last] = value
 
 
+def assign_flags(config: ConfigDict, words: list[str]) -> None:
+    """Sets fields by words such as "--config.name.of.field=value".
+
+    Raises:
+      ValueError: another word, or one that `assign` does not take.
+    """
+    for word in words:
+        if not word.startswith("--config."):
+            raise ValueError(f"unrecognized argument {word!r}; fields are set as --config.FIELD=VALUE")
+        assign(config, word.removeprefix("--config."))
+
+
 def load_config(path: str) -> ConfigDict:
     """The config of "configs/x.py" or "configs/x.py:variant", from any working directory."""
     file, _, variant = str(path).partition(":")

@@ -77,7 +77,9 @@ def abstract_batch(config: ConfigDict, tokenizer: Any, labels: tuple[str, ...]) 
     batch = assemble.make_pipeline(one, tokenizer, labels, source, source if documents else None).batch(0)
 
     def shapes(group: Batch, n: int) -> Batch:
-        return {k: jax.ShapeDtypeStruct((n, *v.shape[1:]), v.dtype) for k, v in group.items()}
+        return {
+            k: jax.ShapeDtypeStruct((n, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype)) for k, v in group.items()
+        }
 
     whole = shapes({k: v for k, v in batch.items() if k != "documents"}, rows)
     return {**whole, "documents": shapes(batch["documents"], documents)} if documents else whole

@@ -44,9 +44,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("C",)), (channels,))
         x = x.astype(statistics_dtype(x.dtype))
 
-        def of_group(
-            moment_BC,
-        ):  # pixels first, then channels: a last axis of 16 would waste seven eighths of a TPU's lanes
+        def of_group(moment_BC):
+            """Pixels come first, then a group's channels: a last axis of 16 would waste seven eighths of a TPU's lanes."""
             mean = moment_BC.reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(mean, channels // groups, axis=-1)
 

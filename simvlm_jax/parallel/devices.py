@@ -8,6 +8,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +63,15 @@ def peak_flops(device=None) -> float:
         jax.block_until_ready(product(a))
         best = min(best, time.perf_counter() - began)
     return 2.0 * n**3 / best / (jax.local_device_count() if on_cpu else 1)
+
+
+def copy_rate() -> float:
+    """Bytes/s that this machine reads and writes while it copies memory, measured now."""
+    source = np.ones(2**25, np.float32)
+    target = np.empty_like(source)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * source.nbytes / best

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-EXIT_STOPPED = 75
-EXIT_HOST_LOST = 76
-"""The exit code of a process whose run has lost another one."""
+EXIT_STOPPED, EXIT_HOST_LOST = 75, 76
+"""Exit codes of a process that leaves because another was stopped, or was lost (see main)."""
 STAGES = ("start", "data", "compile", "collective", "checkpoint", "eval")
 
 
@@ -114,10 +113,6 @@ class Ask:
         )
         self._pending = self._any(flags)
         return answer
-
-
-class HostLost(Exception):
-    """Another process of the run is gone; the message names it and what it was doing."""
 
 
 class Heart:

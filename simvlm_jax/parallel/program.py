@@ -1,7 +1,6 @@
 """What a compiled program moves: its collectives and its memory traffic, read from its text, loops as often as they run."""
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -69,9 +68,10 @@ class Program:
             if kind not in _COLLECTIVES:
                 continue
             channel = re.search(r"channel_id=(\d+)", i.rest)
-            if channel and channel[1] in seen:  # asynchronous ones are written down in each of their parts
-                continue
-            seen.add(channel[1] if channel else "")
+            if channel:
+                if channel[1] in seen:  # asynchronous ones are written down in each of their parts
+                    continue
+                seen.add(channel[1])
             if "all-reduce-scatter" in inside:  # TPU's name for a reduce-scatter
                 kind = "reduce-scatter"
             whole = _total(_result(i))
@@ -99,9 +99,7 @@ class Program:
                 total += 2 * _main(i.type)
             elif i.op == "dynamic-update-slice":
                 total += 2 * _main(here[i.operands[1]].type) if i.operands[1] in here else 0.0
-            elif i.op.endswith(
-                "-start"
-            ):  # what it leaves, once, be it in main memory or taken from there to scratch memory
+            elif i.op.endswith("-start"):  # counted once: it comes to main memory, or goes from there to scratch memory
                 total += _total(_result(i))
             elif i.op not in _FREE and not i.op.endswith(("-done", "-update")):
                 read, written = self._fused(i.called("calls")) if i.op == "fusion" else ({}, None)
@@ -110,7 +108,6 @@ class Program:
                 total += _main(i.type) if written is None else min(written, _main(i.type))
         return total
 
-    @functools.cache  # noqa: B019 - a program is short-lived
     def _fused(self, computation: str) -> tuple[dict[int, float], float | None]:
         """What a fusion reads of the operands that it only takes slices of, and writes where it only updates a slice."""
         here = self._computations.get(computation, {})

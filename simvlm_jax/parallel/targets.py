@@ -58,10 +58,10 @@ class Target:
     def figures(self, devices: list[Any]) -> Device:
         """What one of its devices can do; of CPUs, what can be measured or read off now, shared among them."""
         if self.platform == "cpu":
-            from simvlm_jax.parallel.devices import peak_flops
+            from simvlm_jax.parallel.devices import copy_rate, peak_flops
 
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            rate = 20e9 / len(devices)  # about what two cores copy
+            rate = copy_rate() / len(devices)
             return Device(peak_flops() * 1e-12, memory / len(devices), rate, rate)
         known = known_device(GPUS[self.kind] if self.platform == "gpu" else devices[0].device_kind)
         assert known is not None, devices[0].device_kind
@@ -90,11 +90,13 @@ def _described(kind: str, topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     name = f"{kind}:{topology}"
-    options: dict[str, Any] = (
-        {"chip_config_name": "megacore"} if kind == "v4" else {}
-    )  # both cores of a chip as one device
+    megacore: dict[str, Any] = {"chip_config_name": "megacore"}  # both cores of a chip as one device
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+        return list(
+            topologies.get_topology_desc(
+                platform="tpu", topology_name=name, **(megacore if kind == "v4" else {})
+            ).devices
+        )
     except ModuleNotFoundError as e:
         raise ValueError(f"{name} needs libtpu to be described; pip install -e .[tpu]") from e
     except Exception as e:

@@ -17,7 +17,8 @@ def flags(changes: Changes) -> str:
 
 
 def candidates(plan: Plan) -> Iterator[Changes]:
-    """Changes to a step, cheapest first: sharding costs links, rematerialising FLOPs, accumulating steps' worth of both.
+    """Changes to a step, cheapest first: sharding the state costs links, rematerialising FLOPs, splitting the work of a layer
+    more of the links, accumulating the efficiency of every product.
 
     Sharding the state is proposed only while the state weighs at least a tenth of the memory.
     """
@@ -28,6 +29,8 @@ def candidates(plan: Plan) -> Iterator[Changes]:
         shards.append(shards[-1] * 2)
     remats = REMATS[REMATS.index(plan.remat) :] if plan.remat in REMATS else (plan.remat,)
     for parts in (1, 2, 4, 8, 16, 32):
+        if parts == 2:
+            yield from _split_layers(plan, devices, shards[-1], remats[-1])
         for remat in remats:
             for fsdp in shards:
                 changes: Changes = {}
@@ -39,10 +42,14 @@ def candidates(plan: Plan) -> Iterator[Changes]:
                     changes["train.accumulate"] = plan.accumulate * parts
                 if changes:
                     yield changes
-    for tensor in (2, 4, 8):  # last: it wants fast links, and heads that it divides
-        if devices % (tensor * shards[-1]) == 0 and tensor > plan.mesh["tensor"]:
-            remat = {} if remats[-1] == plan.remat else {"model.compute.remat": remats[-1]}
-            yield {"mesh.data": -1, "mesh.fsdp": shards[-1], "mesh.tensor": tensor, **remat}
+
+
+def _split_layers(plan: Plan, devices: int, fsdp: int, remat: str) -> Iterator[Changes]:
+    """Tensor parallelism, with all that is cheaper."""
+    for tensor in (2, 4, 8):
+        if devices % (tensor * fsdp) == 0 and tensor > plan.mesh["tensor"]:
+            more = {} if remat == plan.remat else {"model.compute.remat": remat}
+            yield {"mesh.data": -1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, **more}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,7 @@ def try_changes(
     every: bool,
     say: Callable[[str], None],
 ) -> list[Tried]:
-    """Compiles candidates until one fits, or with `every` one of each kind that may.
+    """Compiles candidates until one fits; with `every` all that do not accumulate, and then until one more fits.
 
     kept: bytes of state that a change leaves a device with; one that is over the memory by that alone is not compiled.
     """

@@ -53,7 +53,85 @@ class Plan:
     error: str | None = None
 
 
-def plan_step(
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A training step on a target, before it is compiled. rows: the shapes of the global batch, placed."""
+
+    ready: Prepared
+    rows: Batch
+    target: Target
+    accumulate: int
+
+    def held(self) -> dict[str, float]:
+        """Bytes that a device holds all the time, by kind: the least that the step takes."""
+        state = self.ready.abstract
+        return {
+            "parameters": _shard_bytes(state.params),
+            "optimizer": _shard_bytes(state.opt),
+            "other state": _shard_bytes((state.extra, state.rng)),
+            "batch": _shard_bytes(self.rows),
+        }
+
+    def plan(self, remat: str = "", effort: str = "full") -> Plan:
+        """Compiles the very step that training runs. remat: to be told with the plan. effort: of TPU's compiler."""
+        began, ready, mesh = time.perf_counter(), self.ready, self.ready.mesh
+        devices = list(mesh.devices.flat)
+        figures, memory = self.target.figures(devices), self.held()
+        options: Any = (
+            {"exec_time_optimization_effort": -1.0} if (self.target.platform, effort) == ("tpu", "low") else None
+        )
+        with compiled_for(self.target.platform):
+            step = ready.step(self.accumulate)
+            flops = count_flops(step, ready.abstract, self.rows) / mesh.size
+            kept = _activations(ready, self.rows, self.accumulate)
+            lowered = step.lower(ready.abstract, self.rows)
+            try:
+                compiled, error = lowered.compile(compiler_options=options), ""
+            except jax.errors.JaxRuntimeError as e:
+                if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
+                    raise
+                compiled, error = None, str(e)
+        common: dict[str, Any] = dict(
+            target=self.target.name,
+            mesh=dict(mesh.shape),
+            accumulate=self.accumulate,
+            remat=remat,
+            flops_per_device=flops,
+            model_flops_per_device=ready.model.train_flops(self.rows) / mesh.size,
+            compile_s=time.perf_counter() - began,
+            compiled_as=devices[0].platform,
+            whole=_unsplit(ready),
+        )
+        if compiled is None:
+            temporaries, available = _out_of_memory(error, sum(memory.values()))
+            memory |= {"activations": kept, "temporaries": max(temporaries - kept, 0.0)}
+            return Plan(
+                **common, hbm_bytes=available or figures.hbm, fits=False, bytes_per_device=sum(memory.values()), memory=memory,
+                bytes_accessed_per_device=None, collectives=None, seconds=None, step_time_estimate_s=None, bound_by=None,
+                error=error.splitlines()[0],
+            )  # fmt: skip
+        stats: Any = compiled.memory_analysis()
+        total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        total += stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+        memory["activations"] = min(kept, stats.temp_size_in_bytes)
+        memory["temporaries"] = max(stats.temp_size_in_bytes - kept, 0.0)
+        memory["program and outputs"] = max(total - sum(memory.values()), 0.0)
+        program = Program(compiled.as_text(), mesh.size)
+        moved, traffic = program.collectives(), program.traffic()
+        seconds = {
+            "compute": flops / (figures.tflops * 1e12),
+            "memory": traffic / figures.hbm_rate,
+            "links": sum(c.received for c in moved) / figures.link_rate,
+        }
+        binding = max(seconds, key=lambda k: seconds[k])
+        return Plan(
+            **common, hbm_bytes=figures.hbm, fits=total <= figures.hbm, bytes_per_device=total, memory=memory,
+            bytes_accessed_per_device=traffic, collectives=_by_kind(moved), seconds=seconds,
+            step_time_estimate_s=seconds[binding], bound_by=binding,
+        )  # fmt: skip
+
+
+def draft(
     model: Model,
     optimizer: Optimizer,
     batch: Batch,
@@ -62,109 +140,20 @@ def plan_step(
     *,
     steps: int,
     accumulate: int = 1,
-    remat: str = "",
     trainable: Sequence[tuple[str, bool]] = (),
-    effort: str = "full",
-) -> Plan:
-    """Compiles the very step that training runs for `target`; batch: shapes of the global batch.
-
-    effort: of TPU's compiler, "full" or "low".
+) -> Draft:
+    """A step of `model` on a target's devices; batch: shapes of the global batch, sizes: of the mesh. Nothing is compiled.
 
     Raises:
       ValueError: mesh or batch do not divide.
     """
-    began = time.perf_counter()
-    devices = target.devices()
-    mesh, figures = make_mesh(devices, **sizes), target.figures(devices)
-    rows = _placed_rows(batch, mesh, accumulate)
-    options: Any = {"exec_time_optimization_effort": -1.0} if (target.platform, effort) == ("tpu", "low") else None
-    with compiled_for(target.platform):
-        ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
-        step = ready.step(accumulate)
-        flops = count_flops(step, ready.abstract, rows) / mesh.size
-        kept = _activations(ready, rows, accumulate)
-        lowered = step.lower(ready.abstract, rows)
-        try:
-            compiled, error = lowered.compile(compiler_options=options), None
-        except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
-                raise
-            compiled, error = None, str(e)
-    memory = _held(ready, rows)
-    held = sum(memory.values())
-    common: dict[str, Any] = dict(
-        target=target.name,
-        mesh=dict(mesh.shape),
-        accumulate=accumulate,
-        remat=remat,
-        hbm_bytes=figures.hbm,
-        flops_per_device=flops,
-        model_flops_per_device=model.train_flops(batch) / mesh.size,
-        compile_s=time.perf_counter() - began,
-        compiled_as=devices[0].platform,
-        whole=_unsplit(ready),
-    )
-    if compiled is None:
-        temporaries, available = _out_of_memory(error or "", held)
-        memory |= {"activations": kept, "temporaries": max(temporaries - kept, 0.0)}
-        return Plan(
-            **{**common, "hbm_bytes": available or figures.hbm}, fits=False, bytes_per_device=sum(memory.values()),
-            memory=memory, bytes_accessed_per_device=None, collectives=None, seconds=None, step_time_estimate_s=None,
-            bound_by=None, error=(error or "").splitlines()[0],
-        )  # fmt: skip
-    stats: Any = compiled.memory_analysis()
-    program = Program(compiled.as_text(), mesh.size)
-    moved, traffic = program.collectives(), program.traffic()
-    temporaries = stats.temp_size_in_bytes
-    total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    total += temporaries + stats.generated_code_size_in_bytes
-    memory |= {"activations": min(kept, temporaries), "temporaries": max(temporaries - kept, 0.0)}
-    memory["program and outputs"] = max(total - sum(memory.values()), 0.0)
-    seconds = {
-        "compute": flops / (figures.tflops * 1e12),
-        "memory": traffic / figures.hbm_rate,
-        "links": sum(c.received for c in moved) / figures.link_rate,
-    }
-    binding = max(seconds, key=lambda k: seconds[k])
-    return Plan(
-        **common, fits=total <= figures.hbm, bytes_per_device=total, memory=memory, bytes_accessed_per_device=traffic,
-        collectives=_by_kind(moved), seconds=seconds, step_time_estimate_s=seconds[binding], bound_by=binding,
-    )  # fmt: skip
-
-
-def kept_bytes(
-    model: Model,
-    optimizer: Optimizer,
-    batch: Batch,
-    target: Target,
-    sizes: dict[str, int],
-    *,
-    steps: int,
-    accumulate: int = 1,
-    trainable: Sequence[tuple[str, bool]] = (),
-) -> float:
-    """The least a device must hold, its state and batch, without compiling anything."""
     mesh = make_mesh(target.devices(), **sizes)
-    rows = _placed_rows(batch, mesh, accumulate)
-    with compiled_for(target.platform):
-        ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
-        return sum(_held(ready, rows).values())
-
-
-def _placed_rows(batch: Batch, mesh: jax.sharding.Mesh, accumulate: int) -> Batch:
     for a in jax.tree.leaves(batch):
         check_parts(a.shape[0], mesh, accumulate)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=by_row(mesh)), batch)
-
-
-def _held(ready: Prepared, rows: Batch) -> dict[str, float]:
-    """Bytes a device holds all the time, by kind."""
-    return {
-        "parameters": _shard_bytes(ready.abstract.params),
-        "optimizer": _shard_bytes(ready.abstract.opt),
-        "other state": _shard_bytes((ready.abstract.extra, ready.abstract.rng)),
-        "batch": _shard_bytes(rows),
-    }
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=by_row(mesh)), batch)
+    with compiled_for(target.platform):
+        ready = prepare(model, optimizer, rows, mesh, seed=0, steps=steps, trainable=trainable)
+    return Draft(ready, rows, target, accumulate)
 
 
 def _activations(ready: Prepared, batch: Batch, accumulate: int) -> float:

@@ -143,6 +143,13 @@ def test_a_corrupted_input_is_named(tar, tmp_path):
         prepared([tmp_path / "x.bin"], tmp_path / "other")
 
 
+def test_filters_see_the_picture_as_it_came():
+    pixels, _ = web._stored(picture(1, (700, 700)), Settings(side=64, smallest=512))
+    assert pixels.shape == (64, 64, 3)
+    with pytest.raises(web.Dropped, match="image too small"):
+        web._stored(picture(1, (400, 400)), Settings(side=64, smallest=512))
+
+
 def test_hashes_of_alike_pictures_are_near_and_every_near_pair_shares_a_band():
     def number(data):
         return web.difference_hash(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))

@@ -11,7 +11,7 @@ from simvlm_jax.parallel.devices import known_device
 from simvlm_jax.parallel.targets import parse_target
 from simvlm_jax.train.advise import candidates, flags, try_changes
 from simvlm_jax.train.optimizer import Optimizer
-from simvlm_jax.train.plan import Plan, _out_of_memory, plan_step
+from simvlm_jax.train.plan import Plan, _out_of_memory, draft
 from tests.conftest import ROOT
 from tests.parallel.test_sharding import Wide
 
@@ -21,9 +21,8 @@ def rows(n=64, width=512):
 
 
 def test_a_plan_adds_up():
-    plan = plan_step(
-        Wide(), Optimizer(decay=()), rows(), parse_target("cpux8"), {"data": 1, "fsdp": 8, "tensor": 1}, steps=9
-    )
+    mesh = {"data": 1, "fsdp": 8, "tensor": 1}
+    plan = draft(Wide(), Optimizer(decay=()), rows(), parse_target("cpux8"), mesh, steps=9).plan()
     matrix = 512 * 512 * 4 / 8
     assert plan.fits and plan.memory["parameters"] == matrix
     assert plan.memory["optimizer"] == pytest.approx(2 * matrix, abs=64)
@@ -38,7 +37,7 @@ def test_a_plan_adds_up():
 
 def test_rows_that_do_not_divide_are_an_error():
     with pytest.raises(ValueError, match="60 rows do not divide over 8 shards x 1 micro-batches"):
-        plan_step(Wide(), Optimizer(decay=()), rows(60), parse_target("cpux8"), {"data": 8}, steps=9)
+        draft(Wide(), Optimizer(decay=()), rows(60), parse_target("cpux8"), {"data": 8}, steps=9)
 
 
 def too_big(**fields):
@@ -165,8 +164,10 @@ def test_vocabulary_of_a_stand_in():
     assert tokenizer.vocabulary == Vocabulary(32_000, 256)
     batch = abstract_batch(config, tokenizer, stand_in_labels(config))
     assert batch["image"].shape == (4096, 1, 224, 224, 3) and batch["documents"]["text"].shape == (512, 256)
-    for variant in ("vqa-base", "pairs-base", "transfer-base", "captions-base", "entail-base"):
-        config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{variant}")
-        if config.text.length:
-            found = abstract_batch(config, stand_in_tokenizer(config), stand_in_labels(config))
-            assert found["text"].shape[0] == config.train.batch_size
+    slots = dict(transfer=64)  # a premise read from slots before the text
+    for task in ("vqa", "pairs", "transfer", "captions", "entail"):
+        config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}-base")
+        config.text.length = 64  # without data to take it from
+        found = abstract_batch(config, stand_in_tokenizer(config), stand_in_labels(config))
+        assert found["text"].shape == (config.train.batch_size, 64 + slots.get(task, 0))
+        assert ("label" in found) == bool(config.data.labels.size)
