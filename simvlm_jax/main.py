@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+import zlib
 from pathlib import Path
 
 EXIT_INTERRUPTED = 75
@@ -31,15 +32,19 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
     try:
         _run(config, directory, variant, mode, heart)
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:  # as agreed by all
         heart.end("stopped")
+        raise
+    except KeyboardInterrupt:
+        heart.end("stopped")
+        if not heart.others_ended():  # jax would wait for them at the exit
+            leave("stopped; the same command continues", EXIT_INTERRUPTED)
         raise
     except BaseException as e:
         # a collective fails at once where a peer is gone, and does not say which
-        lost = heart.lost() if heart.count > 1 and _because_of(e, jax.errors.JaxRuntimeError) else None
-        heart.end(f"{type(e).__name__}: {str(e).partition(chr(10))[0]}")
-        if lost is not None:
+        if heart.count > 1 and _because_of(e, jax.errors.JaxRuntimeError) and (lost := heart.lost()):
             leave(*lost)
+        heart.end(f"{type(e).__name__}: {str(e).partition(chr(10))[0]}")
         raise
     heart.end("finished")
 
@@ -101,6 +106,8 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         if training and first_process and not begun:
             directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
+    read = repr([images, documents, *sources.values(), tokenizer.sha256])
+    agreed(zlib.crc32(read.encode()) >> 1, "data (each is told by a number made of its files' names and sizes)")
 
     # ---- training ------------------------------------------------------------------------------------------------
     model = build_model(config, tokenizer, labels)

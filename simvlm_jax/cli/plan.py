@@ -108,6 +108,8 @@ class _Planner:
 
     def kept(self, changes: dict[str, Any]) -> float:
         made, _ = self._draft(changes)
+        if undivided := made.undivided():
+            raise ValueError(f"tensor does not divide {', '.join(undivided)}")
         return sum(made.held().values())
 
 
@@ -146,6 +148,12 @@ def table(record: dict[str, Any]) -> str:
             "",
             "  whole on every device, for the mesh does not divide them:",
             *(f"    {w}" for w in record["whole"]),
+        ]
+    if record["undivided"]:
+        lines += [
+            "",
+            f"  tensor does not divide {', '.join(record['undivided'])}: every device does that work whole, although the FLOPs "
+            "above count it as split",
         ]
     if record["error"]:
         lines += ["", f"  the compiler: {record['error']}"]

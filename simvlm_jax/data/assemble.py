@@ -100,7 +100,7 @@ def _unreadable(source: Source) -> str:
     try:
         source[0]
     except Exception as e:
-        return f" ({source.key(0)} cannot be read: {str(e).splitlines()[0]:.200})"
+        return f" ({source.key(0)} cannot be read: {str(e).partition(chr(10))[0]:.200})"
     return ""
 
 

@@ -37,7 +37,7 @@ def evaluate_run(
 
     sources: the run's own evaluation data by split. step: of the weights. trained: how far the run has come. bad: share of
     examples that may be left out. texts: training texts that may serve as the best constant answer. A suite that cannot be
-    run leaves an entry with its `error`.
+    run leaves an entry with its `error`; with several processes it ends the evaluation.
 
     Raises:
       ValueError: no suite could be run.
@@ -53,6 +53,8 @@ def evaluate_run(
         try:
             own = suite_sources(suite, sources)
         except (ValueError, OSError) as e:
+            if jax.process_count() > 1:  # the others may see the data and ask the model without this process
+                raise
             for split in suite.splits or (("test",) if suite.path else sources):
                 failed(name, split, e)
             continue
@@ -62,7 +64,7 @@ def evaluate_run(
                 made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
                 section = _section(f"{name} · {split}", engine, examples, outcome)
             except (ValueError, OSError) as e:
-                if jax.process_count() > 1:  # the others are about to ask the model without this process
+                if jax.process_count() > 1:
                     raise
                 failed(name, split, e)
                 continue

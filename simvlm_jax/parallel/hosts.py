@@ -18,7 +18,6 @@ import numpy as np
 
 EXIT_STOPPED, EXIT_HOST_LOST = 75, 76
 """Exit codes of a process that leaves because another was stopped, or was lost (see main)."""
-STAGES = ("start", "data", "compile", "collective", "checkpoint", "eval")
 
 
 def detected() -> dict[str, Any] | None:
@@ -118,8 +117,9 @@ class Ask:
 class Heart:
     """Says where this process is, and watches the others: each writes a small file into a folder that all share.
 
-    A file counts as alive while its number of beats goes up, so that no clock has to agree with another. With one process
-    nothing is written and nobody is watched.
+    A file counts as alive while its number of beats goes up, so that no clock has to agree with another. All processes come
+    to the same stages (start, data, compile, collective, checkpoint, eval) in the same order, so the number of stages that
+    one has come to tells who is behind. With one process nothing is written and nobody is watched.
 
     patience: seconds without a beat after which a process is lost. late: seconds of waiting for the others after which the
     ones that are not waiting are named.
@@ -128,7 +128,7 @@ class Heart:
     def __init__(self, folder: Path, patience: float = 60.0, late: float = 30.0):
         self.index, self.count = jax.process_index(), jax.process_count()
         self._folder, self._patience, self._late = folder, patience, late
-        self._stage, self._step, self._since = "start", 0, time.monotonic()
+        self._stage, self._step, self._turn, self._since = "start", 0, 0, time.monotonic()
         self._beats, self._session, self._ended = 0, 0, ""
         self._seen: dict[int, tuple[Any, float]] = {}
         self._stopped: dict[int, float] = {}
@@ -153,13 +153,13 @@ class Heart:
             if time.monotonic() > until:
                 raise ValueError(
                     f"{self._folder.parent} is not one folder that all {self.count} processes see; put --workdir on a file "
-                    "system that they share (NFS, Lustre, a bucket mounted by gcsfuse)"
+                    "system that they share (NFS, Lustre, a bucket mounted by gcsfuse --metadata-cache-ttl-secs=0)"
                 )
             time.sleep(0.2)
 
     def at(self, stage: str, step: int | None = None) -> None:
         """This process is at a stage of a step now."""
-        self._stage, self._since = stage, time.monotonic()
+        self._stage, self._turn, self._since = stage, self._turn + 1, time.monotonic()
         self._step = self._step if step is None else step
 
     def end(self, how: str) -> None:
@@ -169,6 +169,15 @@ class Heart:
             self._stop.set()
             self._thread.join()
             self._beat()
+
+    def others_ended(self) -> bool:
+        """Waits until all others have said that they end; False where they have not while they could have heard of it."""
+        until = time.monotonic() + 1.5 * self._patience
+        while not all(r["ended"] for r in self._others()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(self._interval)
+        return True
 
     def lost(self) -> "Verdict | None":
         """Waits as long as it takes to be sure whether another process is gone."""
@@ -193,6 +202,7 @@ class Heart:
             "pid": os.getpid(),
             "stage": self._stage,
             "step": self._step,
+            "turn": self._turn,
             "seconds": round(time.monotonic() - self._since, 1),
             "ended": self._ended,
         }
@@ -224,9 +234,9 @@ class Heart:
             told = min(told, waiting)
 
     def _behind(self, record: dict[str, Any]) -> bool:
-        """Whether a process keeps this one waiting: it is at an earlier step or stage, or silent."""
-        theirs, mine = (record["step"], STAGES.index(record["stage"])), (self._step, STAGES.index(self._stage))
-        return not record["ended"] and (theirs < mine or self._quiet(record))
+        """Whether a process keeps this one waiting: it has not come as far, is silent, or saves what all save together."""
+        together = record["turn"] == self._turn and self._stage == "checkpoint"
+        return not record["ended"] and (record["turn"] < self._turn or together or self._quiet(record))
 
     def _quiet(self, record: dict[str, Any]) -> bool:
         """Whether a process has missed a beat or two."""
@@ -245,9 +255,10 @@ class Heart:
         return found
 
     def _verdict(self) -> "Verdict | None":
-        """What to leave with, if another process is gone."""
+        """What to leave with, if another process is gone. A lost one comes first: it is why the others have errors."""
         now, records = time.monotonic(), {r["process"]: r for r in self._others()}
         again = "; the same command continues, with any number of processes"
+        lost, failed, stopped = [], [], []
         for i in set(range(self.count)) - {self.index}:
             record = records.get(i)
             beat = record["beat"] if record else None
@@ -256,13 +267,13 @@ class Heart:
             silent = now - self._seen[i][1]
             who = _name(record) if record else f"process {i}"
             ended = record["ended"] if record else ""
-            if ended == "stopped" and now - self._stopped.setdefault(i, now) > self._patience:
-                return Verdict(f"{who} was stopped{again}", EXIT_STOPPED)
-            if ended not in ("", "finished", "stopped"):
-                return Verdict(f"error: {who} has ended: {ended}", 1)
             if not ended and silent > self._patience and not self._mute:
-                return Verdict(f"error: {who} has not been heard of for {silent:.0f} s{again}", EXIT_HOST_LOST)
-        return None
+                lost.append(Verdict(f"error: {who} has not been heard of for {silent:.0f} s{again}", EXIT_HOST_LOST))
+            elif ended == "stopped" and now - self._stopped.setdefault(i, now) > self._patience:
+                stopped.append(Verdict(f"{who} was stopped{again}", EXIT_STOPPED))
+            elif ended not in ("", "finished", "stopped"):
+                failed.append(Verdict(f"error: {who} has ended: {ended}", 1))
+        return next(iter([*lost, *failed, *stopped]), None)
 
 
 class Verdict(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from simvlm_jax.parallel.devices import Device, known_device
 
-TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+TPUS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
 GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200"}
 
 
@@ -101,4 +101,4 @@ def _described(kind: str, topology: str) -> list[Any]:
         raise ValueError(f"{name} needs libtpu to be described; pip install -e .[tpu]") from e
     except Exception as e:
         hint = "" if "libtpu" not in str(e).lower() else "; is libtpu installed (pip install -e .[tpu])?"
-        raise ValueError(f"libtpu does not describe {name}: {str(e).splitlines()[0]}{hint}") from e
+        raise ValueError(f"libtpu does not describe {name}: {str(e).partition(chr(10))[0]}{hint}") from e

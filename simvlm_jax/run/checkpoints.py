@@ -100,7 +100,7 @@ class Checkpoints:
             others = [s for s in self._manager.all_steps() if s < step]
             earlier = f"to go on from step {max(others)}" if others else "to start anew"
             raise ValueError(
-                f"the checkpoint {folder} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]:.200}); "
+                f"the checkpoint {folder} cannot be read ({type(e).__name__}: {str(e).partition(chr(10))[0]:.200}); "
                 f"if files are missing or damaged, put them back or remove that folder {earlier}; if the code has changed since "
                 "it was written, continue with that of then"
             ) from e

@@ -17,8 +17,8 @@ from simvlm_jax.run.directory import RunDir
 
 def initialiser(
     model: Model, tokenizer: str, labels: Sequence[str], sources: Sequence[Any], mesh: jax.sharding.Mesh
-) -> Callable[[TrainState], TrainState]:
-    """`state -> state` with parameters taken from runs; the optimizer's state is left to the caller.
+) -> Callable[[TrainState], TrainState] | None:
+    """`state -> state` with parameters taken from runs, None without any; the optimizer's state is left to the caller.
 
     tokenizer: sha256 of this run's model, which must be that of every run whose embedding is taken. labels: this run's
     answer list, which must be that of every run whose head is taken.
@@ -33,6 +33,8 @@ def initialiser(
     """
 
     sources = _records(sources)
+    if not sources:
+        return None
 
     def initialise(state: TrainState) -> TrainState:
         places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
@@ -54,8 +56,6 @@ def initialiser(
                     f"weights of {source['run']} do not fit; use `map` to rename or drop\n  " + "\n  ".join(wrong)
                 )
             params.update({k: v.astype(params[k].dtype) for k, v in loaded.items()})
-        if not sources:
-            return state
         return state._replace(params=jax.device_put(unflatten_dict(params, sep="/"), places))
 
     return initialise

@@ -1,5 +1,6 @@
 """A whole training run, from top to bottom, for any model."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -52,7 +53,7 @@ def train(
     seed: int = 0,
     trainable: Any = (),
     threads: int = 2,
-    initialise: Callable[[TrainState], TrainState] = lambda state: state,
+    initialise: Callable[[TrainState], TrainState] | None = None,
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
     heart: Heart | None = None,
 ) -> tuple[Any, Any]:
@@ -74,7 +75,9 @@ def train(
     resumed = agreed(checkpoints.latest_step(), "newest checkpoints")
 
     def state_of(step: int | None) -> TrainState:
-        return ready.restart(initialise(ready.make())) if step is None else checkpoints.restore(step, ready.abstract)
+        if step is not None:
+            return checkpoints.restore(step, ready.abstract)
+        return ready.restart(initialise(ready.make())) if initialise else ready.make()
 
     state = state_of(resumed)
     step = resumed or 0
@@ -155,6 +158,7 @@ def train(
                 checkpoints.wait()
                 good = checkpoints.latest_step()
                 progress.say(f"the loss of step {bad} is not finite; back to step {good or 0} ({retries} retries left)")
+                del state, measured, pending, checked  # memory holds one state
                 state = state_of(good)
                 step, pending, compiled = good or 0, None, False
                 metrics.close()
@@ -184,6 +188,11 @@ def train(
             checkpoints.wait()
             raise Interrupted(f"stopped at step {checkpoints.latest_step() or 0}; the same command continues")
         checkpoints.wait()
+    except Exception:
+        if jax.process_count() == 1:  # others might not come to it
+            with contextlib.suppress(Exception):  # the error above is the one to tell
+                checkpoints.wait()
+        raise
     finally:
         stop.restore()
         metrics.close()

@@ -12,8 +12,9 @@ import numpy as np
 
 from simvlm_jax.core.flops import count_flops
 from simvlm_jax.core.layout import compiled_for
+from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch, Model
-from simvlm_jax.parallel.mesh import by_row, check_parts, make_mesh, row_shards
+from simvlm_jax.parallel.mesh import ACTIVATIONS, TENSOR, by_row, check_parts, make_mesh, row_shards
 from simvlm_jax.parallel.program import Collective, Program
 from simvlm_jax.parallel.targets import Target
 from simvlm_jax.train.optimizer import Optimizer
@@ -28,8 +29,8 @@ class Plan:
     """The cost of one step. Bytes and FLOPs are of one device; times in seconds.
 
     memory: by kind. "activations" are what the backward pass keeps, as traced; "temporaries" the rest of what the compiler
-    allots while it runs. seconds: of computing, of memory traffic and of links, each alone and at its best; the longest
-    binds. What is missing of a program that does not fit is None.
+    allots while it runs. whole, undivided: parameters and letters that the mesh does not split. seconds: of computing, of
+    memory traffic and of links, each alone and at its best; the longest binds. What is missing of a program that does not fit is None.
     """
 
     target: str
@@ -50,6 +51,7 @@ class Plan:
     compile_s: float
     compiled_as: str
     whole: list[str] = dataclasses.field(default_factory=list)
+    undivided: list[str] = dataclasses.field(default_factory=list)
     error: str | None = None
 
 
@@ -71,6 +73,17 @@ class Draft:
             "other state": _shard_bytes((state.extra, state.rng)),
             "batch": _shard_bytes(self.rows),
         }
+
+    def undivided(self) -> list[str]:
+        """Letters of parameters that `tensor` should split and does not divide: that work is done whole by every device."""
+        size, params = self.ready.mesh.shape[TENSOR], self.ready.abstract.params
+        found = {
+            f"{letter} of {n}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            for letter, n in zip(self.ready.letters[path_name(path)], leaf.shape, strict=True)
+            if TENSOR in ACTIVATIONS.get(letter or "", ()) and n % size
+        }
+        return sorted(found)
 
     def plan(self, remat: str = "", effort: str = "full") -> Plan:
         """Compiles the very step that training runs. remat: to be told with the plan. effort: of TPU's compiler."""
@@ -101,6 +114,7 @@ class Draft:
             compile_s=time.perf_counter() - began,
             compiled_as=devices[0].platform,
             whole=_unsplit(ready),
+            undivided=self.undivided(),
         )
         if compiled is None:
             temporaries, available = _out_of_memory(error, sum(memory.values()))
@@ -108,7 +122,7 @@ class Draft:
             return Plan(
                 **common, hbm_bytes=available or figures.hbm, fits=False, bytes_per_device=sum(memory.values()), memory=memory,
                 bytes_accessed_per_device=None, collectives=None, seconds=None, step_time_estimate_s=None, bound_by=None,
-                error=error.splitlines()[0],
+                error=error.partition("\n")[0],
             )  # fmt: skip
         stats: Any = compiled.memory_analysis()
         total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes

@@ -37,12 +37,13 @@ class Prepared:
         return jax.jit(self._fresh, out_shardings=self._shardings())()
 
     def restart(self, state: TrainState) -> TrainState:
-        """The state with an optimizer that begins anew, for parameters that were put into it."""
-
-        def restarted(state: TrainState) -> TrainState:
-            return state._replace(opt=self.tx.init(partition(state.params, self.flags)[0]))
-
-        return jax.jit(restarted, out_shardings=self._shardings())(state)
+        """The state with an optimizer that begins anew, for parameters that were put into it; the old one's is deleted."""
+        for leaf in jax.tree.leaves(state.opt):
+            leaf.delete()
+        begin = jax.jit(
+            lambda params: self.tx.init(partition(params, self.flags)[0]), out_shardings=self._shardings().opt
+        )
+        return state._replace(opt=begin(state.params))
 
     def step(self, accumulate: int = 1) -> Any:
         """The jitted `(state, batch) -> (state, measurements)`; the state given is donated."""

@@ -18,9 +18,10 @@ def heart(tmp_path):
     return one
 
 
-def beat(heart, number, **fields):
-    record = dict(beat=number, session=5, process=1, host="h", pid=7, stage="collective", step=3, seconds=0.0, ended="")
-    (heart._folder / "1.json").write_text(json.dumps({**record, **fields}))
+def beat(heart, number, process=1, **fields):
+    record = dict(beat=number, session=5, process=process, host="h", pid=7, seconds=0.0, ended="")
+    record |= dict(stage="collective", step=3, turn=4)
+    (heart._folder / f"{process}.json").write_text(json.dumps({**record, **fields}))
 
 
 def verdict_after(heart, seconds):
@@ -71,18 +72,46 @@ def test_nobody_is_blamed_while_the_folder_cannot_be_written(heart, capsys):
     assert verdict_after(heart, PATIENCE * 1.2) is None
 
 
-@pytest.mark.parametrize(
-    ("step", "stage", "behind"),
-    [(3, "data", True), (2, "eval", True), (3, "collective", False), (3, "checkpoint", False), (4, "data", False)],
-)
-def test_those_are_late_that_are_behind(heart, step, stage, behind):
-    heart.at("collective", 3)
-    beat(heart, 1, step=step, stage=stage)
+def test_with_three_a_lost_one_explains_the_error_of_another(heart):
+    """A process that is gone fails the collectives of all others; whoever says so first must not be blamed for it."""
+    heart.count = 3
+    beat(heart, 1, ended="JaxRuntimeError: Gloo, connection closed by peer")
+    beat(heart, 1, process=2)
+    assert heart._verdict().code == 1  # nobody is silent yet
+    beat(heart, 2, process=2)
+    lost = verdict_after(heart, PATIENCE * 1.2)
+    assert lost.code == EXIT_HOST_LOST and "process 2" in lost.why
+
+
+def places(heart, step):
+    """The places of a process, in the order in which the training loop comes to them."""
+    loop = [("data", step), ("collective", step), ("eval", step + 1), ("checkpoint", step + 1), ("data", step + 1)]
+    for stage, at in loop:
+        heart.at(stage, at)
+        yield stage, at, heart._turn
+
+
+@pytest.mark.parametrize("theirs", range(5))
+@pytest.mark.parametrize("mine", range(5))
+def test_those_are_late_that_have_not_come_as_far(heart, mine, theirs):
+    stage, step, turn = list(places(heart, 3))[theirs]
+    heart._turn = 0
+    for i, _ in enumerate(places(heart, 3)):
+        if i == mine:
+            break
+    beat(heart, 1, step=step, stage=stage, turn=turn)
     heart._verdict()
     (record,) = heart._others()
-    assert heart._behind(record) is behind
+    assert heart._behind(record) is (theirs < mine or (theirs == mine and stage == "checkpoint"))
     time.sleep(4 * heart._interval)
     assert heart._behind(record)  # silent for some beats
+
+
+def test_a_stop_that_was_not_agreed_on_waits_until_the_others_end_and_no_longer(heart):
+    beat(heart, 1)
+    assert not heart.others_ended()
+    beat(heart, 2, ended="stopped")
+    assert heart.others_ended()
 
 
 def test_alone_there_is_nothing_to_agree_on(tmp_path):

@@ -16,6 +16,7 @@ from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.parallel.mesh import MeshLayout, layout_of, make_mesh, mesh_shape, place_batch, placement
 from simvlm_jax.parallel.program import Program
+from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.state import prepare
 from simvlm_jax.train.step import make_train_step
@@ -101,6 +102,32 @@ def test_states_are_made_where_they_lie(text_batch, name):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.params), jax.device_get(state.params))
 
 
+def test_states_are_restored_where_they_lie(text_batch, tmp_path):
+    """Saved on one mesh, restored on others: each leaf comes in the shards of its mesh, with the values it had."""
+    saved = prepared(make_mesh(None, 2, 2, 2), text_batch, name="adamw", ema=0.9)[0].make()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, saved, (saved.params, saved.extra))
+    checkpoints.wait()
+    for sizes in ((1, 4, 2), (8, 1, 1)):
+        ready, _ = prepared(make_mesh(None, *sizes), text_batch, name="adamw", ema=0.9)
+        state = checkpoints.restore(1, ready.abstract)
+        jax.tree.map(
+            lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or pytest.fail(a), state, ready.abstract
+        )
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params))
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved.opt), jax.device_get(state.opt))
+
+
+def test_a_state_that_begins_anew_takes_no_second_place(text_batch):
+    ready, _ = prepared(make_mesh(None, 1, 4, 2), text_batch, name="adamw")
+    state = ready.make()
+    before = jax.device_get(state)
+    again = ready.restart(state)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.opt)) and again.params is state.params
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(again))
+    jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or pytest.fail(a), again, ready.abstract)
+
+
 def test_what_stands_beside_parameters_lies_as_they_do():
     mesh = make_mesh(None, 1, 8, 1)
     place = placement(mesh, {"encoder/mlp/up": ("D", "F")})
@@ -135,7 +162,7 @@ def test_fsdp_gathers_a_layer_at_a_time_and_data_parallel_nothing(text_batch):
 
 
 def test_a_pmap_step_is_the_jit_step(text_batch):
-    """Data parallel by pmap with psum: the loss and the updated parameters are those of jit over the mesh."""
+    """Data parallel by pmap with psum: the loss and the gradients are those of jit over the mesh."""
     mesh = make_mesh()
     ready, batch = prepared(mesh, text_batch, name="adamw", clip=None)
     state = ready.make()

@@ -8,7 +8,7 @@ import pytest
 from simvlm_jax.cli.plan import main as plan_command
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.parallel.devices import known_device
-from simvlm_jax.parallel.targets import parse_target
+from simvlm_jax.parallel.targets import TPUS, parse_target
 from simvlm_jax.train.advise import candidates, flags, try_changes
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.plan import Plan, _out_of_memory, draft
@@ -38,6 +38,15 @@ def test_a_plan_adds_up():
 def test_rows_that_do_not_divide_are_an_error():
     with pytest.raises(ValueError, match="60 rows do not divide over 8 shards x 1 micro-batches"):
         draft(Wide(), Optimizer(decay=()), rows(60), parse_target("cpux8"), {"data": 8}, steps=9)
+
+
+def test_work_that_tensor_does_not_divide_is_named():
+    def undivided(width, **sizes):
+        made = draft(Wide(width), Optimizer(decay=()), rows(64, width), parse_target("cpux8"), sizes, steps=9)
+        return made.undivided()
+
+    assert undivided(1028, data=1, tensor=8) == ["F of 1028"]
+    assert undivided(1024, data=1, tensor=8) == undivided(1028, data=8) == []
 
 
 def too_big(**fields):
@@ -97,7 +106,7 @@ def test_the_compilers_own_words_are_read(message, held, expected):
 
 @pytest.mark.parametrize("name", ["v5e", "v7:4x4", "h200", "x8", "v5e:4", "cpux0", "tpux8"])
 def test_targets_that_do_not_exist_name_those_that_do(name):
-    with pytest.raises(ValueError, match=r"is not one of: a TPU and its topology \(v2, v3, v4"):
+    with pytest.raises(ValueError, match=r"is not one of: a TPU and its topology \(v3, v4"):
         parse_target(name)
 
 
@@ -105,6 +114,15 @@ def test_targets_and_their_figures():
     assert parse_target("v5p:4x4x4").platform == "tpu" and parse_target("h200x8").platform == "gpu"
     assert known_device("TPU v5 lite").hbm == 16 * 2**30 and known_device("TPU v5").hbm == 95 * 2**30
     assert known_device("cpu") is None
+    kinds = {
+        "v3": "TPU v3",
+        "v4": "TPU v4",
+        "v5e": "TPU v5 lite",
+        "v5p": "TPU v5p",
+        "v6e": "TPU v6 lite",
+        "tpu7x": "TPU7x",
+    }
+    assert set(kinds) == set(TPUS) and all(known_device(k) for k in kinds.values())
     assert "device_count=8" in parse_target("cpux8").environment()["XLA_FLAGS"]
 
 
