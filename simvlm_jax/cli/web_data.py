@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quality", type=int, default=90, help="of JPEG")
     parser.add_argument("--rows", type=int, default=10_000, help="of a shard, before filtering")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for a picture to be fetched")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, help="seconds for a server to answer, and again for the picture"
+    )
     parser.add_argument("--json", action="store_true", help="the counts as one JSON object")
 
 

@@ -8,7 +8,7 @@ import os
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class WebDatasetSource:
     """WebDataset tars: KEY.jpg beside KEY.json {"captions" or "caption"} or KEY.txt. Indexed once, read at random."""
 
     def __init__(self, paths: list[Path]):
-        self._rows = [row for path in paths for row in _index(path, path.stat().st_size, path.stat().st_mtime_ns)]
+        indices = [_index(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        self._rows = [row for index in indices for row in index if picture_of(row[1])]
         if not self._rows:
             raise ValueError(f"no images in {', '.join(map(str, paths))}; expected members like KEY.jpg and KEY.json")
         self._paths, self._files, self._lock = paths, {}, threading.Lock()
@@ -73,17 +74,7 @@ class WebDatasetSource:
             return os.pread(file.fileno(), size, offset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        key, files = self._rows[index]
-        image = next(files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files)
-        example: dict[str, Any] = {"key": key, "image": self._read(image), "captions": []}
-        if ".json" in files:
-            meta = json.loads(self._read(files[".json"]))
-            if not isinstance(meta, dict):
-                raise ValueError(f"{key}.json must hold an object, not a {type(meta).__name__}")
-            example["captions"] = texts(meta.get("captions", meta.get("caption")))
-        if not example["captions"] and ".txt" in files:
-            example["captions"] = [clean(self._read(files[".txt"]))]
-        return example
+        return read_sample(*self._rows[index], self._read)
 
     def close(self) -> None:
         """Closes the tars; they are opened again when they are read again."""
@@ -97,9 +88,39 @@ class WebDatasetSource:
         return f"webdataset:{zlib.crc32(sizes.encode()):08x}:{len(self)}"
 
 
+def picture_of(files: dict[str, Member]) -> Member | None:
+    """The picture among the files of a sample."""
+    return next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
+
+
+def read_sample(key: str, files: dict[str, Member], read: Callable[[Member], bytes]) -> dict[str, Any]:
+    """A sample with a picture: {"key", "image", "captions"}."""
+    image = picture_of(files)
+    assert image is not None, key
+    example: dict[str, Any] = {"key": key, "image": read(image), "captions": []}
+    if ".json" in files:
+        meta = json.loads(read(files[".json"]))
+        if not isinstance(meta, dict):
+            raise ValueError(f"{key}.json must hold an object, not a {type(meta).__name__}")
+        example["captions"] = texts(meta.get("captions", meta.get("caption")))
+    if not example["captions"] and ".txt" in files:
+        example["captions"] = [clean(read(files[".txt"]))]
+    return example
+
+
 @functools.cache
 def _index(path: Path, size: int, changed: int) -> list[tuple[str, dict[str, Member]]]:
-    """(key, members by suffix) of every image of a tar; `size` and `changed` tell one state of the file from another."""
+    """The index of a tar; `size` and `changed` tell one state of the file from another."""
+    return index_tar(path)
+
+
+def index_tar(path: Path) -> list[tuple[str, dict[str, Member]]]:
+    """(key, members by suffix) of every sample of a tar; of members with one name the last counts, as when unpacking.
+
+    Raises:
+      ValueError: it is not a whole, uncompressed tar.
+    """
+    size = path.stat().st_size
     by_key: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -117,7 +138,7 @@ def _index(path: Path, size: int, changed: int) -> list[tuple[str, dict[str, Mem
                     raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
     except tarfile.TarError as e:
         raise ValueError(f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again") from e
-    return [(key, files) for key, files in by_key.items() if any(s in files for s in IMAGE_SUFFIXES)]
+    return list(by_key.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,18 +291,27 @@ class _Unpaired(ValueError):
 
 
 def _captions(table: Table, line: int, row: dict[str, Any]) -> list[str]:
-    """The texts of the first caption column that holds any."""
+    try:
+        return captions_of(row)
+    except ValueError as e:
+        raise table.error(line, str(e)) from e
+
+
+def captions_of(row: dict[str, Any]) -> list[str]:
+    """The texts of the first caption column that holds any.
+
+    Raises:
+      ValueError: what stands there is not text.
+    """
     for name in CAPTION_COLUMNS:
         value = row.get(name)
-        try:
-            if name == "captions" and isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        if name == "captions" and isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            try:
                 value = json.loads(value)
-            if found := [t for t in texts(value) if t]:
-                return found
-        except json.JSONDecodeError as e:
-            raise table.error(line, f'`captions` must be a JSON list such as ["one", "two"]: {e}') from e
-        except ValueError as e:
-            raise table.error(line, str(e)) from e
+            except json.JSONDecodeError as e:
+                raise ValueError(f'`captions` must be a JSON list such as ["one", "two"]: {e}') from e
+        if found := [t for t in texts(value) if t]:
+            return found
     return []
 
 

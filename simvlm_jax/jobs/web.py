@@ -2,14 +2,15 @@
 
 A part is a stretch of rows of one input. It becomes an array_record file of accepted examples and a record beside it: where
 its rows came from, how many there were, why the others were dropped, and a hash of every picture. In is out plus the drops,
-for every part and in all.
+for every part and in all. A row is a line of a table or a sample of a tar, with or without a picture.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
-import json
 import os
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,10 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.files import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_SUFFIXES, WebDatasetSource, read_table, texts
+from simvlm_jax.data.files import (
+    IMAGE_COLUMNS,
+    TABLE_SUFFIXES,
+    captions_of,
+    index_tar,
+    picture_of,
+    read_sample,
+    read_table,
+)
 from simvlm_jax.data.images import BadImage, decode
 
 URL_COLUMNS = ("url", "image_url")
+MOST_BYTES = 2**26
+"""Of a picture's file from the web."""
+_FETCHERS = 16
 _AGENT = "simvlm_jax data preparation"
 
 
@@ -32,7 +44,7 @@ class Settings:
     side: the shorter side of a stored picture, in pixels (smaller ones are left as they are). smallest: shorter side of what
     is accepted. aspect: the longest side over the shortest at most. words: of a caption, at least and at most. near: bits of
     64 in which two pictures' hashes may differ and still be the same picture; -1 keeps duplicates. quality: of JPEG.
-    rows: of a part. timeout: seconds for a picture to be fetched.
+    rows: of a part. timeout: seconds for a server to answer, and again for the picture to come.
     """
 
     side: int = 256
@@ -50,10 +62,6 @@ class Settings:
         if self.rows < 1 or self.side < 1 or self.words[0] > self.words[1]:
             raise ValueError(f"{self}: rows and side are positive, and words are (least, most)")
 
-    def digest(self) -> str:
-        """Of everything that decides what a part holds."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:16]
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -66,50 +74,57 @@ class Part:
     changed: float = 0.0
 
     @property
+    def stem(self) -> str:
+        """The input's file name without its suffix."""
+        return Path(self.input).name.split(".")[0]
+
+    @property
     def name(self) -> str:
         """A file name of its own, in the order of the input."""
-        stem = Path(self.input).name.split(".")[0]
-        return f"{stem}-{hashlib.sha256(self.input.encode()).hexdigest()[:8]}-{self.start:09d}"
+        return f"{self.stem}-{hashlib.sha256(self.input.encode()).hexdigest()[:8]}-{self.start:09d}"
 
 
 class Dropped(Exception):
     """A row is left out; the message is the reason that is counted."""
 
 
-def parts_of(path: Path, name: str, settings: Settings, changed: float = 0.0) -> list[Part]:
-    """The parts of an input that lies at `path` and is called `name`.
+Sample = tuple[str, bytes, list[str]] | Dropped
+"""(key, encoded picture, captions) of a row, or why there is none."""
+
+Rows = list[tuple[int, dict[str, Any]]]
+"""Rows of a table, each with its line."""
+
+
+def parts_of(path: Path, name: str, settings: Settings, changed: float = 0.0) -> Iterator[tuple[Part, Rows | None]]:
+    """The parts of an input that lies at `path` and is called `name`; those of a table come with their rows.
 
     Raises:
       ValueError: it is neither a tar nor a table, or cannot be read.
     """
-    total, size = len(_rows_of(path)), path.stat().st_size
-    return [Part(name, i, min(i + settings.rows, total), size, changed) for i in range(0, total, settings.rows)]
-
-
-def _rows_of(path: Path) -> Any:
     if path.suffix == ".tar":
-        return WebDatasetSource([path])
-    if path.suffix in TABLE_SUFFIXES:
-        return read_table(path).rows
-    raise ValueError(f"input {str(path)!r} is not a .tar or a table ({', '.join(TABLE_SUFFIXES)})")
+        rows, total = None, len(index_tar(path))
+    elif path.suffix in TABLE_SUFFIXES:
+        rows = read_table(path).rows
+        total = len(rows)
+    else:
+        raise ValueError(f"input {str(path)!r} is not a .tar or a table ({', '.join(TABLE_SUFFIXES)})")
+    for start in range(0, total, settings.rows):
+        stop = min(start + settings.rows, total)
+        yield Part(name, start, stop, path.stat().st_size, changed), None if rows is None else rows[start:stop]
 
 
-def build(part: Part, path: Path, settings: Settings, folder: str = "") -> tuple[list[bytes], dict[str, Any]]:
-    """(examples as TFDS stores them, the record beside them) of a part whose input lies at `path`.
-
-    folder: where a table's pictures without an address of their own lie; by default beside it.
-
-    Raises:
-      ValueError: that folder is not of this machine.
-    """
-    rows, features = _rows_of(path), make_features()
+def build(part: Part, examples: Iterable[Sample], settings: Settings) -> tuple[list[bytes], dict[str, Any]]:
+    """(examples as TFDS stores them, the record beside them) of a part; examples: of `tar_samples` or `table_samples`."""
+    features = make_features()
     kept: list[bytes] = []
     keys: list[str] = []
     hashes: list[int] = []
     dropped = Counter[str]()
-    for i in range(part.start, part.stop):
+    for sample in examples:
         try:
-            key, image, captions = _read(rows, i, part, folder or str(path.parent), settings)
+            if isinstance(sample, Dropped):
+                raise sample
+            key, image, captions = sample
             captions = _good_captions(captions, settings)
             pixels, encoded = _stored(image, settings)
         except Dropped as e:
@@ -119,12 +134,10 @@ def build(part: Part, path: Path, settings: Settings, folder: str = "") -> tuple
         kept.append(features.serialize_example(features.encode_example(example)))
         keys.append(key)
         hashes.append(difference_hash(pixels))
-    if isinstance(rows, WebDatasetSource):
-        rows.close()
     record = {
         "part": part.name,
         **dataclasses.asdict(part),
-        "settings": settings.digest(),
+        "settings": dataclasses.asdict(settings),
         "made": hashlib.sha256(b"".join(hashlib.sha256(e).digest() for e in kept)).hexdigest(),
         "in": part.stop - part.start,
         "out": len(kept),
@@ -144,20 +157,45 @@ def make_features() -> Any:
     return tfds.features.FeaturesDict({"key": text, "image": image, "captions": tfds.features.Sequence(text)})
 
 
-def _read(rows: Any, i: int, part: Part, folder: str, settings: Settings) -> tuple[str, bytes, list[str]]:
-    stem = Path(part.input).name.split(".")[0]
-    try:
-        if isinstance(rows, WebDatasetSource):
-            example = rows[i]
-            return f"{stem}/{example['key']}", example["image"], example["captions"]
-        line, row = rows[i]
-        captions = next((texts(row[c]) for c in CAPTION_COLUMNS if row.get(c)), [])
-        place = next((str(row[c]) for c in (*URL_COLUMNS, *IMAGE_COLUMNS) if row.get(c)), "")
-    except Exception as e:  # people's files raise whatever they like
-        raise Dropped("unreadable row") from e
-    if not place:
-        raise Dropped("no image named")
-    return f"{stem}/{line}", _fetched(place, folder, settings.timeout), captions
+def tar_samples(part: Part, path: Path) -> Iterator[Sample]:
+    """The samples of a part of a tar that lies at `path`."""
+    with path.open("rb", buffering=0) as file:
+        for key, files in index_tar(path)[part.start : part.stop]:
+            if picture_of(files) is None:
+                yield Dropped("no image")
+                continue
+            try:
+                found = read_sample(key, files, lambda member: os.pread(file.fileno(), member[2], member[1]))
+                yield f"{part.stem}/{key}", found["image"], found["captions"]
+            except Exception:  # people's files raise whatever they like
+                yield Dropped("unreadable row")
+
+
+def table_samples(part: Part, rows: Rows, folder: str, settings: Settings) -> Iterator[Sample]:
+    """The samples of rows of a table, their pictures fetched many at a time.
+
+    folder: where pictures without an address of their own lie.
+
+    Raises:
+      ValueError: that folder is not of this machine.
+    """
+
+    def sample(row: tuple[int, dict[str, Any]]) -> Sample:
+        try:
+            captions = captions_of(row[1])
+            place = next((str(row[1][c]) for c in (*URL_COLUMNS, *IMAGE_COLUMNS) if row[1].get(c)), "")
+        except ValueError:
+            return Dropped("unreadable row")
+        if not place:
+            return Dropped("no image")
+        try:
+            return f"{part.stem}/{row[0]}", _fetched(place, folder, settings.timeout), captions
+        except Dropped as e:
+            return e
+
+    with concurrent.futures.ThreadPoolExecutor(_FETCHERS) as pool:
+        for i in range(0, len(rows), 4 * _FETCHERS):
+            yield from pool.map(sample, rows[i : i + 4 * _FETCHERS])
 
 
 def _fetched(place: str, folder: str, timeout: float) -> bytes:
@@ -167,11 +205,22 @@ def _fetched(place: str, folder: str, timeout: float) -> bytes:
             f"picture {place!r} lies in {folder}, which is no folder of this machine; give the table a url column"
         )
     try:
-        if web:
-            request = urllib.request.Request(place, headers={"User-Agent": _AGENT})
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return answer.read()
-        return (Path(folder) / place).read_bytes()
+        if not web:
+            return (Path(folder) / place).read_bytes()
+        request = urllib.request.Request(place, headers={"User-Agent": _AGENT})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            until, data = time.monotonic() + timeout, bytearray()
+            while chunk := answer.read1(2**16):
+                data += chunk
+                if len(data) > MOST_BYTES:
+                    raise Dropped("file too large")
+                if time.monotonic() > until:
+                    raise Dropped("not fetched")
+            if answer.length:  # of what was announced, this much has not come
+                raise Dropped("not fetched")
+            return bytes(data)
+    except Dropped:
+        raise
     except Exception as e:
         raise Dropped("not fetched") from e
 
@@ -228,17 +277,23 @@ def bands(record: dict[str, Any]) -> Iterator[tuple[tuple[int, int], tuple[str, 
             yield (b, (number >> (16 * b)) & 0xFFFF), (record["part"], number, key)
 
 
-def near_duplicates(group: Iterable[tuple[str, int, str]], near: int, most: int = 2000) -> Iterator[tuple[str, str]]:
+def near_duplicates(group: Iterable[tuple[str, int, str]], near: int) -> Iterator[tuple[str, str]]:
     """(part, key) of every picture of a band that is near an earlier one, in the order of (part, key).
 
-    Earlier means smaller, not kept: which pictures go depends on nothing but the pictures. Compared with the first `most`.
+    Earlier means smaller, not kept: which pictures go depends on nothing but the pictures.
     """
+    seen: dict[int, int] = {}
     ordered = sorted(set(group), key=lambda item: (item[0], item[2]))
-    first = np.array([number for _, number, _ in ordered[:most]], np.uint64)
-    for i, (part, number, key) in enumerate(ordered):
-        apart = np.bitwise_count(first[: min(i, most)] ^ np.uint64(number))
-        if (apart <= near).any():
+    numbers = np.array([number for _, number, _ in ordered], np.uint64)
+    first = np.empty_like(numbers)  # each number once, in the order in which it comes first
+    for (part, number, key), packed in zip(ordered, numbers, strict=True):
+        if number in seen:
             yield part, key
+            continue
+        if (np.bitwise_count(first[: len(seen)] ^ packed) <= near).any():
+            yield part, key
+        first[len(seen)] = packed
+        seen[number] = len(seen)
 
 
 def without(examples: list[bytes], record: dict[str, Any], duplicates: set[str]) -> tuple[list[bytes], dict[str, Any]]:

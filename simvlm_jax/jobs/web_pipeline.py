@@ -4,8 +4,10 @@ A folder `work/` beside the result holds every part as it is finished: a run tha
 rest. Beam's own file systems are used throughout, so inputs and output may lie on gs:// or s3:// with Beam's extras.
 """
 
+import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,11 +33,14 @@ def prepare(
     options: Beam's own flags, such as --runner=DataflowRunner.
 
     Raises:
-      ValueError: no input, one that cannot be read, or an `out` that other settings have begun.
+      ValueError: an input that is not there or cannot be read, a flag that Beam does not know, or an `out` that other settings
+        have begun.
     """
-    found = sorted({m.path for pattern in inputs for r in FileSystems.match([pattern]) for m in r.metadata_list})
-    if not found:
-        raise ValueError(f"no input matches {', '.join(inputs)}")
+    matches = {pattern: [m.path for r in FileSystems.match([pattern]) for m in r.metadata_list] for pattern in inputs}
+    if absent := [pattern for pattern, paths in matches.items() if not paths]:
+        raise ValueError(f"no input matches {', '.join(absent)}")
+    _check_options(options)
+    found = sorted({path for paths in matches.values() for path in paths})
     work = FileSystems.join(out, "work")
     _claim(FileSystems.join(work, f"{split}.settings.json"), settings, found)
     with beam.Pipeline(options=PipelineOptions(list(options))) as p:
@@ -61,22 +66,27 @@ def prepare(
     return json.loads(_read(FileSystems.join(out, f"{split}.provenance.json")))["counts"]
 
 
-def _parts(name: str, settings: Settings) -> Iterator[Part]:
+def _parts(name: str, settings: Settings) -> Iterator[tuple[Part, web.Rows | None]]:
     changed = FileSystems.match([name])[0].metadata_list[0].last_updated_in_seconds or 0.0
     with _local(name) as path:
         yield from web.parts_of(path, name, settings, changed)
 
 
-def _build(part: Part, work: str, settings: Settings) -> str:
+def _build(item: tuple[Part, web.Rows | None], work: str, settings: Settings) -> str:
     """Makes a part unless it is there; its record is written last, so what has a record is whole."""
+    part, rows = item
     record_path = FileSystems.join(work, f"{part.name}.json")
     if FileSystems.exists(record_path):
         done = json.loads(_read(record_path))
         same = dataclasses.asdict(part)
-        if {k: done[k] for k in same} == same and done["settings"] == settings.digest():
+        if {k: done[k] for k in same} == same and done["settings"] == _plain(settings):
             return part.name
-    with _local(part.input) as path:
-        examples, record = web.build(part, path, settings, folder=part.input.rpartition("/")[0])
+    if rows is None:
+        with _local(part.input) as path:
+            examples, record = web.build(part, web.tar_samples(part, path), settings)
+    else:
+        samples = web.table_samples(part, rows, part.input.rpartition("/")[0] or ".", settings)
+        examples, record = web.build(part, samples, settings)
     _upload(examples, FileSystems.join(work, f"{part.name}.array_record"))
     _write_whole(record_path, json.dumps(record))
     return part.name
@@ -87,14 +97,15 @@ def _write(item: tuple[str, dict[str, Any]], work: str) -> dict[str, Any]:
     name, groups = item
     gone, part = sorted(groups["gone"]), _load(work, name)
     done_path = FileSystems.join(work, f"{name}.shard.json")
+    made_of = hashlib.sha256(json.dumps([gone, part]).encode()).hexdigest()
     if FileSystems.exists(done_path):
         done = json.loads(_read(done_path))
-        if done["gone"] == gone and done["of"] == part["made"]:
+        if done["of"] == made_of:
             return done["record"]
     with _local(FileSystems.join(work, f"{name}.array_record")) as path:
         examples, record = web.without(web.read_records(path), part, set(gone))
     _upload(examples, FileSystems.join(work, f"{name}.shard"))
-    _write_whole(done_path, json.dumps({"gone": gone, "of": part["made"], "record": record}))
+    _write_whole(done_path, json.dumps({"of": made_of, "record": record}))
     return record
 
 
@@ -142,12 +153,28 @@ def _finish(records: list[dict[str, Any]], out: str, split: str) -> None:
 
 def _claim(path: str, settings: Settings, inputs: list[str]) -> None:
     """Notes the settings of a folder; those of an earlier run must be the same."""
-    mine = {"settings": settings.digest()}
+    mine = _plain(settings)
     if FileSystems.exists(path):
-        theirs = json.loads(_read(path))
-        if theirs["settings"] != mine["settings"]:
-            raise ValueError(f"{path} was begun with other settings; use another --out, or remove the folder it is in")
-    _write_whole(path, json.dumps({**mine, "inputs": inputs}))
+        theirs = json.loads(_read(path))["settings"]
+        if changed := [f"{k} {theirs.get(k)} (now {v})" for k, v in mine.items() if theirs.get(k) != v]:
+            raise ValueError(
+                f"{path} was begun with other settings: {', '.join(changed)}; take those, use another --out, or remove the "
+                "folder it is in"
+            )
+    _write_whole(path, json.dumps({"settings": mine, "inputs": inputs}))
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def _check_options(options: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    if unknown := parser.parse_known_args(list(options))[1]:
+        raise ValueError(f"neither simvlm data web nor Beam knows {' '.join(unknown)}; see simvlm data web --help")
 
 
 def _load(work: str, name: str) -> dict[str, Any]:

@@ -89,8 +89,82 @@ def test_a_list_with_a_second_split_and_a_training_run_reads_it(tar, tmp_path):
     (folder / "list.jsonl").write_text("\n".join(lines))
     prepared([tar], tmp_path / "out")
     counts = prepared([folder / "*.jsonl"], tmp_path / "out", split="validation")
-    assert counts == {"in": 6, "out": 4, "dropped": {"not fetched": 1, "no image named": 1}}
+    assert counts == {"in": 6, "out": 4, "dropped": {"not fetched": 1, "no image": 1}}
     assert [len(open_source(str(tmp_path / "out"), s)) for s in ("train", "validation")] == [10, 4]
+
+
+def test_rows_added_to_a_list_are_counted_although_its_shard_stays(tmp_path):
+    """A part whose kept examples are the same may still have other rows: its counts are those of now."""
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    table = tmp_path / "list.csv"
+    table.write_text('image,captions\na.jpg,"[""one dog here"", ""two dogs there""]"\n')
+    assert prepared([table], tmp_path / "out") == {"in": 1, "out": 1, "dropped": {}}
+    assert open_source(str(tmp_path / "out"))[0]["captions"] == ["one dog here", "two dogs there"]
+    table.write_text(table.read_text() + "absent.jpg,a picture that is gone\n")
+    assert prepared([table], tmp_path / "out") == {"in": 2, "out": 1, "dropped": {"not fetched": 1}}
+    (shard,) = json.loads((tmp_path / "out" / "train.provenance.json").read_text())["shards"]
+    assert (shard["in"], shard["stop"], shard["size"]) == (2, 2, table.stat().st_size)
+
+
+def test_samples_of_a_tar_without_a_picture_are_counted(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as f:
+        files = [("0.jpg", picture(1)), ("0.txt", b"a picture"), ("1.txt", b"no picture"), ("2.jpg", picture(2))]
+        for name, content in [*files, ("2.json", b"[1]")]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            f.addfile(member, io.BytesIO(content))
+    counts = prepared([path], tmp_path / "out")
+    assert counts == {"in": 3, "out": 1, "dropped": {"no image": 1, "unreadable row": 1}}
+
+
+@pytest.fixture
+def server():
+    """Pictures by http: /N.jpg is picture N; /slow never ends; /cut ends too early; /big is too big."""
+    import http.server
+    import threading
+    import time
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.strip("/")
+            data = picture(int(name[:-4])) if name.endswith(".jpg") else bytes(1000)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data) + 10**6 * (name in ("slow", "cut"))))
+            self.end_headers()
+            self.wfile.write(data)
+            until = time.monotonic() + 10
+            while name == "slow" and time.monotonic() < until and not stopped.is_set():
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+
+        def log_message(self, *_):
+            pass
+
+    stopped = threading.Event()
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_address[1]}"
+    stopped.set()
+    made.shutdown()
+    made.server_close()
+
+
+def test_pictures_from_the_web(server, tmp_path, monkeypatch):
+    import time
+
+    names = ["1.jpg", "slow", "2.jpg", "cut", "3.jpg"]
+    rows = [{"url": f"{server}/{name}", "caption": f"this is {name}"} for name in names]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    began = time.monotonic()
+    counts = prepared([tmp_path / "list.jsonl"], tmp_path / "out", Settings(side=48, smallest=32, timeout=0.5))
+    assert counts == {"in": 5, "out": 3, "dropped": {"not fetched": 2}}
+    assert time.monotonic() - began < 9  # the slow one would have gone on for ten seconds
+    keys = {open_source(str(tmp_path / "out"))[i]["key"] for i in range(3)}
+    assert keys == {"list/1", "list/3", "list/5"}
+    monkeypatch.setattr(web, "MOST_BYTES", 100)
+    with pytest.raises(web.Dropped, match="file too large"):
+        web._fetched(f"{server}/1.jpg", "", 1.0)
 
 
 def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
@@ -118,7 +192,7 @@ def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
     assert len(shards) == 3
     for name in shards:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match=r"begun with other settings: side 48 \(now 32\), smallest 32 \(now 64\)"):
         prepared([tar], tmp_path / "out", Settings(side=32))
 
 
@@ -136,8 +210,10 @@ def test_a_corrupted_input_is_named(tar, tmp_path):
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(Exception, match=r"web-0000\.tar.*not a whole"):
         prepared([tar], tmp_path / "out")
-    with pytest.raises(ValueError, match="no input matches"):
-        prepared([tmp_path / "*.tar"], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no input matches .*absent-\*\.tar$"):
+        prepared([tar, tmp_path / "absent-*.tar"], tmp_path / "out")
+    with pytest.raises(ValueError, match="nor Beam knows --smalest 4000"):
+        prepared([tar], tmp_path / "out", options=["--runner=DirectRunner", "--smalest", "4000"])
     with pytest.raises(Exception, match=r"is not a \.tar or a table"):
         (tmp_path / "x.bin").write_bytes(b"1")
         prepared([tmp_path / "x.bin"], tmp_path / "other")
@@ -167,6 +243,12 @@ def test_hashes_of_alike_pictures_are_near_and_every_near_pair_shares_a_band():
         assert shared
         assert list(web.near_duplicates([("b", y, "b"), ("a", x, "a")], 3)) == [("b", "b")]
         assert not list(web.near_duplicates([("b", y, "b"), ("a", x, "a")], 2))
+
+
+def test_duplicates_are_found_however_many_share_a_band():
+    numbers = np.random.default_rng(0).integers(2**62, size=5000).tolist()
+    group = [("a", n, f"{i:05d}") for i, n in enumerate([*numbers, numbers[4000], numbers[4500] ^ 5])]
+    assert list(web.near_duplicates(group, 3)) == [("a", "05000"), ("a", "05001")]
 
 
 def test_what_does_not_add_up_is_an_error():

@@ -121,11 +121,13 @@ def test_states_are_restored_where_they_lie(text_batch, tmp_path):
 def test_a_state_that_begins_anew_takes_no_second_place(text_batch):
     ready, _ = prepared(make_mesh(None, 1, 4, 2), text_batch, name="adamw")
     state = ready.make()
-    before = jax.device_get(state)
+    before = jax.device_get(state.opt)
     again = ready.restart(state)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.opt)) and again.params is state.params
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(again))
-    jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or pytest.fail(a), again, ready.abstract)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(again.opt))
+    jax.tree.map(
+        lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or pytest.fail(a), again.opt, ready.abstract.opt
+    )
 
 
 def test_what_stands_beside_parameters_lies_as_they_do():
