@@ -138,7 +138,8 @@ def figure(found: dict[str, dict]) -> str:
 
 def write() -> None:
     found = kept()
-    FIGURE.write_text(figure(found))
+    if len(weak_rows(found)) > 1:
+        FIGURE.write_text(figure(found))
     made = [*table(found), "", "## Weak scaling", "", "![weak scaling](scale.svg)", "", *weak_table(found)]
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)

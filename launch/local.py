@@ -2,7 +2,8 @@
 
     python launch/local.py --processes 2 --devices 2 -- --config configs/prefixlm.py --workdir runs/two
 
-What follows `--` goes to `python -m simvlm_jax.main`. On a machine with GPUs give each process its own with --gpus-each.
+What follows `--` goes to `python -m simvlm_jax.main`. On a machine with GPUs give each process its own with --gpus-each,
+of those that CUDA_VISIBLE_DEVICES names if it does.
 Ends with the highest exit code (128 + the signal's number of what a signal ended). Ctrl-C and SIGTERM go to all processes,
 which agree on a step to stop at.
 """
@@ -38,8 +39,14 @@ def environment(index: int, args: argparse.Namespace, port: int) -> dict[str, st
         made["JAX_PLATFORMS"] = "cpu"
     if args.gpus_each:
         first = index * args.gpus_each
-        made["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i in range(first, first + args.gpus_each))
+        made["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(args)[first : first + args.gpus_each])
     return made
+
+
+def visible_gpus(args: argparse.Namespace) -> list[str]:
+    """The GPUs to share out."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(args.processes * args.gpus_each)]
 
 
 def main() -> int:
@@ -53,6 +60,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.processes < 1:
         parser.error(f"--processes {args.processes} must be at least 1")
+    if len(visible_gpus(args)) < args.processes * args.gpus_each:
+        parser.error(
+            f"{args.processes} processes x --gpus-each {args.gpus_each} are more GPUs than CUDA_VISIBLE_DEVICES names "
+            f"({os.environ['CUDA_VISIBLE_DEVICES']})"
+        )
     command = [sys.executable, "-m", "simvlm_jax.main", *(args.rest[1:] if args.rest[:1] == ["--"] else args.rest)]
     port = free_port()
     if args.dry_run:
@@ -64,13 +76,15 @@ def main() -> int:
     processes, copiers = [], []
     for i in range(args.processes):
         env = {**os.environ, **environment(i, args, port)}
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it through this process alone, once
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
         copier = threading.Thread(target=copy_lines, args=(i, process.stdout), daemon=True)
         copier.start()
         copiers.append(copier)
         processes.append(process)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _: [p.send_signal(got) for p in processes if p.poll() is None])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda got, _: pass_on(processes, got))
 
     failed_at, told = None, set()
     while any(p.poll() is None for p in processes):
@@ -86,6 +100,13 @@ def main() -> int:
     tell(processes, told)
     codes = [p.returncode for p in processes]
     return max((c if c > 0 else 128 - c for c in codes if c), default=0)
+
+
+def pass_on(processes: list[subprocess.Popen], number: int) -> None:
+    """Hands a signal to all; a closed terminal asks for a stop as SIGTERM does."""
+    for p in processes:
+        if p.poll() is None:
+            p.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def tell(processes: list[subprocess.Popen], told: set[int]) -> set[int]:

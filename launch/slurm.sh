@@ -3,9 +3,9 @@
 #
 #   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh --config configs/prefixlm.py:base --workdir /shared/base
 #
-# The working directory, the run directory and TFDS_DATA_DIR must be on a file system that all nodes share. Preemption and
-# time limits: SLURM sends SIGTERM 120 s before the end, the run saves its state and the job is queued again, where the same
-# command continues. DRY_RUN=1 launch/slurm.sh ... prints what would be run.
+# The working directory, the run directory and TFDS_DATA_DIR must be on a file system that all nodes share. At the
+# time limit SLURM sends SIGTERM 120 s before the end; on preemption the cluster's GraceTime decides. The run saves its state
+# and the job is queued again, where the same command continues. DRY_RUN=1 launch/slurm.sh ... prints what would be run.
 #
 # Environment: VENV (a virtual environment to activate), SIMVLM_RETRIES (how often a lost node queues the job again, 20).
 #SBATCH --job-name=simvlm

@@ -4,12 +4,14 @@
 #   launch/tpu_vm.sh --name simvlm --zone us-east5-b --type v5litepod-256 --version v2-alpha-tpuv5-lite --spot \
 #       -- --config configs/prefixlm.py:huge --workdir /shared/huge
 #
-# Each step can be done alone: --only create|install|run|delete. --dry-run prints the commands and runs none. What follows --
-# goes to python -m simvlm_jax.main; the workers find each other through jax's own TPU support. The run directory must be on a file
-# system that all workers share (Filestore, or a bucket mounted by gcsfuse). An interrupted run continues with --only run.
+# Each step can be done alone: --only create|install|run|stop|delete. --dry-run prints the commands and runs none. What follows
+# -- goes to python -m simvlm_jax.main; the workers find each other through jax's own TPU support. Installed is the last commit.
+# The run directory must be on a file system that all workers share (Filestore, or a bucket mounted by gcsfuse with
+# --metadata-cache-ttl-secs=0). --only stop asks the run to save its state and end; --only run continues it. A pod that was
+# preempted is gone: --only delete, then the whole command again continues the run.
 set -euo pipefail
 
-usage() { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//'; }
 fail() {
   echo "error: $1" >&2
   exit 2
@@ -32,8 +34,8 @@ while (($#)); do
 done
 [[ -n $name && -n $zone ]] || fail "--name and --zone are needed"
 case $only in
-  "" | create | install | run | delete) ;;
-  *) fail "--only $only is not create, install, run or delete" ;;
+  "" | create | install | run | stop | delete) ;;
+  *) fail "--only $only is not create, install, run, stop or delete" ;;
 esac
 where=(--zone "$zone")
 [[ -z $project ]] || where+=(--project "$project")
@@ -44,7 +46,7 @@ do_it() {
   echo
   ((dry)) || "$@"
 }
-wants() { [[ -z $only && $1 != delete || $only == "$1" ]]; }
+wants() { [[ -z $only && $1 != stop && $1 != delete || $only == "$1" ]]; }
 on_all_workers() {
   do_it gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"
 }
@@ -63,12 +65,21 @@ if wants create; then
   done
 fi
 if wants install; then
-  do_it gcloud compute tpus tpu-vm scp --recurse . "$name:simvlm_jax" "${where[@]}" --worker=all
-  on_all_workers "cd simvlm_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu,fast]'"
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  do_it git -C "$(dirname "$0")/.." archive --format=tar.gz -o "$folder/simvlm_jax.tar.gz" HEAD
+  do_it gcloud compute tpus tpu-vm scp "$folder/simvlm_jax.tar.gz" "$name:" "${where[@]}" --worker=all
+  # the machine's own Python is older than what jax needs; uv brings one
+  on_all_workers "mkdir -p simvlm_jax && tar -xzf simvlm_jax.tar.gz -C simvlm_jax && cd simvlm_jax \
+    && python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv \
+    && ~/.local/bin/uv pip install -q --python .venv -e '.[tpu]'"
 fi
 if wants run; then
   (($#)) || fail "nothing to run; put the arguments of simvlm_jax.main after --"
   on_all_workers "cd simvlm_jax && .venv/bin/python -m simvlm_jax.main$(printf ' %q' "$@")"
+fi
+if wants stop; then
+  on_all_workers "pkill -TERM -f '[s]imvlm_jax.main' || true"
 fi
 if wants delete; then
   do_it gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet

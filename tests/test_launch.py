@@ -1,6 +1,7 @@
 """Launchers: shell-checked, dry runs that print what they would do, and processes that find their cluster."""
 
 import os
+import shlex
 import shutil
 import subprocess
 
@@ -41,14 +42,15 @@ def test_tpu_vm_prints_what_it_would_run():
         *where, "--type", "v5litepod-16", "--version", "x", "--spot", "--", "--config", "configs/prefixlm.py:base"
     )
     lines = whole.stdout.splitlines()
-    assert [line.split()[3] if "queued" in line else line.split()[4] for line in lines] == [
-        "tpus",
-        "tpu-vm",
-        "tpu-vm",
-        "tpu-vm",
-    ]
+    assert [line.split()[1] for line in lines] == ["gcloud", "git", "gcloud", "gcloud", "gcloud"]
     assert "queued-resources create n" in lines[0] and lines[0].endswith("--spot ")
-    assert "--worker=all" in lines[3] and "simvlm_jax.main" in lines[3] and "prefixlm.py:base" in lines[3]
+    sent = shlex.split(lines[1])[-2]
+    assert sent.endswith("simvlm_jax.tar.gz") and f"scp {sent} n: " in lines[2] and "--worker=all" in lines[2]
+    assert "--worker=all" in lines[4] and "simvlm_jax.main" in lines[4] and "prefixlm.py:base" in lines[4]
+    installed = shlex.split(lines[3])[-1]
+    assert subprocess.run(["bash", "-n", "-c", installed]).returncode == 0 and "-e '.[tpu]'" in installed
+    stop = shlex.split(run(*where, "--only", "stop").stdout)
+    assert stop[-1] == "pkill -TERM -f '[s]imvlm_jax.main' || true"
     only = run(*where, "--only", "delete").stdout.splitlines()
     assert len(only) == 1 and "delete n" in only[0]
     for words, said in (

@@ -1,7 +1,11 @@
 """Notebooks execute top to bottom in a kernel of their own, on CPU, and leave what they promise."""
 
+import importlib.metadata
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +33,35 @@ def test_runs_top_to_bottom(name, tmp_path, monkeypatch):
     assert any("image/png" in o.get("data", {}) for o in last.outputs)
     assert "says:" in "".join(o.get("text", "") for o in last.outputs)
     assert os.environ["SIMVLM_STEPS"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "driver", "installed", "expected"),
+    [
+        (["accel0"], False, False, ".[tpu]"),
+        (["vfio/0", "vfio/vfio"], False, False, ".[tpu]"),
+        (["vfio/vfio"], True, False, ".[cuda]"),
+        ([], False, False, "."),
+        (["accel0"], False, True, None),
+    ],
+)
+def test_the_extra_is_that_of_the_hardware(nodes, driver, installed, expected, tmp_path, monkeypatch):
+    def version(name):
+        if not installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    ran = []
+    for node in nodes:
+        (tmp_path / node).parent.mkdir(exist_ok=True)
+        (tmp_path / node).touch()
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/smi" if driver else None)
+    monkeypatch.setattr(subprocess, "run", lambda words, check: ran.append(words))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(ROOT / "notebooks")
+    notebook = nbformat.read(ROOT / "notebooks" / "train_simvlm_tpu.ipynb", as_version=4)
+    source = notebook.cells[1].source
+    assert 'Path("/dev")' in source
+    exec(source.replace('Path("/dev")', f"Path({str(tmp_path)!r})"), {})
+    assert [words[-1] for words in ran] == ([expected] if expected else [])

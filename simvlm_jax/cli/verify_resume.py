@@ -49,6 +49,7 @@ class Drill:
             if moment():
                 os.killpg(process.pid, signal.SIGTERM if soft else signal.SIGKILL)
                 process.wait()
+                self._check_devices()
                 self.kills.append(
                     {"moment": name, "devices": self.devices, "logged": self.logged(), "kept": self.kept()}
                 )
@@ -73,6 +74,13 @@ class Drill:
         if process.returncode:
             log = self.workdir.parent / f"{self.workdir.name}.log"
             raise ValueError(f"the run in {self.workdir} failed:\n{log.read_text()[-2000:]}")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        """An error where the newest process has not found the devices that it was to have."""
+        found = json.loads((self.workdir / "environment.json").read_text())["devices"]
+        if int(found.partition(" ")[0]) != self.devices:
+            raise ValueError(f"the run in {self.workdir} was to have {self.devices} devices and found {found}")
 
     def _metrics_file(self) -> Any:
         """Which file the metrics are now: a process that continues a run replaces it."""
@@ -116,13 +124,32 @@ def machine() -> tuple[str, int]:
 
 
 def visible(devices: int) -> dict[str, str]:
-    """The environment in which a process sees so many devices: made ones on CPU, the first GPUs of a machine, all TPUs."""
+    """The environment in which a process sees so many devices: made ones on CPU, the first of the visible GPUs, all TPUs."""
     if machine()[0] == "tpu":
         return {}
     if machine()[0] == "gpu":
-        return {"CUDA_VISIBLE_DEVICES": ",".join(str(i) for i in range(devices))}
+        given = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(machine()[1])))
+        return {"CUDA_VISIBLE_DEVICES": ",".join(given.split(",")[:devices])}
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
     return {"XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *flags])}
+
+
+def device_counts(given: str) -> list[int]:
+    """The device counts between which a run can move here; none on TPUs, which a process has all of.
+
+    Raises:
+      ValueError: counts that the machine has not got.
+    """
+    platform, there = machine()
+    try:
+        counts = [int(n) for n in given.split(",") if n] or ([] if platform == "tpu" else [1, 2, 4])
+    except ValueError as e:
+        raise ValueError(f"--devices {given!r} is not numbers with commas") from e
+    if platform == "cpu":
+        return counts
+    if given and (platform == "tpu" or max(counts) > there):
+        raise ValueError(f"--devices {given} cannot be had of {there} {platform} devices")
+    return [n for n in counts if n <= there]
 
 
 def drill_still(drill: Drill, steps: int, kills: int, mid_save: bool, rng: random.Random) -> None:
@@ -163,7 +190,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=3, help="of each run that is killed (default 3)")
     parser.add_argument("--mid-save", action="store_true", help="every second one while a checkpoint is being written")
     parser.add_argument("--steps", type=int, default=24, help="that the runs train for (default 24)")
-    parser.add_argument("--devices", default="", help="device counts of the run that moves, with commas (CPU: 1,2,4)")
+    parser.add_argument(
+        "--devices", default="", help="device counts of the run that moves, with commas (1,2,4 as far as there are)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", default="runs/verify-resume", help="where the runs and the certificate go")
     args, overrides = parser.parse_known_args(argv)
@@ -178,9 +207,8 @@ def main(argv: list[str]) -> int:
 
     config: Any = load_config(args.config)
     assign_flags(config, overrides)
-    on_tpu = machine()[0] == "tpu"
+    counts = device_counts(args.devices)
     jax.config.update("jax_platforms", "cpu")  # in this process; the runs need the accelerator
-    counts = [int(n) for n in (args.devices or ("" if on_tpu else "1,2,4")).split(",") if n]
     for n in counts:
         mesh_shape(n, **config.mesh)  # an error where the mesh cannot be made of them
     folder = Path(args.workdir)

@@ -122,7 +122,7 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
     if not texts:
         why = _unreadable(sources[0]) if sources[0] is not None else ""
         raise ValueError(
-            f"{config.data.train.path!r} holds no captions to make a tokenizer from{why}; mend data.train.path"
+            f"{config.data.train.path!r} holds no captions to make a tokenizer from{why}; check data.train.path, or restore the file"
         )
     length = text.length or 8
     tokenizer = Tokenizer.from_file(origin, length) if origin else Tokenizer.train(texts, text.vocabulary, length)
