@@ -178,8 +178,8 @@ def corrupted_shard(bench: Bench, _: int) -> dict:
             del os.environ["TFDS_DATA_DIR"]
         else:
             os.environ["TFDS_DATA_DIR"] = before
-    return {"fault": "200 bytes of a training shard overwritten", "times": 1,
-            "outcome": f"{len(listed)} of 80 examples replaced and listed; where four tenths of the shard are gone: {ERROR}", "said": line}  # fmt: skip
+    outcome = f"{len(listed)} of 80 examples replaced and listed; where four tenths of the shard are gone: {ERROR}"
+    return {"fault": "200 bytes of a training shard overwritten", "times": 1, "outcome": outcome, "said": line}
 
 
 def clock_jumps(bench: Bench, _: int) -> dict:

@@ -170,7 +170,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
 
 
 def _check_options(options: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser: Any = argparse.ArgumentParser(allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(parser)
     if unknown := parser.parse_known_args(list(options))[1]:
