@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Examples, Suite
@@ -42,10 +43,12 @@ def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, st
 
 
 def weights_hash(params: Any) -> str:
-    """A hash of all weights: two models of one step are told apart."""
+    """A hash of all weights: two models of one step are told apart. Every process that holds some must call it."""
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
 

@@ -97,6 +97,23 @@ def test_any_number_of_processes_goes_on_with_the_same_samples(bereft, whole, tm
 
 
 @pytest.mark.slow
+def test_shards_over_processes_and_their_scores(tmp_path):
+    """Parameters split over processes (fsdp 4, then tensor 2): same samples, losses and answers as in one process."""
+    found = []
+    for name, processes, mesh in (("one", 1, ("fsdp=1",)), ("two", 2, ("fsdp=4",)), ("both", 2, ("fsdp=2", "tensor=2"))):
+        path = tmp_path / name
+        more = ["--mode", "train", "--config.train.steps=8", "--config.train.batch_size=8"]
+        process = launch(path, processes, 4 // processes, *more, *(f"--config.mesh.{m}" for m in mesh))
+        assert process.wait(timeout=600) == 0, path.with_suffix(".log").read_text()[-3000:]
+        entries = json.loads((path / "results.json").read_text())["entries"]
+        found.append([(e["suite"], e["split"], e["control"], e["scores"]) for e in entries])
+    for path in (tmp_path / "two", tmp_path / "both"):
+        rows = compare_rows(tmp_path / "one", path)
+        assert rows.samples and rows.loss_gap <= 1e-4
+    assert found[0] and found[0] == found[1] == found[2]
+
+
+@pytest.mark.slow
 def test_a_stop_is_agreed_on(tmp_path, whole):
     """SIGTERM to one process alone: both stop at the same step, and the run continues exactly."""
     path = tmp_path / "stopped"
