@@ -31,7 +31,8 @@ def launch(workdir, processes, devices, *more):
     command += ["--config", f"{ROOT / 'configs' / 'prefixlm.py'}:smoke", "--workdir", str(workdir), "--mode", "fit"]
     command += [f"--config.train.steps={STEPS}", f"--config.hosts.patience={PATIENCE}", *more]
     with workdir.with_suffix(".log").open("a") as log:
-        return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": ""}, stdout=log, stderr=log)
+        env = {**os.environ, "XLA_FLAGS": ""}
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def finish(workdir, processes, devices):
@@ -114,14 +115,18 @@ def test_shards_over_processes_and_their_scores(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stop_is_agreed_on(tmp_path, whole):
-    """SIGTERM to one process alone: both stop at the same step, and the run continues exactly."""
+@pytest.mark.parametrize("how", ["SIGTERM to one process", "Ctrl-C at the launcher"])
+def test_a_stop_is_agreed_on(tmp_path, whole, how):
+    """Both processes stop at the same step, and the run continues with the same samples."""
     path = tmp_path / "stopped"
     process = launch(path, 2, 2)
     while logged(path) < 5:
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(beats(path)[1]["pid"], signal.SIGTERM)
+    if how == "SIGTERM to one process":
+        os.kill(beats(path)[1]["pid"], signal.SIGTERM)
+    else:  # a terminal sends it to the whole group
+        os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 75
     assert path.with_suffix(".log").read_text().count("stopped at step") == 2
     finish(path, 2, 2)
