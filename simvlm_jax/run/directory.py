@@ -1,11 +1,13 @@
 """What a run leaves on disk: config, metrics, results, quarantine. Files are replaced whole or appended line by line."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,11 @@ class RunDir:
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events; rows are `{"step", "split", name: number}`."""
+    """`metrics.jsonl` and TensorBoard events; rows are `{"step", "split", name: number}`.
+
+    Raises:
+      OSError: from any method; the disk is full, for instance.
+    """
 
     def __init__(self, run: RunDir, resume_step: int):
         """Drops the rows after `resume_step`, also a last line cut short by a crash."""
@@ -145,33 +151,51 @@ class Metrics:
                 continue
             if row["step"] <= resume_step:
                 kept.append(line)
-        write_whole(self._path, "".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
-        self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
+        with self._written():
+            write_whole(self._path, "".join(line + "\n" for line in kept))
+            self._file = self._path.open("a")
+            self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise OSError(
+                f"metrics could not be written to {self._path} ({e.strerror or e}); mend that, and the same command continues "
+                "from the newest checkpoint"
+            ) from e
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         if self._file is None:
             return
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # a slice without a claim has no score
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        with self._written():
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
         """Puts all rows on the disk; a checkpoint may be written after this."""
         if self._file is None:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        with self._written():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def close(self) -> None:
+        """Flushes and closes; a second time it does nothing."""
         if self._file is None:
             return
-        self.flush()
-        self._file.close()
-        self._events.close()
+        try:
+            self.flush()
+        finally:
+            file, self._file = self._file, None
+            with self._written():
+                file.close()
+                self._events.close()
 
 
 def environment() -> dict[str, str]:

@@ -188,9 +188,11 @@ def train(
             checkpoints.wait()
             raise Interrupted(f"stopped at step {checkpoints.latest_step() or 0}; the same command continues")
         checkpoints.wait()
-    except Exception:
+    except Exception:  # that is the one to tell, whatever comes of what is left to do
+        with contextlib.suppress(OSError):
+            metrics.close()
         if jax.process_count() == 1:  # others might not come to it
-            with contextlib.suppress(Exception):  # the error above is the one to tell
+            with contextlib.suppress(Exception):
                 checkpoints.wait()
         raise
     finally:

@@ -101,7 +101,11 @@ def test_any_number_of_processes_goes_on_with_the_same_samples(bereft, whole, tm
 def test_shards_over_processes_and_their_scores(tmp_path):
     """Parameters split over processes (fsdp 4, then tensor 2): same samples, losses and answers as in one process."""
     found = []
-    for name, processes, mesh in (("one", 1, ("fsdp=1",)), ("two", 2, ("fsdp=4",)), ("both", 2, ("fsdp=2", "tensor=2"))):
+    for name, processes, mesh in (
+        ("one", 1, ("fsdp=1",)),
+        ("two", 2, ("fsdp=4",)),
+        ("both", 2, ("fsdp=2", "tensor=2")),
+    ):
         path = tmp_path / name
         more = ["--mode", "train", "--config.train.steps=8", "--config.train.batch_size=8"]
         process = launch(path, processes, 4 // processes, *more, *(f"--config.mesh.{m}" for m in mesh))

@@ -250,6 +250,19 @@ def test_another_machine_is_named(tiny_config, tmp_path):
     assert run.moved() == [f"jax: 0.1 before, {jax.__version__} now"]
 
 
+def test_metrics_on_a_full_disk_say_so(tmp_path):
+    metrics = Metrics(RunDir(tmp_path), 0)
+    metrics._file.close()
+    metrics._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(
+        OSError, match=r"metrics could not be written to .*metrics\.jsonl \(No space left.*the same command"
+    ):
+        metrics.write(1, "train", {"loss": 1.0})
+    with pytest.raises(OSError, match="No space left"):
+        metrics.close()
+    metrics.close()
+
+
 def test_scores_that_are_not_numbers_stay_out_of_the_metrics(tmp_path):
     metrics = Metrics(RunDir(tmp_path), 0)
     metrics.write(1, "validation", {"cider": 0.5, "accuracy_count": float("nan")})
