@@ -124,11 +124,11 @@ def table(record: dict[str, Any]) -> str:
         "",
         *(f"  {name:<22}{value / gib:9.3f} GiB" for name, value in record["memory"].items()),
         "",
-        f"  {'FLOPs a device':<22}{record['flops_per_device'] / 1e12:9.3f} T  "
-        f"(the model's own {record['model_flops_per_device'] / 1e12:.3f} T)",
+        f"  {'FLOPs a device':<22}{record['flops_per_device'] / 1e12:9.3g} T  "
+        f"(the model's own {record['model_flops_per_device'] / 1e12:.3g} T)",
     ]
     if record["seconds"]:
-        lines += [f"  {'memory traffic':<22}{record['bytes_accessed_per_device'] / 1e9:9.1f} GB", ""]
+        lines += [f"  {'memory traffic':<22}{record['bytes_accessed_per_device'] / 1e9:9.3g} GB", ""]
         lines += [
             f"  {c['kind']:<18} of {c['group']:>4} devices  x{c['count']:<5} {c['received'] / 1e6:10.1f} MB received"
             for c in record["collectives"]
@@ -137,8 +137,8 @@ def table(record: dict[str, Any]) -> str:
         mfu = record["model_flops_per_device"] / record["flops_per_device"] * at_best["compute"]
         lines += [
             "",
-            "  at best: " + ", ".join(f"{k} {1e3 * v:.1f} ms" for k, v in at_best.items()),
-            f"  step time at least {1e3 * record['step_time_estimate_s']:.1f} ms, bound by {record['bound_by']} "
+            "  at best: " + ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in at_best.items()),
+            f"  step time at least {1e3 * record['step_time_estimate_s']:.3g} ms, bound by {record['bound_by']} "
             f"(model FLOPs utilisation at most {100 * mfu / record['step_time_estimate_s']:.0f} %)",
         ]
     if record["compiled_as"] == "cpu" and not record["target"].startswith("cpu"):
@@ -158,7 +158,7 @@ def table(record: dict[str, Any]) -> str:
     if record["error"]:
         lines += ["", f"  the compiler: {record['error']}"]
     for t in record.get("tried", ()):
-        took = f"{1e3 * t['step_time_estimate_s']:.1f} ms" if t.get("step_time_estimate_s") else t["why"][:80]
+        took = f"{1e3 * t['step_time_estimate_s']:.3g} ms" if t.get("step_time_estimate_s") else t["why"][:80]
         lines.append(f"  {'fits' if t['fits'] else 'no':<5} {t['change']:<70} {took}")
     if record["suggestion"]:
         lines += ["", f"  {'fits' if not record['fits'] else 'faster'} with {record['suggestion']}"]

@@ -184,7 +184,7 @@ def table_samples(part: Part, rows: Rows, folder: str, settings: Settings) -> It
         try:
             captions = captions_of(row[1])
             place = next((str(row[1][c]) for c in (*URL_COLUMNS, *IMAGE_COLUMNS) if row[1].get(c)), "")
-        except ValueError:
+        except Exception:  # people's files raise whatever they like
             return Dropped("unreadable row")
         if not place:
             return Dropped("no image")
@@ -282,7 +282,7 @@ def near_duplicates(group: Iterable[tuple[str, int, str]], near: int) -> Iterato
 
     Earlier means smaller, not kept: which pictures go depends on nothing but the pictures.
     """
-    seen: dict[int, int] = {}
+    seen: set[int] = set()
     ordered = sorted(set(group), key=lambda item: (item[0], item[2]))
     numbers = np.array([number for _, number, _ in ordered], np.uint64)
     first = np.empty_like(numbers)  # each number once, in the order in which it comes first
@@ -293,7 +293,7 @@ def near_duplicates(group: Iterable[tuple[str, int, str]], near: int) -> Iterato
         if (np.bitwise_count(first[: len(seen)] ^ packed) <= near).any():
             yield part, key
         first[len(seen)] = packed
-        seen[number] = len(seen)
+        seen.add(number)
 
 
 def without(examples: list[bytes], record: dict[str, Any], duplicates: set[str]) -> tuple[list[bytes], dict[str, Any]]:
