@@ -21,7 +21,6 @@ TABLE = [
     for target in ("v3:16x32", "v5e:16x16", "v5p:8x8x8", "v6e:16x16")
     for size in ("base", "large", "huge")
 ]
-TABLE.append(("huge", "tpu7x:4x4x8", ""))
 WEAK = [
     (
         "base",

@@ -61,7 +61,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples
-    from simvlm_jax.parallel.hosts import agreed, one_first
+    from simvlm_jax.parallel.hosts import agreed, meet, one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
     from simvlm_jax.run.load import build_model
@@ -84,6 +84,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
         return
     mesh = make_mesh(**config.mesh)
+    meet(mesh)
 
     # ---- data, tokenizer and answers: made by one process, read by the others --------------------------------------
     say("data ...")

@@ -1,7 +1,9 @@
 """Many processes as one run: joining them, who goes first, agreeing to stop, and knowing which one is late or lost."""
 
 import contextlib
+import functools
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -18,6 +20,7 @@ import numpy as np
 
 EXIT_STOPPED, EXIT_HOST_LOST = 75, 76
 """Exit codes of a process that leaves because another was stopped, or was lost (see main)."""
+_DAY_MS = 86_400_000
 
 
 def detected() -> dict[str, Any] | None:
@@ -83,11 +86,34 @@ def agreed(value: int | None, what: str) -> int | None:
     return value
 
 
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def meet(mesh: jax.sharding.Mesh) -> None:
+    """Brings each group of devices that a collective over the mesh may name together once.
 
-        multihost_utils.sync_global_devices(name)
+    Gloo, by which processes on CPUs talk, gives a group 30 seconds to come together for the first time, of which one process
+    may spend more compiling; a group that has met waits for longer.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    split = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    everywhere = jax.sharding.PartitionSpec(mesh.axis_names)
+    place = jax.sharding.NamedSharding(mesh, everywhere)
+    ones = jax.make_array_from_callback((mesh.size,), place, lambda _: np.ones((1,), np.float32))
+    sums = []
+    for axes in (group for n in range(len(split)) for group in itertools.combinations(split, n + 1)):
+        total = functools.partial(jax.lax.psum, axis_name=axes)
+        part = jax.shard_map(total, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+        sums.append(jax.jit(part).lower(ones).compile())
+    _barrier("meet")
+    for program in sums:
+        jax.block_until_ready(program(ones))
+
+
+def _barrier(name: str) -> None:
+    """Waits for all processes, as long as it takes: through the coordination service, which no collective's time limit binds."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=_DAY_MS)
 
 
 class Ask:
@@ -138,6 +164,7 @@ class Heart:
             from jax.experimental import multihost_utils
 
             folder.mkdir(parents=True, exist_ok=True)
+            _barrier("session")
             draw = np.int32(int.from_bytes(os.urandom(3), "little"))
             self._session = int(multihost_utils.broadcast_one_to_all(draw))
             self._beat()

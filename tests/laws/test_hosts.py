@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,45 @@ def test_a_stop_is_agreed_on(tmp_path, whole, how):
     assert path.with_suffix(".log").read_text().count("stopped at step") == 2
     finish(path, 2, 2)
     assert compare_rows(whole, path).samples
+
+
+LATE = """
+import sys, time
+from simvlm_jax.parallel.hosts import join, meet, one_first
+join(60)
+import jax, numpy as np
+from simvlm_jax.parallel.mesh import by_row, make_mesh, replicated
+mesh = make_mesh(None, 2, 2, 1)
+meet(mesh)
+with one_first("something"):
+    time.sleep(35 * (jax.process_index() == 0))
+x = jax.make_array_from_callback((4,), by_row(mesh), lambda index: np.arange(4.0, dtype=np.float32)[index])
+time.sleep(35 * (jax.process_index() == 1))
+print("sum", float(jax.jit(lambda x: (2 * x).sum(), out_shardings=replicated(mesh))(x)))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_prepare_or_compile_for_longer_than_gloo_waits():
+    """Gloo's first meeting of devices fails after 30 seconds; here one process is late by more, once each."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=2"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address}
+            | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "sum 12.0" in said, said
 
 
 def test_what_would_be_started(tmp_path):
