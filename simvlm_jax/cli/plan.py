@@ -2,10 +2,15 @@
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import os
+import signal
+import subprocess
 import sys
 from typing import Any
+
+_CHILD = "SIMVLM_PLAN_CHILD"
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +39,8 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.parallel.targets import parse_target
 
     target = parse_target(args.target)
+    if target.platform == "tpu" and _CHILD not in os.environ:
+        return _in_a_process(argv, target)
     os.environ.update(target.environment())
 
     from simvlm_jax.core.build import assign_flags, load_config
@@ -73,6 +80,22 @@ def main(argv: list[str]) -> int:
         ]
     print(json.dumps(record) if args.json else table(record))
     return 0 if plan.fits else 1
+
+
+def _in_a_process(argv: list[str], target: Any) -> int:
+    """Runs the command in a process of its own: a compiler that crashes takes its process with it.
+
+    Raises:
+      ValueError: it has crashed.
+    """
+    call = "import sys; from simvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", call, "plan", *argv], env={**os.environ, _CHILD: "1"}, check=False)
+    if done.returncode < 0:
+        raise ValueError(
+            f"the compiler for {target.name} was ended by {signal.Signals(-done.returncode).name}; that is a fault of libtpu "
+            f"{importlib.metadata.version('libtpu')}, which another mesh, size or version may not have"
+        )
+    return done.returncode
 
 
 class _Planner:

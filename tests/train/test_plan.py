@@ -141,6 +141,21 @@ def test_the_command_plans_a_config(capsys, monkeypatch):
     assert "FITS" in said and "all-gather" in said and "bound by" in said
 
 
+def test_a_compiler_that_crashes_is_an_error(capsys, monkeypatch):
+    import importlib.metadata
+    import signal
+    import subprocess
+
+    from simvlm_jax.cli import main
+
+    gone = subprocess.CompletedProcess([], -signal.SIGSEGV)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **how: gone if how["env"]["SIMVLM_PLAN_CHILD"] else None)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1")
+    assert main(["plan", "--config", "configs/prefixlm.py", "--target", "tpu7x:4x4x8"]) == 1
+    said = capsys.readouterr().err
+    assert "error: the compiler for tpu7x:4x4x8 was ended by SIGSEGV; that is a fault of libtpu 0.1" in said
+
+
 @pytest.mark.slow
 def test_a_tpu_program_is_compiled_without_a_tpu(tmp_path):
     """Through libtpu, in a process of its own: a fitting plan, and one that does not fit with what would."""
