@@ -77,6 +77,18 @@ def constrain(x: jax.Array, letters: Letters) -> jax.Array:
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.activation(letters, x.shape))
 
 
+def row_split(rows: int) -> tuple[jax.sharding.Mesh, tuple[str, ...]] | None:
+    """The mesh and the axes of it that split so many rows of a batch; None where every device holds them all."""
+    layout = _LAYOUT.get()
+    if layout is None:
+        return None
+    where = layout.activation("B", (rows,))
+    axes = where.spec[0] if len(where.spec) else None
+    if axes is None:
+        return None
+    return where.mesh, (axes,) if isinstance(axes, str) else tuple(axes)
+
+
 def in_use(parameter: Any, letters: Letters, dtype: Any = None) -> jax.Array:
     """A parameter as a computation takes it: cast first, then gathered from its shards (FSDP, arXiv 2304.11277).
 

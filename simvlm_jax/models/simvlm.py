@@ -32,6 +32,7 @@ import numpy as np
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
+from simvlm_jax.nn.cache import empty_layers, write
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
 from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
@@ -427,7 +428,7 @@ class SimVLM(BaseModel):
             embedded: Any = m.network.apply(variables, image, image_mask, text, positions, given, method="embed")
             x, sight = embedded
             depth, P = self.sizes[0].depth + decoder.depth, x.shape[1]
-            layers = _empty_cache(B, depth, P + steps, decoder, dtype)
+            layers = empty_layers(B, depth, P + steps, decoder, dtype)
             slots = jnp.broadcast_to(jnp.arange(P), (B, P))
             unwritten = jnp.full((B, steps), -1, jnp.int32)
             keys = Sight(jnp.pad(sight.block, ((0, 0), (0, steps))), jnp.concatenate([sight.segment, unwritten], 1))
@@ -438,7 +439,7 @@ class SimVLM(BaseModel):
         else:
             context, cross = m.network.apply(variables, image, image_mask, text, positions, given, method="encode")
             cross = cross.segment
-            layers = _empty_cache(B, decoder.depth, steps, decoder, dtype)
+            layers = empty_layers(B, decoder.depth, steps, decoder, dtype)
             keys = Sight(jnp.zeros((B, steps), jnp.int32), jnp.full((B, steps), -1, jnp.int32))
         cache = {
             "layers": layers,
@@ -458,24 +459,23 @@ class SimVLM(BaseModel):
 
     def _advance(self, params, cache, tokens, fed, context):
         """Writes the tokens that are `fed` (a prefix of each row) to the next slots and runs the decoder on them."""
-        B, T = tokens.shape
-        rows = jnp.arange(B)[:, None]
-        slots = cache["filled"][:, None] + jnp.arange(T)
-        positions = jnp.clip(slots - cache["base"][:, None], 0, self.vocabulary.length - 1)
-        query = Sight(1 + slots, jnp.where(fed, 0, -1))
-        keys = Sight(
-            cache["block"].at[rows, slots].set(query.block), cache["segment"].at[rows, slots].set(query.segment)
-        )
-        own = visible(query, keys)
+        new = write(cache, fed)
+        positions = jnp.clip(new.slots - cache["base"][:, None], 0, self.vocabulary.length - 1)
         cross = None
         if not self.decoder_only:
             zeros = jnp.zeros_like(cache["cross"])
-            cross = visible(query, Sight(zeros, cache["cross"]))
+            cross = visible(new.query, Sight(zeros, cache["cross"]))
         logits, layers = self.network.apply(
-            {"params": params}, tokens, positions, slots, (own, cross), cache["layers"], context, method="step"
+            {"params": params},
+            tokens,
+            positions,
+            new.slots,
+            (new.visible, cross),
+            cache["layers"],
+            context,
+            method="step",
         )
-        filled = cache["filled"] + fed.sum(1).astype(jnp.int32)
-        return logits, {**cache, "layers": layers, "block": keys.block, "segment": keys.segment, "filled": filled}
+        return logits, {**new.state, "layers": layers}
 
     def attention(self, params, extra, batch):
         """Where each predicted piece looks: [B,T,P], the last decoder layer's weights on image tokens, mean over heads.
@@ -572,11 +572,6 @@ def span_layout(text, valid, seed, vocabulary: Vocabulary) -> Layout:
         predicted=predicted,
         aligned=False,
     )
-
-
-def _empty_cache(B, depth, steps, size: Size, dtype):
-    shape = (B, depth, steps, size.heads, size.width // size.heads)
-    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
 
 def _run_decoder(network: Network, x, shared, cache, image_tokens):

@@ -37,11 +37,15 @@ def attend(q_BTHK, k_BSHK, v_BSHK, visible_BTS, bias=None):
 class Attention(nn.Module):
     """Projections of multi-head attention (Vaswani et al. 2017, section 3.2.2).
 
-    Keys have no bias: softmax does not see it, so its gradient is zero and optimizers would turn rounding into noise.
+    Keys have no bias unless asked for: softmax does not see it, so its gradient is zero and optimizers would turn rounding
+    into noise.
     """
 
     heads: int
     dtype: jnp.dtype
+    key_bias: bool = False
+    width: int | None = None
+    """Of the result, where it is not D."""
 
     @nn.compact
     def __call__(self, x_BTD, source_BSW, visible_BTS, *, bias=None, cache=None, slots_BT=None) -> tuple[Any, Any]:
@@ -57,7 +61,7 @@ class Attention(nn.Module):
         if source_BSW is not None:
             kv_shape = (source_BSW.shape[-1], *shape[1:])
             kv = (
-                self._project("key", source_BSW, kv_shape, bias=False),
+                self._project("key", source_BSW, kv_shape, bias=self.key_bias),
                 self._project("value", source_BSW, kv_shape, bias=True),
             )
             if cache is not None:
@@ -66,6 +70,7 @@ class Attention(nn.Module):
         k, v = kv
         out, weights = attend(q, k, v, visible_BTS, bias)
         self.sow("intermediates", "weights", weights)
+        width = self.width or width
         kernel = self._kernel("out", (*shape[1:], width), ("H", "K", "D"), in_axis=(0, 1), out_axis=2)
         offset = self.param("out_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))
         y = jnp.einsum("BTHK,HKD->BTD", constrain(out, "BTHK"), kernel) + in_use(offset, "D", self.dtype)

@@ -1,5 +1,6 @@
 """The pre-LN transformer block: self-attention, optional cross-attention, mlp; dropout and stochastic depth."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D
-from simvlm_jax.nn.sizes import Size
+from simvlm_jax.nn.sizes import Size, Style
 
 
 class Shared(NamedTuple):
@@ -42,11 +43,19 @@ def _gelu_and_slope(x):
 gelu.defvjp(_gelu_and_slope, lambda slope, g: (g * slope,))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
 class Mlp(nn.Module):
-    """D -> F -> D with GELU (tanh form)."""
+    """D -> F -> D."""
 
     width: int
     dtype: jnp.dtype
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x):
@@ -57,7 +66,7 @@ class Mlp(nn.Module):
         down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
         down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
         x = x @ in_use(up, "DF", self.dtype) + in_use(up_bias, "F", self.dtype)
-        x = gelu(constrain(x, "BTF"))
+        x = ACTIVATIONS[self.activation](constrain(x, "BTF"))
         return x @ in_use(down, "FD", self.dtype) + in_use(down_bias, "D", self.dtype)
 
 
@@ -72,33 +81,34 @@ class Block(nn.Module):
     cross: bool = False
     relative_grid: tuple[int, int] | None = None
     dropout: float = 0.0
+    style: Style = Style()
 
     @nn.compact
     def __call__(self, x, cache, drop_path, shared: Shared):
         """(x [B,T,D], cache, drop_path rate) -> (x, new cache). The cache is {} or a dict of keys and values."""
         x, new_cache = constrain(x, "BTD"), {}
-        bias = None
+        bias, norm = None, functools.partial(LayerNorm, self.dtype, self.style.epsilon)
         if self.relative_grid is not None:
             bias = RelativeBias2D(self.relative_grid, self.size.heads, name="relative")(*shared.visible.shape[1:])
-        h = LayerNorm(self.dtype, name="norm_attention")(x)
+        h = norm(name="norm_attention")(x)
         kept = (cache["key"], cache["value"]) if cache else None
-        h, kv = Attention(self.size.heads, self.dtype, name="attention")(
+        h, kv = Attention(self.size.heads, self.dtype, self.style.key_bias, name="attention")(
             h, h, shared.visible, bias=bias, cache=kept, slots_BT=shared.slots
         )
         x = x + self._thin(h, drop_path)
         if cache:
             new_cache["key"], new_cache["value"] = kv
         if self.cross:
-            h = LayerNorm(self.dtype, name="norm_cross")(x)
+            h = norm(name="norm_cross")(x)
             kept = None if shared.context is not None else (cache["cross_key"], cache["cross_value"])
-            h, kv = Attention(self.size.heads, self.dtype, name="cross_attention")(
+            h, kv = Attention(self.size.heads, self.dtype, self.style.key_bias, name="cross_attention")(
                 h, shared.context, shared.context_visible, cache=kept
             )
             x = x + self._thin(h, drop_path)
             if cache:
                 new_cache["cross_key"], new_cache["cross_value"] = kv
-        h = LayerNorm(self.dtype, name="norm_mlp")(x)
-        h = Mlp(self.size.mlp, self.dtype, name="mlp")(h)
+        h = norm(name="norm_mlp")(x)
+        h = Mlp(self.size.mlp, self.dtype, self.style.activation, name="mlp")(h)
         return x + self._thin(h, drop_path), new_cache
 
     def _thin(self, h, drop_path):

@@ -169,16 +169,20 @@ class Patches(nn.Module):
     width: int
     patch: int
     dtype: jnp.dtype
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         B, Y, X, C = x.shape
         p = self.patch
+        x = x[:, : Y // p * p, : X // p * p]
         x = x.reshape(B, Y // p, p, X // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("C", "D"))
         kernel = self.param("kernel", init, (p * p * C, self.width))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
-        x = x.astype(self.dtype) @ in_use(kernel, ("C", "D"), self.dtype) + in_use(bias, "D", self.dtype)
+        x = x.astype(self.dtype) @ in_use(kernel, ("C", "D"), self.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
+            x = x + in_use(bias, "D", self.dtype)
         return constrain(x, "BPD")
 
 

@@ -37,6 +37,22 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class Style:
+    """How a family builds its blocks: activation of mlps ("gelu", tanh form; "gelu_exact"; "quick_gelu"), the epsilon of
+    norms, and whether keys have a bias. Softmax does not see one and its gradient is zero: it is there for weights that have
+    it, and for their count.
+    """
+
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    key_bias: bool = False
+
+    def __post_init__(self):
+        if self.activation not in ("gelu", "gelu_exact", "quick_gelu"):
+            raise ValueError(f"activation {self.activation!r} is not gelu, gelu_exact or quick_gelu")
+
+
+@dataclasses.dataclass(frozen=True)
 class Compute:
     """How a network is run, not what it computes.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.nn.block import Block, Shared
-from simvlm_jax.nn.sizes import Compute, Size
+from simvlm_jax.nn.sizes import Compute, Size, Style
 
 
 class Stack(nn.Module):
@@ -19,6 +19,7 @@ class Stack(nn.Module):
     relative_grid: tuple[int, int] | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
+    style: Style = Style()
 
     @nn.compact
     def __call__(self, x, shared: Shared, cache=None, image_tokens: bool = True):
@@ -32,6 +33,7 @@ class Stack(nn.Module):
             cross=self.cross,
             relative_grid=self.relative_grid if image_tokens else None,
             dropout=self.dropout,
+            style=self.style,
         )
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth) if self.drop_path else None

@@ -1,6 +1,7 @@
 """Optimizers and schedules by config: AdamW or Adafactor, warm-up and decay, clipping, regex lists, weight EMA."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Optimizer:
       weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases and position tables have none.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
       clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
+      bounds: (regex, (lowest, highest)) of parameters that each update is not to leave, such as a temperature.
     """
 
     name: str = "adamw"
@@ -41,6 +43,7 @@ class Optimizer:
     multipliers: Sequence[tuple[str, float]] = ()
     clip: float | None = 1.0
     ema: float = 0.0
+    bounds: Sequence[tuple[str, tuple[float, float]]] = ()
 
     def schedule_for(self, steps: int) -> optax.Schedule:
         """The learning rate by step, over a run of `steps`."""
@@ -64,8 +67,8 @@ class Optimizer:
         """The optax transformation for those leaves of `params` whose flag is true (without flags, all)."""
         schedule = self.schedule_for(steps)
 
-        def by_name(rules, what):
-            values = match(params, rules, 1.0, f"optimizer.{what}")
+        def by_name(rules, what, default: Any = 1.0):
+            values = match(params, rules, default, f"optimizer.{what}")
             return values if flags is None else partition(values, flags)[0]
 
         decay = by_name(self.decay, "decay")
@@ -91,6 +94,9 @@ class Optimizer:
             factors = by_name(self.multipliers, "multipliers")
             chain.append(optax.stateless(lambda u, p: jax.tree.map(lambda x, f: x * f, u, factors)))
         chain.append(optax.scale_by_learning_rate(schedule))
+        if self.bounds:
+            limits = by_name(tuple((name, tuple(pair)) for name, pair in self.bounds), "bounds", (-math.inf, math.inf))
+            chain.append(_kept_within(limits))
         if self.ema:
             chain.append(weight_ema(self.ema))
         return optax.chain(*chain)
@@ -118,6 +124,17 @@ def _add_decay(weight_decay: float, factors: Any) -> optax.GradientTransformatio
         return jax.tree.map(lambda u, p, f: u + weight_decay * f * p, updates, params, factors)
 
     return optax.stateless(add)
+
+
+def _kept_within(limits: Any) -> optax.GradientTransformation:
+    """Cuts updates so that no parameter leaves its (lowest, highest)."""
+
+    def cut(updates, params):
+        return jax.tree.map(
+            lambda u, p, b: u if math.inf == b[1] == -b[0] else jnp.clip(p + u, *b) - p, updates, params, limits
+        )
+
+    return optax.stateless(cut)
 
 
 class WeightEma(NamedTuple):

@@ -119,14 +119,24 @@ def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | Non
 
     _, (features, seen) = jax.lax.scan(lambda _, inputs: (None, look(inputs)), None, (micros, rngs), unroll=unroll)
     counts = {k: count.sum() for k, (count, _) in seen.items()}
-    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
+    # undoes `split`: rows lie over the devices as in the whole batch
+    leaves, shape = jax.tree.flatten(jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features))
+    real = [
+        i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]  # the others are labels and the like
 
-    def second_half(trainable, joined):
+    def second_half(trainable, reals):
+        joined = jax.tree.unflatten(
+            shape, [dict(zip(real, reals, strict=True)).get(i, x) for i, x in enumerate(leaves)]
+        )
         more, more_aux = across(trainable, joined)
         return total_loss(more), (more, more_aux)
 
-    (loss, (more, more_aux)), (grads, pulls) = jax.value_and_grad(second_half, (0, 1), has_aux=True)(trainable, joined)
-    pulls = jax.tree.map(lambda pull, f: pull.reshape(f.shape), pulls, features)
+    (loss, (more, more_aux)), (grads, pulls) = jax.value_and_grad(second_half, (0, 1), has_aux=True)(
+        trainable, [leaves[i] for i in real]
+    )
+    parts = jax.tree.leaves(micros)[0].shape[0]
+    pulls = [pull.reshape(-1, parts, *pull.shape[1:]).swapaxes(0, 1) for pull in pulls]
 
     def first_half(grads, inputs):
         micro, rng, pull = inputs
@@ -134,8 +144,9 @@ def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | Non
         def scalar(trainable):
             features, own, aux = per_example(trainable, micro, rng)
             share = {k: Term(t.sum, counts[k], t.weight) for k, t in own.items()}
-            pulled = jax.tree.map(lambda a, b: (a * b).sum(), features, pull)
-            return total_loss(share) + sum(jax.tree.leaves(pulled), jnp.zeros(())), (own, aux)
+            made = jax.tree.leaves(features)
+            pulled = [(made[i] * p).sum() for i, p in zip(real, pull, strict=True)]
+            return total_loss(share) + sum(pulled, jnp.zeros(())), (own, aux)
 
         more, measured = jax.grad(scalar, has_aux=True)(trainable)
         return jax.tree.map(jnp.add, grads, more), measured

@@ -1,0 +1,147 @@
+"""CLIP: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., arXiv 2103.00020).
+
+One idea: of all images and texts of a batch, which belong together? Two towers, their last states mapped linearly to one
+space without bias (section 2.3), cosines times a learned temperature, a softmax over texts and one over images (figure 3).
+
+Images [B,1,Y,X,C] and texts of T pieces become unit vectors [B,E]. The image tower is a ViT with a class token and a norm
+before its first block, or the authors' ResNet (nn/resnet.py); the text tower is causal and gives its state at EOS. Pieces are
+preceded by BOS, so that the paper's 76 pieces are 77 positions.
+
+The temperature is not to pass 100 (section 2.5): the configs say so to the optimizer (`bounds`), as the authors do it, after
+the update.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import Term
+from simvlm_jax.nn.conv_stem import ConvStemSize
+from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.linear import Linear
+from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
+from simvlm_jax.nn.sizes import Compute, Size, Style
+from simvlm_jax.nn.stack import stack_flops
+from simvlm_jax.nn.text import TextTower
+from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.objectives.contrastive import softmax_pairs
+
+STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
+PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_BASE, _LARGE = Size(768, 12, 12, 3072), Size(1024, 24, 16, 4096)
+_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
+SIZES: dict[str, tuple[Size | ResNetSize, int, Size, int]] = {  # image tower, patch, text tower, E (tables 19 and 20)
+    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128),
+    "B/32": (_BASE, 32, Size(512, 12, 8, 2048), 512),
+    "B/16": (_BASE, 16, Size(512, 12, 8, 2048), 512),
+    "L/14": (_LARGE, 14, Size(768, 12, 12, 3072), 768),
+    "RN50": (ResNetSize(64, (3, 4, 6, 3), 32), 32, Size(512, 12, 8, 2048), 1024),
+    "RN101": (ResNetSize(64, (3, 4, 23, 3), 32), 32, Size(512, 12, 8, 2048), 512),
+    "RN50x4": (ResNetSize(80, (4, 6, 10, 6), 40), 32, Size(640, 12, 10, 2560), 640),
+    "RN50x16": (ResNetSize(96, (6, 8, 18, 8), 48), 32, Size(768, 12, 12, 3072), 768),
+    "RN50x64": (ResNetSize(128, (3, 15, 36, 10), 64), 32, Size(1024, 12, 16, 4096), 1024),
+}
+
+
+class Network(nn.Module):
+    """The two towers and their projections."""
+
+    model: "CLIP"
+
+    def setup(self):
+        m = self.model
+        image, patch, text, width = m.sizes
+        dtype = m.compute.activation_dtype
+        if isinstance(image, ResNetSize):
+            self.image_tower = AttentionResNet(image, m.image_size, width, m.compute)
+        else:
+            stem = _STEM if m.size == "tiny" else None
+            self.image_tower = ViT(
+                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=stem
+            )
+            self.image_projection = Linear(width, dtype)
+        self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
+        self.text_projection = Linear(width, dtype)
+        self.logit_scale = Scale(math.log(1 / 0.07))
+
+    def pooled(self, pixels):
+        return self.image_tower(normalised(pixels, PIXELS))
+
+    def image(self, pixels):
+        pooled = self.pooled(pixels)
+        return unit(pooled if isinstance(self.model.sizes[0], ResNetSize) else self.image_projection(pooled))
+
+    def text(self, tokens, valid):
+        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
+
+    def scale(self):
+        return self.logit_scale()
+
+    def everything(self, pixels, tokens, valid):
+        return self.image(pixels), self.text(tokens, valid), self.scale()
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIP(DualEncoder):
+    """CLIP by size.
+
+    Args:
+      vocabulary: of the run's tokenizer; its `length` is the longest text, T.
+      image_size: pixels.
+      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      positives: "" for pairs alone, or "label": rows of one class are each other's positives.
+      smoothing: share of the target spread over the batch.
+      compute: dtype, remat, scan.
+    """
+
+    size: str = "tiny"
+    positives: str = ""
+    smoothing: float = 0.0
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"CLIP size {self.size!r} is not one of {', '.join(SIZES)}")
+        if self.positives not in ("", "label"):
+            raise ValueError(f"CLIP positives {self.positives!r} is neither '' nor 'label'")
+
+    @property
+    def sizes(self):
+        return SIZES[self.size]
+
+    @property
+    def network(self) -> Network:
+        return Network(self)
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.sizes[1]) ** 2
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
+        if self.positives:
+            features = {k: {**v, "group": jnp.asarray(batch["label"])} for k, v in features.items()}
+        return features, terms, aux
+
+    def across_batch(self, params, extra, features, *, step, train):
+        """Half the sum of both directions' cross-entropies."""
+        found = softmax_pairs(
+            self.apply(params, "scale"), features["image"], features["text"], smoothing=self.smoothing
+        )
+        aux = {
+            "image_accuracy": Term(found.image_right, found.count),
+            "text_accuracy": Term(found.text_right, found.count),
+        }
+        return self.told(params, {"contrastive": Term(found.loss, found.count, 0.5)}, aux)
+
+    def train_flops(self, batch):
+        """Of both towers; pairs cost 6 B^2 E more (8, for logits are made twice)."""
+        image, patch, text, width = self.sizes
+        B, T = batch["text"].shape
+        if isinstance(image, ResNetSize):
+            seen = resnet_flops(image, self.image_size, width)
+        else:
+            seen = vit_flops(image, patch, self.image_size, stem=_STEM if self.size == "tiny" else None)
+        return 3 * B * (seen + stack_flops(text, T + 1)) + 8.0 * B * B * width

@@ -1,0 +1,332 @@
+"""CoCa: Contrastive Captioners are Image-Text Foundation Models (Yu et al., arXiv 2205.01917).
+
+One idea: cut a captioner's decoder in half. The lower half reads text alone, and a CLS token at its end is the text's vector
+for a contrastive loss; the upper half also looks at the image, and predicts each next piece. One pass gives both losses.
+
+Images [B,1,Y,X,C] become P tokens (a ViT without class token, section 3.2). An attentional pooler of Q queries makes what the
+decoder looks at; another, of one query, looks at those (cascade) and makes the image's vector. Text goes in as BOS and pieces,
+one a slot, all causal; CLS comes after the last slot and sees BOS and pieces, never padding, and nothing sees it: it is taken
+off before the upper half. Slot t predicts piece t, the last one EOS. L = 1 L_con + 2 L_cap, L_con the sum (not the mean) of both
+directions, L_cap per piece.
+
+What the paper does not state, and our choice: a pooler ends in a norm (nn/pool.py); the vectors are the pooled query and the
+normalised CLS, without further projection. Embedding and softmax share a table where the paper's parameter counts say so (2b).
+
+To classify with the encoder frozen, or not (section 4.2), one more pooler of one query and a linear head look at the encoder.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.types import Term
+from simvlm_jax.nn.block import Shared
+from simvlm_jax.nn.cache import empty_layers, empty_slots, write
+from simvlm_jax.nn.conv_stem import ConvStemSize
+from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.linear import Linear
+from simvlm_jax.nn.masks import Sight, causal, join, visible
+from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens, pool_flops
+from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
+from simvlm_jax.nn.stack import Stack, stack_flops
+from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.objectives.contrastive import softmax_pairs
+from simvlm_jax.objectives.cross_entropy import cross_entropy
+
+_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
+SIZES: dict[str, tuple[Size, int, Size, Size, int, bool]] = {  # encoder, patch, lower and upper half, Q, tied (table 1)
+    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 1, 2, 256), Size(128, 1, 2, 256), 16, True),
+    "base": (Size(768, 12, 12, 3072), 18, Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), 256, False),
+    "large": (Size(1024, 24, 16, 4096), 18, Size(1024, 12, 16, 4096), Size(1024, 12, 16, 4096), 256, False),
+    "2b": (Size(1408, 40, 16, 6144), 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
+}
+
+
+class Network(nn.Module):
+    """The encoder, the poolers, and the two halves of the decoder; see CoCa for what the fields mean."""
+
+    model: "CoCa"
+
+    def setup(self):
+        m = self.model
+        encoder, patch, lower, upper, queries, tied = m.sizes
+        dtype, D = m.compute.activation_dtype, lower.width
+        stem = _STEM if m.size == "tiny" else None
+        self.image_tower = ViT(
+            encoder, patch, m.image_size, m.compute, pool="mean", stem=stem, dropout=m.dropout, drop_path=m.drop_path
+        )
+        self.caption_pool = AttentionalPool(queries, D, upper.heads, m.compute)
+        self.contrast_pool = AttentionalPool(1, D, upper.heads, m.compute)
+        table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("V", "D"))
+        self.embedding = self.param("embedding", table, (m.vocabulary.size, D))
+        if not tied:
+            self.softmax = self.param("softmax", table, (m.vocabulary.size, D))
+        positions = nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, "D"))
+        self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))
+        self.cls = LearnedTokens(1, D, dtype, nn.initializers.normal(0.02))
+        self.lower = Stack(lower, m.compute, dropout=m.dropout)
+        self.cls_norm = LayerNorm(dtype)
+        self.upper = Stack(upper, m.compute, cross=True, dropout=m.dropout)
+        self.norm = LayerNorm(dtype)
+        self.logit_scale = Scale(math.log(1 / 0.07))
+        if m.classes:
+            self.probe_pool = AttentionalPool(1, encoder.width, encoder.heads, m.compute)
+            self.probe_head = Linear(m.classes, statistics_dtype(dtype), bias=True)
+
+    def encode(self, pixels):
+        """Image tokens [B,P,D]."""
+        return self.image_tower.encode(normalised(pixels))[0]
+
+    def poolers(self, tokens):
+        """(what the decoder looks at [B,Q,D], the image's vector [B,D])."""
+        queries = self.caption_pool(tokens)
+        return queries, unit(self.contrast_pool(queries if self.model.cascade else tokens)[:, 0])
+
+    def embed(self, inputs, positions):
+        """Tokens [B,T] at positions [B,T] as [B,T,D]."""
+        dtype = self.model.compute.activation_dtype
+        # looked up before the cast, so that the gradient of a row is summed in float32
+        pieces, places = in_use(self.embedding, "VD")[inputs], in_use(self.text_position, (None, "D"))[positions]
+        return constrain(pieces.astype(dtype) + places.astype(dtype), "BTD")
+
+    def read(self, inputs, valid):
+        """The lower half: (states [B,T,D], the text's vector [B,D])."""
+        B, T = inputs.shape
+        x = jnp.concatenate([self.embed(inputs, jnp.broadcast_to(jnp.arange(T), (B, T))), self.cls(B)], axis=1)
+        end = Sight(jnp.full((B, 1), T, jnp.int32), jnp.zeros((B, 1), jnp.int32))
+        sight = join(causal(valid), end)
+        x, _ = self.lower(x, Shared(visible(sight, sight)))
+        return x[:, :T], unit(self.cls_norm(x[:, T]))
+
+    def predict(self, states, valid, queries):
+        """The upper half: logits [B,T,V] in fp32 (or wider) of what follows each slot."""
+        sight = causal(valid)
+        x, _ = self.upper(states, Shared(visible(sight, sight), queries, self._all_seen(sight, queries)))
+        return self.logits(x)
+
+    def _all_seen(self, sight, queries):
+        return jnp.broadcast_to((sight.segment >= 0)[..., None], (*sight.segment.shape, queries.shape[1]))
+
+    def logits(self, x):
+        x = self.norm(x)
+        table = in_use(self.embedding if self.model.sizes[-1] else self.softmax, "VD", x.dtype)
+        return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=statistics_dtype(x.dtype)), "BTV")
+
+    def both(self, pixels, inputs, valid):
+        """One pass: (image vectors [B,D], text vectors [B,D], logits [B,T,V])."""
+        queries, image = self.poolers(self.encode(pixels))
+        states, text = self.read(inputs, valid)
+        return image, text, self.predict(states, valid, queries)
+
+    def step(self, inputs, new, cache, queries=None):
+        """Both halves over new tokens with a cache: (logits [B,T,V], cache of the layers)."""
+        x = self.embed(inputs, jnp.minimum(new.slots, self.model.vocabulary.length - 1))
+        x, lower = self.lower(x, Shared(new.visible, slots=new.slots), cache["lower"])
+        seen = jnp.broadcast_to((new.query.segment >= 0)[..., None], (*new.query.segment.shape, self.model.sizes[4]))
+        x, upper = self.upper(x, Shared(new.visible, queries, seen, new.slots), cache["upper"])
+        return self.logits(x), {"lower": lower, "upper": upper}
+
+    def image(self, pixels):
+        return self.poolers(self.encode(pixels))[1]
+
+    def text(self, inputs, valid):
+        return self.read(inputs, valid)[1]
+
+    def queries(self, pixels):
+        return self.poolers(self.encode(pixels))[0]
+
+    def pooled(self, pixels):
+        return self.encode(pixels).mean(1)
+
+    def scale(self):
+        return self.logit_scale()
+
+    def classify(self, pixels):
+        """Logits [B,classes] in fp32 (or wider)."""
+        tokens = self.encode(pixels)
+        return self.probe_head(self.probe_pool(tokens)[:, 0])
+
+    def everything(self, pixels, inputs, valid):
+        made = self.both(pixels, inputs, valid), self.scale()
+        return (*made, self.classify(pixels)) if self.model.classes else made
+
+
+@dataclasses.dataclass(frozen=True)
+class CoCa(DualEncoder):
+    """CoCa by size.
+
+    Args:
+      vocabulary: of the run's tokenizer; its `length` is the longest text, T.
+      image_size: pixels.
+      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      caption_weight, contrastive_weight: of the two losses (table 8 of the paper); 0 leaves one out.
+      cascade: whether the contrastive pooler looks at the caption pooler's output, or beside it at the encoder's.
+      classes: of the attentional probe, 0 for none; rows with a `label` are then classified, and nothing else is learned.
+      dropout, drop_path: drop_path acts on the encoder only.
+      compute: dtype, remat, scan.
+    """
+
+    size: str = "tiny"
+    caption_weight: float = 2.0
+    contrastive_weight: float = 1.0
+    cascade: bool = True
+    classes: int = 0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"CoCa size {self.size!r} is not one of {', '.join(SIZES)}")
+
+    @property
+    def sizes(self):
+        return SIZES[self.size]
+
+    @property
+    def network(self) -> Network:
+        return Network(self)
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.sizes[1]) ** 2
+
+    def lay_out(self, text, valid):
+        """(inputs, valid) [B,T]: BOS and all pieces but the last (the EOS), so that slot t predicts piece t."""
+        start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
+        return jnp.concatenate([start, jnp.asarray(text)[:, :-1]], axis=1), jnp.asarray(valid)
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        streams = {"dropout": rngs} if train else {}
+        if "label" in batch:
+            return self._probed(params, batch, streams)
+        if "image" not in batch:
+            raise ValueError("CoCa learns from pairs, and these rows have no image")
+        inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
+        image, text, logits = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
+        weight = jnp.asarray(batch["weight"])
+        loss, tokens, correct = cross_entropy(logits, batch["text"], valid * weight[:, None])
+        sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
+        return sides, {"caption": Term(loss, tokens, self.caption_weight)}, {"text_accuracy": Term(correct, tokens)}
+
+    def _probed(self, params, batch, streams):
+        """The attentional probe's loss; label -1 is a class outside the list and trains nothing."""
+        label = jnp.asarray(batch["label"])
+        weight = jnp.asarray(batch["weight"]) * (label >= 0)
+        logits = self._class_logits(params, batch, streams)
+        loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(label, 0)[:, None], weight[:, None])
+        return {}, {"classify": Term(loss, rows)}, {"classify_accuracy": Term(right, rows)}
+
+    def _class_logits(self, params, batch, streams):
+        if not self.classes:
+            raise ValueError("CoCa has no head to classify with; set config.data.labels.size")
+        return self.apply(params, "classify", batch["image"], rngs=streams)
+
+    def across_batch(self, params, extra, features, *, step, train):
+        """Both directions' cross-entropies, summed."""
+        if not features:
+            return {}, {}
+        found = softmax_pairs(self.apply(params, "scale"), features["image"], features["text"])
+        aux = {
+            "image_right": Term(found.image_right, found.count),
+            "text_right": Term(found.text_right, found.count),
+        }
+        return self.told(params, {"contrastive": Term(found.loss, found.count, self.contrastive_weight)}, aux)
+
+    def capabilities(self):
+        able = {
+            **super().capabilities(),
+            "prefill": self.prefill,
+            "extend": self.extend,
+            "score_text": self.score_text,
+            "attention": self.attention,
+        }
+        return {**able, "classify": self.classify} if self.classes else able
+
+    def classify(self, params, extra, batch):
+        """Logits [B,classes] fp32 of the attentional probe."""
+        return self._class_logits(params, batch, {})
+
+    def score_text(self, params, extra, batch):
+        """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given the image."""
+        inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
+        logits = self.apply(params, "both", batch["image"], inputs, valid)[2]
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch["text"][..., None], axis=-1)[..., 0]
+        asked = valid & (jnp.arange(inputs.shape[1]) >= batch["prefix_length"][:, None])
+        return jnp.where(asked, chosen, 0).sum(1)
+
+    def prefill(self, params, extra, batch, max_length):
+        """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
+
+        Returns (logits [B,V] of the first new piece, cache). A prompt of width T leaves room for `length - T` pieces.
+        """
+        text, valid = batch["text"], batch["text_mask"]
+        B, T = text.shape
+        room = self.vocabulary.length - T
+        if max_length > room:
+            raise ValueError(
+                f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}"
+            )
+        if "image" not in batch:
+            raise ValueError("CoCa captions images, and these rows have none")
+        _, _, lower, upper, _, _ = self.sizes
+        dtype, slots = self.compute.activation_dtype, T + 1 + max_length
+        layers = {
+            name: empty_layers(B, size.depth, slots, size, dtype) for name, size in (("lower", lower), ("upper", upper))
+        }
+        inputs = jnp.concatenate([jnp.full((B, 1), self.vocabulary.bos, jnp.int32), text], axis=1)
+        fed = jnp.concatenate([jnp.ones((B, 1), bool), valid], axis=1)
+        queries = self.apply(params, "queries", batch["image"])
+        logits, cache = self._advance(params, {**empty_slots(B, slots), "layers": layers}, inputs, fed, queries)
+        last = fed.sum(1) - 1
+        return jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0], cache
+
+    def extend(self, params, extra, cache, tokens):
+        """Feeds tokens [B,T] and returns (logits [B,T,V] of what follows each, cache)."""
+        return self._advance(params, cache, tokens, jnp.ones(tokens.shape, bool), None)
+
+    def _advance(self, params, cache, tokens, fed, queries):
+        new = write({k: v for k, v in cache.items() if k != "layers"}, fed)
+        logits, layers = self.apply(params, "step", tokens, new, cache["layers"], queries)
+        return logits, {**new.state, "layers": layers}
+
+    def attention(self, params, extra, batch):
+        """Where each predicted piece looks: [B,T,P], the last layer's weights on queries times theirs on the image."""
+        inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
+        _, state = self.network.apply(
+            {"params": params}, batch["image"], inputs, valid, method="both", mutable=["intermediates"]
+        )
+        found: Any = state["intermediates"]
+        layers = found["upper"]
+        block = layers["layers"] if self.compute.scan else layers[f"layer_{len(layers) - 1}"]
+        weights = block["cross_attention"]["weights"][0]
+        weights = (weights[-1] if self.compute.scan else weights).mean(1)
+        pooled = found["caption_pool"]["attention"]["weights"][0].mean(1)
+        return jnp.einsum("BTQ,BQP->BTP", weights, pooled)
+
+    def adapt(self, params, target):
+        """As DualEncoder's, the text positions being the decoder's."""
+        out = super().adapt(params, target)
+        if "text_position" in params:
+            fresh = jnp.asarray(target["text_position"])
+            kept = params["text_position"][: len(fresh)]
+            out["text_position"] = fresh.at[: len(kept)].set(kept)
+        return out
+
+    def train_flops(self, batch):
+        """Of encoder, poolers and both halves (a probe's: the encoder forward only, where it is frozen)."""
+        encoder, patch, lower, upper, queries, _ = self.sizes
+        D, P = lower.width, self.image_tokens
+        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=_STEM if self.size == "tiny" else None)
+        if "label" in batch:
+            return 3.0 * len(batch["label"]) * (seen + pool_flops(1, encoder.width, P))
+        B, T = batch["text"].shape
+        pooled = pool_flops(queries, D, P) + pool_flops(1, D, queries if self.cascade else P)
+        read = stack_flops(lower, T + 1) + stack_flops(upper, T, queries)
+        return 3 * B * (seen + pooled + read + 2.0 * T * self.vocabulary.size * D) + 8.0 * B * B * D

@@ -1,0 +1,153 @@
+"""Llip: Modeling Caption Diversity in Contrastive Vision-Language Pretraining (Lavoie et al., arXiv 2405.00740).
+
+One idea: a picture can be described in many ways, so its vector waits for the caption. The image tower gives K learned mixture
+tokens; a caption looks at them by cross-attention and gets an image vector of its own, which it is compared with. Every
+(image i, text j) has another image vector, negatives as well, so that captions cannot leak; the loss is SigLIP's.
+
+Images [B,1,Y,X,C] become keys and values [B,K,2E], texts unit vectors [B,E]. To classify, the K tokens of an image are kept and
+mixed for each class prompt.
+
+The abstract states K and the loss. What it does not, and our choice: heads and softmax temperature of the mixture are fields;
+the query is a linear map of the caption's unit vector (scaled to unit variance), so that prompts can be averaged.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import Term
+from simvlm_jax.nn.conv_stem import ConvStemSize
+from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.linear import Linear
+from simvlm_jax.nn.sizes import Compute, Size, Style, statistics_dtype
+from simvlm_jax.nn.stack import stack_flops
+from simvlm_jax.nn.text import TextTower
+from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.objectives.contrastive import sigmoid_pairs
+
+STYLE = Style("gelu", epsilon=1e-5)
+TILE = 64
+"""Pairs a side whose mixtures [r,c,E] are held at once."""
+_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
+SIZES: dict[
+    str, tuple[Size, int, Size, int, int, int]
+] = {  # image tower, patch, text tower, E, K, heads of the mixture
+    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128, 8, 4),
+    "B/32": (Size(768, 12, 12, 3072), 32, Size(512, 12, 8, 2048), 512, 64, 8),
+    "B/16": (Size(768, 12, 12, 3072), 16, Size(512, 12, 8, 2048), 512, 64, 8),
+    "L/14": (Size(1024, 24, 16, 4096), 14, Size(768, 12, 12, 3072), 768, 64, 8),
+    "H/14": (Size(1280, 32, 16, 5120), 14, Size(1024, 24, 16, 4096), 1024, 64, 8),
+    "G/14": (Size(1664, 48, 16, 8192), 14, Size(1280, 32, 20, 5120), 1280, 64, 8),
+}
+
+
+class Network(nn.Module):
+    """The two towers and what mixes an image's tokens."""
+
+    model: "Llip"
+
+    def setup(self):
+        m = self.model
+        image, patch, text, width, tokens, _ = m.sizes
+        dtype = m.compute.activation_dtype
+        stem = _STEM if m.size == "tiny" else None
+        self.image_tower = ViT(
+            image, patch, m.image_size, m.compute, pool="mean", learned=tokens, style=STYLE, stem=stem
+        )
+        self.keys_values = Linear(2 * width, dtype)
+        self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
+        self.text_projection = Linear(width, dtype)
+        precise = statistics_dtype(dtype)
+        self.query, self.out = Linear(width, precise), Linear(width, precise)
+        self.logit_scale = Scale(math.log(10.0), -10.0)
+
+    def _mixture_tokens(self, pixels):
+        return self.image_tower.encode(normalised(pixels))[2]
+
+    def pooled(self, pixels):
+        return self._mixture_tokens(pixels).mean(1)
+
+    def image(self, pixels):
+        found = self.keys_values(self._mixture_tokens(pixels))
+        return found.astype(statistics_dtype(found.dtype))
+
+    def text(self, tokens, valid):
+        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
+
+    def mixed(self, images, texts):
+        """The vectors [N,M,E] of images [N,K,2E] as texts [M,E] see them, of length 1."""
+        heads, E = self.model.sizes[5], texts.shape[-1]
+        split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
+        query, key, value = split(self.query(texts * E**0.5)), split(images[..., :E]), split(images[..., E:])
+        weights = jax.nn.softmax(jnp.einsum("MHe,NKHe->NMHK", query, key) / self.model.temperature, axis=-1)
+        return unit(self.out(jnp.einsum("NMHK,NKHe->NMHe", weights, value).reshape(len(images), len(texts), E)))
+
+    def similarity(self, images, texts):
+        """Cosines [N,M] of every image, as each text sees it, with that text."""
+        return jnp.einsum("NME,ME->NM", self.mixed(images, texts), texts, precision=jax.lax.Precision.HIGHEST)
+
+    def scale(self):
+        return self.logit_scale()
+
+    def everything(self, pixels, tokens, valid):
+        return self.similarity(self.image(pixels), self.text(tokens, valid)), self.scale()
+
+
+@dataclasses.dataclass(frozen=True)
+class Llip(DualEncoder):
+    """Llip by size.
+
+    Args:
+      vocabulary: of the run's tokenizer; its `length` is the longest text, T.
+      image_size: pixels.
+      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      temperature: by which a query's products with keys are divided before their softmax.
+      compute: dtype, remat, scan.
+    """
+
+    size: str = "tiny"
+    temperature: float = 5.0
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"Llip size {self.size!r} is not one of {', '.join(SIZES)}")
+
+    @property
+    def sizes(self):
+        return SIZES[self.size]
+
+    @property
+    def network(self) -> Network:
+        return Network(self)
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.sizes[1]) ** 2
+
+    def across_batch(self, params, extra, features, *, step, train):
+        mixing = {k: params[k] for k in ("query", "out", "logit_scale")}
+
+        def logits(mixing, rows, columns):
+            found = self.apply(mixing, "scale")
+            return (
+                found["scale"] * self.similarity(mixing, extra, rows["features"], columns["features"]) + found["bias"]
+            )
+
+        loss, count = sigmoid_pairs(mixing, features["image"], features["text"], logits=logits, tile=TILE)
+        return self.told(params, {"contrastive": Term(loss, count)}, {})
+
+    def similarity(self, params, extra, images, texts):
+        """Cosines [N,M] of every image [N,K,2E], mixed as each text [M,E] asks, with that text."""
+        return self.apply(params, "similarity", images, texts)
+
+    def train_flops(self, batch):
+        """Of both towers, and of a mixture for every pair."""
+        image, patch, text, width, tokens, _ = self.sizes
+        B, T = batch["text"].shape
+        seen = vit_flops(image, patch, self.image_size, tokens, "mean", _STEM if self.size == "tiny" else None)
+        own = seen + stack_flops(text, T + 1) + 4.0 * tokens * image.width * width
+        return 3 * B * own + 3.0 * B * B * (4.0 * tokens * width + 2.0 * width * width + 2.0 * width)

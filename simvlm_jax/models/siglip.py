@@ -1,0 +1,128 @@
+"""SigLIP: Sigmoid Loss for Language Image Pre-Training (Zhai et al., arXiv 2303.15343).
+
+One idea: every image with every text is a question of its own, yes or no, so that no pair needs to know of the others.
+The loss is a sigmoid's, divided by the number of images (not of pairs), with a learned scale t = exp(t'), t' = log 10 at the
+start, and a learned bias b = -10 that makes up for so many negatives (section 3.2).
+
+Images [B,1,Y,X,C] in [-1, 1] and texts of T pieces become unit vectors [B,E]. The image tower is a ViT with a MAP head and
+without class token or projection; the text tower looks both ways over all T slots, padding included and unmasked, and its last
+slot is mapped linearly. Both follow the authors' released models; texts there are lower case without punctuation (the
+configs say so to the tokenizer).
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import Term
+from simvlm_jax.nn.conv_stem import ConvStemSize
+from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.linear import Linear
+from simvlm_jax.nn.sizes import Compute, Size, Style
+from simvlm_jax.nn.stack import stack_flops
+from simvlm_jax.nn.text import TextTower
+from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.objectives.contrastive import sigmoid_pairs
+
+STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
+_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
+SIZES: dict[str, tuple[Size, int]] = {  # both towers, patch; E is their width
+    "tiny": (Size(128, 2, 2, 256), 16),
+    "B/16": (Size(768, 12, 12, 3072), 16),
+    "L/16": (Size(1024, 24, 16, 4096), 16),
+    "So400m/14": (Size(1152, 27, 16, 4304), 14),
+}
+
+
+class Network(nn.Module):
+    """The two towers, the linear map after the text's, scale and bias."""
+
+    model: "SigLIP"
+
+    def setup(self):
+        m = self.model
+        size, patch = m.sizes
+        stem = _STEM if m.size == "tiny" else None
+        self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=stem)
+        self.text_tower = TextTower(
+            size, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE
+        )
+        self.text_projection = Linear(size.width, m.compute.activation_dtype, bias=True)
+        self.logit_scale = Scale(math.log(m.start_scale), m.start_bias if m.use_bias else None)
+
+    def pooled(self, pixels):
+        return self.image_tower(normalised(pixels))
+
+    def image(self, pixels):
+        return unit(self.pooled(pixels))
+
+    def text(self, tokens, valid):
+        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
+
+    def scale(self):
+        return self.logit_scale()
+
+    def everything(self, pixels, tokens, valid):
+        return self.image(pixels), self.text(tokens, valid), self.scale()
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIP(DualEncoder):
+    """SigLIP by size.
+
+    Args:
+      vocabulary: of the run's tokenizer; its `length` is the text's T.
+      image_size: pixels.
+      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      start_scale, start_bias: t and b at the start; use_bias: whether there is a b (table 4 of the paper).
+      compute: dtype, remat, scan.
+    """
+
+    size: str = "tiny"
+    start_scale: float = 10.0
+    start_bias: float = -10.0
+    use_bias: bool = True
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise ValueError(f"SigLIP size {self.size!r} is not one of {', '.join(SIZES)}")
+        if self.start_scale <= 0:
+            raise ValueError(f"SigLIP start_scale {self.start_scale} must be positive: it is exp(t')")
+
+    @property
+    def sizes(self):
+        return SIZES[self.size]
+
+    @property
+    def network(self) -> Network:
+        return Network(self)
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.sizes[1]) ** 2
+
+    @property
+    def text_length(self) -> int:
+        return self.vocabulary.length
+
+    def lay_out(self, text, valid):
+        """No BOS, and padding up to T that is seen like any piece."""
+        missing = self.vocabulary.length - text.shape[1]
+        text = jnp.pad(
+            jnp.where(valid, text, self.vocabulary.pad), ((0, 0), (0, missing)), constant_values=self.vocabulary.pad
+        )
+        return text, jnp.ones(text.shape, bool)
+
+    def across_batch(self, params, extra, features, *, step, train):
+        loss, count = sigmoid_pairs(self.apply(params, "scale"), features["image"], features["text"])
+        return self.told(params, {"contrastive": Term(loss, count)}, {})
+
+    def train_flops(self, batch):
+        """Of both towers, and 6 B^2 E for the pairs."""
+        size, patch = self.sizes
+        B, T = len(batch["text"]), self.text_length
+        seen = vit_flops(size, patch, self.image_size, pool="map", stem=_STEM if self.size == "tiny" else None)
+        return 3 * B * (seen + stack_flops(size, T)) + 6.0 * B * B * size.width

@@ -1,0 +1,146 @@
+"""Two towers, one space: what every contrastive model has in common, whatever its towers and its loss."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simvlm_jax.core.types import BaseModel, Term, Vocabulary
+from simvlm_jax.nn.sizes import statistics_dtype
+from simvlm_jax.nn.vit import resize_positions
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and standard deviation that map pixels to [-1, 1]."""
+
+
+def unit(x):
+    """Vectors [..., E] of length 1 in fp32 (or wider), as everything is that meets another tower; zeros stay zeros."""
+    x = x.astype(statistics_dtype(x.dtype))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def normalised(image, statistics=HALF):
+    """uint8 pixels [B,1,Y,X,C] as fp32 [B,Y,X,C], by a mean and a deviation a channel (of pixels in [0, 1])."""
+    if image.shape[1] != 1:
+        raise ValueError(f"this model takes one image a row; got {image.shape[1]}")
+    mean, deviation = (np.asarray(x, np.float32) for x in statistics)
+    return (image[:, 0].astype(jnp.float32) / 255 - mean) / deviation
+
+
+class Scale(nn.Module):
+    """The learned factor of cosines, exp(log), and with `bias` an offset: `{"scale"[, "bias"]}`, fp32."""
+
+    log: float
+    bias: float | None = None
+
+    @nn.compact
+    def __call__(self):
+        found = {"scale": jnp.exp(self.param("log", nn.initializers.constant(self.log), ()))}
+        if self.bias is not None:
+            found["bias"] = self.param("bias", nn.initializers.constant(self.bias), ())
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoder(BaseModel):
+    """A model with an image tower and a text tower that meet in a space.
+
+    A model of this kind gives `network`, `across_batch` and `lay_out`. Its network has the methods `image(pixels)` ->
+    features [B,...] of the shared space, of length 1; `text(tokens, valid)` -> [B,E] likewise; `pooled(pixels)` -> [B,D]
+    before the projection, for probing; `scale()` -> what logits are made with; and `everything(...)`, to make parameters.
+    """
+
+    vocabulary: Vocabulary
+    image_size: int
+
+    @property
+    def network(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def image_tokens(self) -> int:
+        """P, of the image tower."""
+        raise NotImplementedError
+
+    @property
+    def text_length(self) -> int:
+        """Positions of the text tower."""
+        return self.vocabulary.length + 1
+
+    def lay_out(self, text, valid):
+        """Pieces [B,T] as the text tower takes them, (tokens, valid): BOS before them, as CLIP does."""
+        start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
+        return jnp.concatenate([start, text], axis=1), jnp.pad(
+            jnp.asarray(valid), ((0, 0), (1, 0)), constant_values=True
+        )
+
+    def init(self, rng, batch):
+        pixels = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)
+        text = np.zeros((1, self.vocabulary.length), np.int32)
+        variables = self.network.init(rng, pixels, *self.lay_out(text, text == 0), method="everything")
+        return variables["params"], {}
+
+    def apply(self, params, method, *args, rngs=None):
+        """A pass of the network."""
+        return self.network.apply({"params": params}, *args, method=method, rngs=rngs or {})
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        """Both towers' features; every loss lies across the batch."""
+        if "image" not in batch:
+            raise ValueError(f"{type(self).__name__} learns from pairs, and these rows have no image")
+        streams = {"dropout": rngs} if train else {}
+        text = self.lay_out(batch["text"], batch["text_mask"])
+        weight = jnp.asarray(batch["weight"])
+        if "image_mask" in batch:
+            weight = weight * batch["image_mask"][:, 0]
+        return (
+            {
+                "image": {"features": self.apply(params, "image", batch["image"], rngs=streams), "weight": weight},
+                "text": {"features": self.apply(params, "text", *text, rngs=streams), "weight": weight},
+            },
+            {},
+            {},
+        )
+
+    def told(self, params, terms, aux):
+        """(terms, aux) with the scale of logits among the measurements."""
+        return terms, {**aux, **{f"logit_{k}": Term(v, 1.0) for k, v in self.apply(params, "scale").items()}}
+
+    def capabilities(self):
+        return {
+            "embed_image": self.embed_image,
+            "embed_text": self.embed_text,
+            "similarity": self.similarity,
+            "features": self.features,
+        }
+
+    def embed_image(self, params, extra, batch):
+        """Images in the shared space: [B,E], unit vectors (or what `similarity` takes in their place), fp32."""
+        return self.apply(params, "image", batch["image"])
+
+    def embed_text(self, params, extra, batch):
+        """Texts in the shared space: [B,E], unit vectors, fp32. Pieces, one EOS, padding; T is the run's text length."""
+        return self.apply(params, "text", *self.lay_out(batch["text"], batch["text_mask"]))
+
+    def similarity(self, params, extra, images, texts):
+        """How alike [N] embedded images and [M] embedded texts are, the higher the more: cosines [N,M]."""
+        return jnp.einsum("NE,ME->NM", images, texts, precision=jax.lax.Precision.HIGHEST)
+
+    def features(self, params, extra, batch):
+        """Image features [B,D] fp32 for probing: before the projection."""
+        pooled = self.apply(params, "pooled", batch["image"])
+        return pooled.astype(statistics_dtype(pooled.dtype))
+
+    def adapt(self, params, target):
+        """Image positions resized as a grid; of text positions those learned are kept, and fresh ones come after them."""
+        out = {**params, **{k: dict(params[k]) for k in ("image_tower", "text_tower") if k in params}}
+        if "position" in out.get("image_tower", {}):
+            out["image_tower"]["position"] = resize_positions(params["image_tower"]["position"], self.image_tokens)
+        if "position" in out.get("text_tower", {}):
+            fresh = jnp.asarray(target["text_tower"]["position"])
+            kept = params["text_tower"]["position"][: len(fresh)]
+            out["text_tower"]["position"] = fresh.at[: len(kept)].set(kept)
+        return out

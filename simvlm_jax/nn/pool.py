@@ -1,0 +1,68 @@
+"""Attention as a pooler: learned queries that look at a sequence."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.core.layout import in_use
+from simvlm_jax.nn.attention import Attention
+from simvlm_jax.nn.block import Mlp
+from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.sizes import Compute, Style
+
+
+class LearnedTokens(nn.Module):
+    """The same learned tokens in every row: a batch size to [B,count,D]."""
+
+    count: int
+    width: int
+    dtype: jnp.dtype
+    init: Callable | None = None
+
+    @nn.compact
+    def __call__(self, batch: int):
+        init = nn.with_logical_partitioning(self.init or nn.initializers.normal(self.width**-0.5), (None, "D"))
+        tokens = in_use(self.param("tokens", init, (self.count, self.width)), (None, "D"), self.dtype)
+        return jnp.broadcast_to(tokens, (batch, self.count, self.width))
+
+
+class AttentionalPool(nn.Module):
+    """Q learned queries look at a sequence once, [B,S,W] -> [B,Q,D], with a norm after (CoCa, arXiv 2205.01917, section 3.2)."""
+
+    queries: int
+    width: int
+    heads: int
+    compute: Compute
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, x, seen=None):
+        """seen: bool [B,S], which of the sequence is there; None for all."""
+        dtype = self.compute.activation_dtype
+        queries = LearnedTokens(self.queries, self.width, dtype, name="query")(x.shape[0])
+        visible = None if seen is None else jnp.broadcast_to(seen[:, None], (x.shape[0], self.queries, x.shape[1]))
+        pooled, _ = Attention(self.heads, dtype, self.style.key_bias, name="attention")(queries, x, visible)
+        return LayerNorm(dtype, self.style.epsilon, name="norm")(pooled)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling (Zhai et al., arXiv 2106.04560, section 2.3): one probe, then a residual mlp; [B,S,D] -> [B,D]."""
+
+    heads: int
+    mlp: int
+    compute: Compute
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, x):
+        dtype, width = self.compute.activation_dtype, x.shape[-1]
+        probe = LearnedTokens(1, width, dtype, nn.initializers.xavier_uniform(), name="probe")(x.shape[0])
+        x, _ = Attention(self.heads, dtype, self.style.key_bias, name="attention")(probe, x, None)
+        y = LayerNorm(dtype, self.style.epsilon, name="norm")(x)
+        return (x + Mlp(self.mlp, dtype, self.style.activation, name="mlp")(y))[:, 0]
+
+
+def pool_flops(queries: int, width: int, tokens: int) -> float:
+    """Forward FLOPs of an attentional pooler over one row, without its mlp."""
+    return 4.0 * width * width * (queries + tokens) + 4.0 * queries * tokens * width

@@ -1,0 +1,104 @@
+"""CLIP's ResNet (arXiv 2103.00020, section 2.3.1): a stem of three convolutions, anti-aliased strides, attention pooling.
+
+Every stride is an average pool before a convolution of stride 1 (Zhang, arXiv 1904.11486; ResNet-D for shortcuts), and the
+global average is a query that looks at all places once. The authors normalise by batch; here it is by group, as in every
+convolution of this library (see nn.norm.GroupNorm). Parameters are as many.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.core.layout import in_use
+from simvlm_jax.nn.attention import Attention
+from simvlm_jax.nn.conv_stem import conv
+from simvlm_jax.nn.norm import GroupNorm
+from simvlm_jax.nn.sizes import Compute
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSize:
+    """width: of the first stage's inner convolutions. depths: blocks a stage. heads: of the attention pool."""
+
+    width: int
+    depths: tuple[int, int, int, int]
+    heads: int
+
+    @property
+    def features(self) -> int:
+        """Channels at the end."""
+        return self.width * 32
+
+
+def _shrink(x, stride: int):
+    return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, (average pool,) 1x1 to four times the width, plus the (pooled) input."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        h, out = x, 4 * self.width
+        for i, (features, kernel) in enumerate(((self.width, 1), (self.width, 3), (out, 1))):
+            if i == 2:
+                h = _shrink(h, self.stride)
+            h = GroupNorm(self.dtype, name=f"norm_{i}")(conv(features, kernel, 1, self.dtype, f"conv_{i}")(h))
+            if i < 2:
+                h = nn.relu(h)
+        if self.stride > 1 or x.shape[-1] != out:
+            x = conv(out, 1, 1, self.dtype, "conv_shortcut")(_shrink(x, self.stride))
+            x = GroupNorm(self.dtype, name="norm_shortcut")(x)
+        return nn.relu(h + x)
+
+
+class AttentionResNet(nn.Module):
+    """[B,Y,X,C], normalised, to [B,width]."""
+
+    size: ResNetSize
+    image_size: int
+    width: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, image):
+        B, Y, X, _ = image.shape
+        if (self.image_size, self.image_size) != (Y, X):
+            raise ValueError(f"this image tower takes {self.image_size} px a side; got {Y} x {X}")
+        dtype, width = self.compute.activation_dtype, self.size.width
+        x = image.astype(dtype)
+        for i, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1))):
+            x = nn.relu(GroupNorm(dtype, name=f"root_norm_{i}")(conv(features, 3, stride, dtype, f"root_{i}")(x)))
+        x = _shrink(x, 2)
+        block = self.compute.rematerialised(Bottleneck)
+        for i, depth in enumerate(self.size.depths):
+            for j in range(depth):
+                stride = 2 if i and not j else 1
+                x = block(width * 2**i, stride, dtype, name=f"stage_{i}_block_{j}")(x)
+        x = x.reshape(B, -1, self.size.features)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), (None, "D"))
+        x = x + in_use(self.param("position", init, x.shape[1:]), (None, "D"), dtype)
+        pool = Attention(self.size.heads, dtype, key_bias=True, width=self.width, name="attention")
+        return pool(x[:, :1], x, None)[0][:, 0]
+
+
+def resnet_flops(size: ResNetSize, side: int, width: int) -> float:
+    """Forward FLOPs of one image (norms and activations left out)."""
+    half, here, channels = (side // 2) ** 2, side // 4, size.width
+    total = 2.0 * half * 9 * (3 * channels // 2 + channels**2 // 4 + channels**2 // 2)
+    for i, depth in enumerate(size.depths):
+        inner = size.width * 2**i
+        for j in range(depth):
+            before, here = here, here // (2 if i and not j else 1)
+            total += 2.0 * (before**2 * (channels * inner + 9 * inner**2) + here**2 * 4 * inner**2)
+            if not j:
+                total += 2.0 * here**2 * channels * 4 * inner
+            channels = 4 * inner
+    places = here**2 + 1
+    return total + 4.0 * places * channels**2 + 4.0 * channels**2 + 2.0 * channels * width

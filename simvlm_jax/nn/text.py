@@ -1,0 +1,60 @@
+"""The text tower: a transformer over pieces, causal or in both directions, pooled to one vector."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.nn.block import Shared
+from simvlm_jax.nn.masks import bidirectional, causal, visible
+from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.sizes import Compute, Size, Style
+from simvlm_jax.nn.stack import Stack
+
+POOLS = ("eos", "last", "first")
+
+
+class TextTower(nn.Module):
+    """Tokens [B,T] int32 where `valid` [B,T] to hidden states and one vector.
+
+    Args:
+      size: of the stack. vocabulary: rows of the embedding. length: positions there are.
+      causal: tokens see what stands before them, or all.
+      pool: "eos" (the last valid token), "last" (the last slot, padding or not: SigLIP) or "first" (a CLS token there).
+    """
+
+    size: Size
+    vocabulary: int
+    length: int
+    compute: Compute
+    causal: bool = True
+    pool: str = "eos"
+    style: Style = Style()
+    dropout: float = 0.0
+
+    def setup(self):
+        if self.pool not in POOLS:
+            raise ValueError(f"pool {self.pool!r} is not one of {', '.join(POOLS)}")
+        D = self.size.width
+        self.embedding = self.param(
+            "embedding", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("V", "D")), (self.vocabulary, D)
+        )
+        self.position = self.param(
+            "position", nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, "D")), (self.length, D)
+        )
+        self.stack = Stack(self.size, self.compute, dropout=self.dropout, style=self.style)
+        self.norm = LayerNorm(self.compute.activation_dtype, self.style.epsilon)
+
+    def __call__(self, tokens, valid):
+        """(hidden states [B,T,D] after the last norm, pooled [B,D])."""
+        dtype, T = self.compute.activation_dtype, tokens.shape[1]
+        if self.pool == "last" and self.length != T:
+            raise ValueError(f"a text tower that takes its last slot needs all {self.length} of them; got {T}")
+        # looked up before the cast, so that the gradient of a row is summed in float32
+        x = in_use(self.embedding, "VD")[tokens].astype(dtype) + in_use(self.position, (None, "D"), dtype)[:T]
+        sight = (causal if self.causal else bidirectional)(valid)
+        x, _ = self.stack(constrain(x, "BTD"), Shared(visible(sight, sight)))
+        x = self.norm(x)
+        if self.pool == "eos":
+            last = jnp.where(valid, jnp.arange(T), 0).max(1)
+            return x, jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        return x, x[:, -1] if self.pool == "last" else x[:, 0]
