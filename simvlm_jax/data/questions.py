@@ -73,7 +73,7 @@ class Questions:
 
 def easy_vqa(folder: Path, split: str) -> Questions:
     """easy-VQA (Zhou 2019): 64 x 64 shapes, splits train and test."""
-    questions = json.loads(_needed(folder / f"{split}_questions.json", split).read_text())
+    questions = json.loads(needed(folder / f"{split}_questions.json", split).read_text())
     rows = [
         {"question": q, "answer": a, "image": f"{i}.png", "key": f"{split}-{n}"}
         for n, (q, a, i) in enumerate(questions)
@@ -88,7 +88,7 @@ _IMAGE_NUMBER = re.compile(r"\bimage\s?\d+", re.IGNORECASE)
 
 def daquar(folder: Path, split: str) -> Questions:
     """DAQUAR (Malinowski & Fritz 2014), splits train and test by the authors' lists of images."""
-    wanted = set(_needed(folder / f"{split}_images_list.txt", split).read_text().split())
+    wanted = set(needed(folder / f"{split}_images_list.txt", split).read_text().split())
     lines = (folder / "all_qa_pairs.txt").read_text().splitlines()
     rows = []
     for n, (question, answer) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
@@ -114,7 +114,7 @@ def nlvr(folder: Path, split: str) -> Questions:
     """
     name = split.removesuffix("-permuted")
     orders = list(itertools.permutations(range(3))) if split != name else [(0, 1, 2)]
-    lines = _needed(folder / f"{name}.json", name).read_text().splitlines()
+    lines = needed(folder / f"{name}.json", name).read_text().splitlines()
     read = _archive(folder / f"{name}_images_perm0-1.tar.gz")
     rows = []
     for example in map(json.loads, lines):
@@ -162,7 +162,7 @@ def vqa_v2(folder: Path, split: str) -> Questions:
     """
     of = f"{split}2014" if split in ("train", "val") else f"{split}2015"
     pictures = of.replace("test-dev", "test")
-    file = _needed(folder / f"v2_OpenEnded_mscoco_{of}_questions.json", split)
+    file = needed(folder / f"v2_OpenEnded_mscoco_{of}_questions.json", split)
     questions = json.loads(file.read_text())["questions"]
     given = folder / f"v2_mscoco_{of}_annotations.json"
     notes = {a["question_id"]: a for a in json.loads(given.read_text())["annotations"]} if given.exists() else {}
@@ -216,7 +216,12 @@ KNOWN: dict[str, Callable[[Path, str], Questions]] = {
 """Data sets by a file of theirs."""
 
 
-def _needed(path: Path, split: str) -> Path:
+def needed(path: Path, split: str) -> Path:
+    """A file of a split.
+
+    Raises:
+      FileNotFoundError: it is not there, so there is no such split.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{str(path.parent)!r} has no split {split!r} ({path.name} is missing)")
     return path
@@ -234,7 +239,7 @@ def _folder(folder: Path) -> Callable[[str], bytes]:
 
 def _archive(path: Path) -> Callable[[str], bytes]:
     def read(name: str) -> bytes:
-        files = _unpacked(path)
+        files = unpacked(path)
         if name not in files:
             raise FileNotFoundError(f"image {name!r} is not in {path}")
         return files[name]
@@ -243,8 +248,8 @@ def _archive(path: Path) -> Callable[[str], bytes]:
 
 
 @functools.cache
-def _unpacked(path: Path) -> dict[str, bytes]:
-    """The pictures of a small archive by their file names."""
+def unpacked(path: Path, whole: bool = False) -> dict[str, bytes]:
+    """The pictures of a small archive by their file names, or with `whole` by their names in the archive, folders and all."""
     with tarfile.open(path) as tar:
         members = [m for m in tar if m.isfile() and m.name.lower().endswith(IMAGE_SUFFIXES)]
-        return {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in members}  # pyright: ignore
+        return {m.name if whole else m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in members}  # pyright: ignore

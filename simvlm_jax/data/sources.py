@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from simvlm_jax.data import questions
+from simvlm_jax.data import labelled, questions
 from simvlm_jax.data.files import TABLE_SUFFIXES, FolderSource, Table, TextSource, WebDatasetSource, read_table, texts
 from simvlm_jax.text.tokenizer import clean
 
@@ -168,8 +168,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
-    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN. Of a
-    known data set, and of a folder whose files are named by splits (train.jsonl, dev-0000.tar), `split` is read.
+    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or
+    labelled.KNOWN; a folder of pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits (train.jsonl, dev-0000.tar), `split` is read.
 
     A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
 
@@ -195,14 +195,17 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     if (here / "dataset_info.json").is_file():
         return TfdsSource(str(here), split)
     if here.is_dir():
-        if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
+        sets = {**questions.KNOWN, **labelled.KNOWN}
+        if known := next((make for marker, make in sets.items() if (here / marker).exists()), None):
             return known(here, split)
         if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
             tables = [read_table(p) for p in _of_split(found, split)]
             return _rows(here, tables) if images else TextSource(here, tables)
         if tars := sorted(here.glob("*.tar")):
             return WebDatasetSource(_of_split(tars, split))
-        raise ValueError(f"path {path!r} holds neither .tar shards nor a table of captions")
+        if labelled.holds_class_folders(here):
+            return labelled.class_folders(here, split)
+        raise ValueError(f"path {path!r} holds neither .tar shards, nor a table of captions, nor a folder a class")
     if path.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"path {path!r} does not exist")
     return TfdsSource(path, split)

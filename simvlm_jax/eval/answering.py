@@ -141,7 +141,8 @@ class Classification(Answering):
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
             engine.note("texts_cut", sum(e.pop("cut", 0) > 0 for e in rows))
-            batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
+            asked = [k for k in ("text", "text_mask", "prefix_length") if k in rows[0]]  # none, of a picture alone
+            batch = {k: np.stack([e.pop(k) for e in rows]) for k in asked}
             if self.images and images is not None:
                 batch["image"] = images
             likely = probabilities(engine.over(("classify", self.images), classify, batch))

@@ -19,6 +19,10 @@ Answers = list[list[tuple[str, float]]]
 """For every row its hypotheses, the best first, each with its score."""
 
 
+_BLOCK = 256
+"""Images and texts that are compared at once: a model may mix an image's tokens for every pair."""
+
+
 class MissingCapability(ValueError):
     """The model cannot do what is asked of it."""
 
@@ -80,8 +84,7 @@ class Engine:
         for start in range(0, total, size):
             batch = {k: v[start : start + size] for k, v in rows.items()}
             real = len(next(iter(batch.values())))
-            if real < size:
-                batch = {k: np.concatenate([v, np.repeat(v[-1:], size - real, axis=0)]) for k, v in batch.items()}
+            batch = {k: _filled(v, size) for k, v in batch.items()}
             got = self._compiled[name](self.params, self.extra, place_everywhere(self.mesh, batch))
             found.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], got))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
@@ -163,6 +166,46 @@ class Engine:
         _finite(found.max(1))
         return found
 
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
+        """Images [N,M,Y,X,C] uint8 in the shared space: [N,E], or what the model's `similarity` takes in its place."""
+        embed = self.needs("embedding images", "embed_image")["embed_image"]
+        return self.over("embed_image", embed, {"image": images})
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts in the shared space: [N,E]. Those longer than the run's texts lose their end, which is noted."""
+        embed = self.needs("embedding texts", "embed_text")["embed_text"]
+        tokens, mask = self._whole_texts(texts)
+        return self.over("embed_text", embed, {"text": tokens, "text_mask": mask})
+
+    def score_texts(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Log-likelihood [N] (nats) of a text a row, given its image; EOS included."""
+        score = self.needs("the likelihood of texts", "score_text")["score_text"]
+        tokens, mask = self._whole_texts(texts)
+        rows = {"image": images, "text": tokens, "text_mask": mask, "prefix_length": np.zeros(len(tokens), np.int32)}
+        found = self.over("score_text", score, rows)
+        _finite(found)
+        return found
+
+    def similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """How alike embedded images [N,...] and embedded texts [M,E] are: [N,M], the higher the more."""
+        similarity = self.needs("comparing images with texts", "similarity")["similarity"]
+        name = (self.model, self.mesh, "similarity")
+        if name not in self._compiled:
+            whole = replicated(self.mesh)
+            self._compiled[name] = jax.jit(
+                with_layout(layout_of(self.mesh), similarity),
+                in_shardings=(None, None, whole, whole),
+                out_shardings=whole,
+            )
+        found = np.empty((len(images), len(texts)), np.float32)
+        rows, columns = min(_BLOCK, len(images)), min(_BLOCK, len(texts))
+        for i in range(0, len(images), rows):
+            for j in range(0, len(texts), columns):
+                block = _filled(images[i : i + rows], rows), _filled(texts[j : j + columns], columns)
+                made = np.asarray(self._compiled[name](self.params, self.extra, *block))
+                found[i : i + rows, j : j + columns] = made[: len(images) - i, : len(texts) - j]
+        return found
+
     def note(self, what: str, count: int) -> None:
         """Adds to one of the counts in `notes`."""
         if count:
@@ -190,6 +233,17 @@ class Engine:
         """Pieces of the longest answer, EOS included."""
         return max(len(self.tokenizer.encode(clean(a))) + 1 for a in answers)
 
+    def _whole_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces and EOS [N,T] and their mask, as in training."""
+        v = self.vocabulary
+        pieces = [[*self.tokenizer.encode(clean(t)), v.eos] for t in texts]
+        self.note("texts_cut", sum(len(p) > v.length for p in pieces))
+        tokens = np.full((len(pieces), v.length), v.pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for i, row in enumerate(pieces):
+            tokens[i, : len(row)], mask[i, : len(row)] = row[: v.length], True
+        return tokens, mask
+
     def _prompts(self, prompts: Sequence[str], width: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Prompt pieces [N,width] and their mask."""
         pieces = [self.tokenizer.encode(clean(p)) for p in prompts]
@@ -206,6 +260,12 @@ class Engine:
             row = row[len(row) - min(len(row), width) :]
             tokens[i, : len(row)], mask[i, : len(row)] = row, True
         return tokens, mask
+
+
+def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows: those there are, and copies of the last."""
+    missing = count - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
 
 def _finite(scores: np.ndarray) -> None:

@@ -165,6 +165,11 @@ def _line(name: str, scores: dict[str, float]) -> str:
         "f1",
         "bleu",
         "exact",
+        "top5",
+        "image_to_text_r1",
+        "text_to_image_r1",
+        "chance",
+        "chance_r1",
     )
     return f"{name:>28}  " + "  ".join(f"{k} {scores[k]:.3f}" for k in shown if k in scores)
 

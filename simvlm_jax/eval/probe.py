@@ -1,7 +1,8 @@
 """Linear probe: what a frozen image encoder's features hold, by logistic regression (CLIP, arXiv 2103.00020, section 3.2)."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,36 +15,69 @@ from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, prob
 from simvlm_jax.run.progress import Countdown
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearProbe(Classes):
-    """Trained on the features of `train`, regularised by what does best on `validation`, then on both, asked about the rest.
+class Learned(NamedTuple):
+    """Examples of a split and their features [N,D] in fp64."""
 
-    path: data with a `label`; train, validation: its splits. train_limit: examples of training used, 0 for all.
+    examples: Examples
+    rows: list[Example]
+    features: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen(Classes):
+    """What learns from frozen features has in common.
+
+    path: data with a `label`. train: its split to learn from. train_limit: examples of it, 0 for all.
     """
 
     train: str = "train"
-    validation: str = "validation"
     train_limit: int = 0
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        engine.needs("a linear probe", "features")
+    def feature_sets(self, engine: Engine, examples: Examples, splits: Sequence[str]) -> tuple[list[Learned], Learned]:
+        """Features of the splits to learn from, and of what is asked about.
+
+        Raises:
+          ValueError: there is no data to learn from, or some of it is asked about.
+        """
+        what = type(self).__name__
+        engine.needs(what, "features")
         if not self.path:
-            raise ValueError("a linear probe needs data of its own: set the suite's `path`")
-        learned = [
-            examples.like(split, open_source(self.path, split), self.train_limit)
-            for split in (self.train, self.validation)
-        ]
-        keys = [{e.source.key(i) for i in e.indices} for e in (*learned, examples)]
-        if shared := sorted((keys[0] | keys[1]) & keys[2]) or sorted(keys[0] & keys[1]):
-            raise ValueError(
-                f"a linear probe would be asked about what it has learned from: {self.path!r} has {shared[0]!r} in more than "
-                f"one of {self.train!r}, {self.validation!r} and {examples.split!r}; name data with splits"
-            )
-        sets = [self._features(engine, part) for part in learned]
-        asked = self._features(engine, examples)
-        names = sorted({answers_of(e)[0] for rows, _ in sets for e in rows})
+            raise ValueError(f"{what} needs data of its own: set the suite's `path`")
+        learned = [examples.like(split, open_source(self.path, split), self.train_limit) for split in splits]
+        seen: set[str] = set()
+        for part in (*learned, examples):
+            keys = {part.source.key(i) for i in part.indices}
+            if shared := sorted(seen & keys):
+                raise ValueError(
+                    f"{what} would be asked about what it has learned from: {self.path!r} has {shared[0]!r} in more than one "
+                    f"of {', '.join(map(repr, (*splits, examples.split)))}; name data with splits"
+                )
+            seen |= keys
+        found = [self._features(engine, part) for part in learned]
+        return found, self._features(engine, examples)
+
+    def _features(self, engine: Engine, examples: Examples) -> Learned:
+        features = engine.needs("features", "features")["features"]
+        rows: list[Example] = []
+        found = []
+        for part, images in examples.chunks(engine.batch_size):
+            assert images is not None  # these suites are asked with pictures
+            rows += part
+            found.append(engine.over("features", features, {"image": images}).astype(np.float64))
+        return Learned(examples, rows, np.concatenate(found))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearProbe(Frozen):
+    """Trained on the features of `train`, regularised by what does best on `validation`, then on both, asked about the rest."""
+
+    validation: str = "validation"
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        sets, asked = self.feature_sets(engine, examples, (self.train, self.validation))
+        names = sorted({answers_of(e)[0] for part in sets for e in part.rows})
         place = {name: i for i, name in enumerate(names)}
-        (x, y), (xv, yv) = ((features, np.asarray([place[answers_of(e)[0]] for e in rows])) for rows, features in sets)
+        (x, y), (xv, yv) = ((part.features, np.asarray([place[answers_of(e)[0]] for e in part.rows])) for part in sets)
         pace = Countdown("fits", MOST_TRIED)
         c, accuracy = best_c(x, y, xv, yv, len(names), pace.at)
         pace.close()
@@ -51,21 +85,11 @@ class LinearProbe(Classes):
             "c": c,
             "validation_accuracy": accuracy[c],
             "classes": len(names),
-            "learned_from": {e.split: e.fingerprint for e in learned},
+            "learned_from": {part.examples.split: part.examples.fingerprint for part in sets},
         }
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
-        likely = probabilities(probe(asked[1]))
-        return [(e, best_answer(names, p)) for e, p in zip(asked[0], likely, strict=True)]
-
-    def _features(self, engine: Engine, examples: Examples) -> tuple[list[Example], np.ndarray]:
-        features = engine.needs("a linear probe", "features")["features"]
-        rows: list[Example] = []
-        found = []
-        for part, images in examples.chunks(engine.batch_size):
-            assert images is not None  # this suite is asked with pictures
-            rows += part
-            found.append(engine.over("features", features, {"image": images}).astype(np.float64))
-        return rows, np.concatenate(found)
+        likely = probabilities(probe(asked.features))
+        return [(e, best_answer(names, p)) for e, p in zip(asked.rows, likely, strict=True)]
 
     def decoding(self) -> dict[str, Any]:
         return {"probe": "logistic regression, L-BFGS, C by validation", "train": self.train, "limit": self.train_limit}

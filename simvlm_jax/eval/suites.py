@@ -44,6 +44,22 @@ def known() -> dict[str, tuple[str, Any]]:
             "linear probe of the image features",
             spec(f"{_HERE}.probe:LinearProbe", train_limit=5000, **classes),
         ),
+        "neighbours": (
+            "classes by those of the nearest training images' features",
+            spec(f"{_HERE}.neighbours:NearestNeighbours", train_limit=5000, **classes),
+        ),
+        "zero-shot": (
+            "classes by the similarity of their names in a sentence",
+            spec(f"{_HERE}.zero_shot:ZeroShot", **classes),
+        ),
+        "retrieval": (
+            "texts of images and images of texts, recall at 1, 5 and 10 over the whole set",
+            spec(f"{_HERE}.retrieval:Retrieval", path="scenes/captions", splits={"test": "test"}),
+        ),
+        "compositional": (
+            "true captions against minimally wrong ones: attributes, relations, order, counts",
+            spec(f"{_HERE}.compositional:Compositional", path="scenes/captions", splits={"test": "test[:75%]"}),
+        ),
         "generative": (
             "classification by the likelihood of texts",
             spec(f"{_HERE}.likelihood:GenerativeClassifier", **classes),

@@ -1,0 +1,121 @@
+"""Zero-shot classification: the class whose name, in a sentence, is most like the image (CLIP, arXiv 2103.00020, section 3.1)."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.transforms import answers_of
+from simvlm_jax.eval.answering import Classes
+from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.vqa import normalise
+from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, probabilities
+from simvlm_jax.run.progress import Countdown
+
+NAMES_AT_ONCE = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShot(Classes):
+    """Each class is the mean of its prompts' vectors (of length 1 before and after the mean), as CLIP ensembles prompts.
+
+    classes: their names, by default those found in the data. templates: sentences that name a class, "{}" or "{name}" being the
+    name and "{a}" its article. prompts: a JSON file {"classes", "templates"}, as CLIP's authors publish theirs, in place of
+    both; or a text file with a template a line.
+    """
+
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("{a} {name}",)
+    prompts: str = ""
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        classes, templates = self.names_and_templates()
+        classes = tuple(dict.fromkeys(classes or examples.truths()))
+        engine.notes["classes"] = {
+            "count": len(classes),
+            "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
+        }
+        engine.notes["templates"] = len(templates)
+        vectors = class_vectors(engine, classes, templates)
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            assert images is not None  # this suite is asked with pictures
+            alike = engine.similarity(engine.embed_images(images), vectors)
+            out += [(e, _five_best(classes, s)) for e, s in zip(rows, alike, strict=True)]
+        return out
+
+    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+        found = super().outcome(engine, answered)
+        among = [normalise(answers_of(e)[0]) in {normalise(name) for name, _ in a.n_best} for e, a in answered]
+        chance = 1 / max(engine.notes["classes"]["count"], 1)
+        return dataclasses.replace(found, scores={**found.scores, "top5": float(np.mean(among)), "chance": chance})
+
+    def names_and_templates(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is asked, from fields or files.
+
+        Raises:
+          ValueError: the file is none of the two kinds, or there is no template.
+        """
+        classes, templates = tuple(self.classes), tuple(self.templates)
+        if self.prompts:
+            classes, templates = read_prompts(Path(self.prompts).expanduser(), classes)
+        if not templates:
+            raise ValueError(
+                'zero-shot classification needs a template; set the suite\'s `templates`, to ("a photo of {}",) say'
+            )
+        return classes, templates
+
+    def decoding(self) -> dict[str, Any]:
+        _, templates = self.names_and_templates()
+        text = "\n".join(templates)
+        return {
+            "prompt": text if len(templates) < 4 else f"{len(templates)} templates",
+            "templates": hashlib.sha256(text.encode()).hexdigest()[:16],
+        }
+
+
+def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(classes, templates) of a JSON file {"classes", "templates"}, or of a text file with a template a line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts {str(path)!r} does not exist")
+    if path.suffix != ".json":
+        return classes, tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    given = json.loads(path.read_text())
+    if not isinstance(given, dict) or not isinstance(given.get("templates"), list):
+        raise ValueError(f'prompts {str(path)!r} must hold {{"classes": [...], "templates": [...]}}')
+    return classes or tuple(given.get("classes", ())), tuple(given["templates"])
+
+
+def said(template: str, name: str) -> str:
+    """A prompt."""
+    return template.format(name, name=name, a="an" if name[:1].lower() in "aeiou" else "a")
+
+
+def class_vectors(engine: Engine, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """A vector of length 1 a class: [classes,E]."""
+    out = []
+    pace = Countdown("classes", len(classes))
+    for start in range(0, len(classes), NAMES_AT_ONCE):
+        names = classes[start : start + NAMES_AT_ONCE]
+        made = engine.embed_texts([said(t, name) for name in names for t in templates])
+        mean = _unit(made.reshape(len(names), len(templates), -1)).mean(1)
+        out.append(_unit(mean))
+        pace.at(start + len(names))
+    pace.close()
+    return np.concatenate(out)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _five_best(classes: Sequence[str], alike: np.ndarray) -> Answer:
+    """The class most alike and the four after it; its score is the softmax of similarities at CLIP's largest scale, 100."""
+    order = np.argsort(-alike, kind="stable")[:5]
+    likely = probabilities(100 * alike)
+    best = tuple((classes[i], float(likely[i])) for i in order)
+    return Answer(*best[0], best)
