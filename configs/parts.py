@@ -29,6 +29,29 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
     return spec("simvlm_jax.eval.captioning:Captioning", prompt=prompt, how=decoding(**how))
 
 
+def pair_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0):
+    """Pixels first, then one caption as text: what contrastive models read."""
+    pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest, mirror=mirror)
+    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), spec(f"{TRANSFORMS}:Tokenize"))
+
+
+def zero_shot(**fields) -> ConfigDict:
+    """Classification by names, on the built-in classes unless `path` says else."""
+    where = {"path": "scenes/classes", "splits": {"test": "test"}}
+    return spec("simvlm_jax.eval.zero_shot:ZeroShot", **{**where, **fields})
+
+
+def retrieval(**fields) -> ConfigDict:
+    """Texts of images and images of texts, over a whole set."""
+    return spec("simvlm_jax.eval.retrieval:Retrieval", **fields)
+
+
+def compositional() -> ConfigDict:
+    """True captions against minimally wrong ones, on built-in scenes of one to three objects."""
+    where = {"path": "scenes/captions", "splits": {"test": "test[:75%]"}}
+    return spec("simvlm_jax.eval.compositional:Compositional", **where)
+
+
 def base() -> ConfigDict:
     """An experiment without a model."""
     return ConfigDict(
@@ -45,7 +68,7 @@ def base() -> ConfigDict:
                 quarantine=0.05,
                 threads=2,
             ),
-            text=dict(model=config_dict.placeholder(str), vocabulary=320, length=0, corpus=10_000),
+            text=dict(model=config_dict.placeholder(str), vocabulary=320, length=0, corpus=10_000, spelling=""),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             hosts=dict(patience=60.0, late=30.0),
             optimizer=spec("simvlm_jax.train.optimizer:Optimizer"),
@@ -55,3 +78,41 @@ def base() -> ConfigDict:
             log=dict(every=10),
         )
     )
+
+
+def contrastive_suites() -> dict:
+    """How contrastive models are examined on the built-in data."""
+    return dict(zero_shot=zero_shot(), retrieval=retrieval(), compositional=compositional())
+
+
+def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
+    """The built-in run of a contrastive model; `photos` on real photographs, `smoke` in seconds."""
+    config = base()
+    config.model = model
+    size = config.data.get_ref("image_size")
+    config.data.train.transforms = pair_transforms(size)
+    config.data.train.update(split="train[:37%]", cache=True)  # scenes of one to three objects, of each as many
+    config.data.eval.splits = dict(test="test", compositional="compositional")
+    config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
+    config.train.update(steps=220, batch_size=512, accumulate=4)
+    config.eval.suites = contrastive_suites()
+    config.checkpoint.every = 200
+    if variant == "photos":
+        config.data.image_size = 112
+        config.data.train.transforms = pair_transforms(size, smallest=0.5, mirror=0.5)
+        config.data.train.update(split="train", cache=False)
+        config.text.update(vocabulary=4000, length=24)
+        config.optimizer.weight_decay = 0.05
+        config.train.update(steps=3000, batch_size=128)
+        config.eval.update(every=500, suites=dict(retrieval=retrieval()))
+    if variant == "smoke":
+        config.data.train.update(path="scenes/captions-80_8_32_16", cache=False)
+        config.data.eval.splits = dict(test="test")
+        config.data.image_size = 32
+        config.text.length = 24
+        config.optimizer.update(name="adamw", learning_rate=1e-3)
+        config.train.update(steps=16, batch_size=8)
+        config.eval.update(batch_size=8, examples=8, suites=dict(retrieval=retrieval()))
+        config.checkpoint.every = 4
+        config.log.every = 1
+    return config

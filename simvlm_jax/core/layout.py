@@ -7,7 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -86,7 +86,7 @@ def row_split(rows: int) -> tuple[jax.sharding.Mesh, tuple[str, ...]] | None:
     axes = where.spec[0] if len(where.spec) else None
     if axes is None:
         return None
-    return where.mesh, (axes,) if isinstance(axes, str) else tuple(axes)
+    return cast(jax.sharding.Mesh, where.mesh), (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def in_use(parameter: Any, letters: Letters, dtype: Any = None) -> jax.Array:

@@ -115,9 +115,9 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
     origin = text.model or origin
     if origin and Path(origin).is_dir():
         found = Tokenizer.load(origin)
-        return Tokenizer(found.model, text.length or found.vocabulary.length)
+        return Tokenizer(found.model, text.length or found.vocabulary.length, found.spelling or text.spelling)
     if origin and text.length:
-        return Tokenizer.from_file(origin, text.length)
+        return Tokenizer.from_file(origin, text.length, text.spelling)
     texts = list(corpus(config, *sources))
     if not texts:
         why = _unreadable(sources[0]) if sources[0] is not None else ""
@@ -125,11 +125,14 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
             f"{config.data.train.path!r} holds no captions to make a tokenizer from{why}; check data.train.path, or restore the file"
         )
     length = text.length or 8
-    tokenizer = Tokenizer.from_file(origin, length) if origin else Tokenizer.train(texts, text.vocabulary, length)
+    if origin:
+        tokenizer = Tokenizer.from_file(origin, length, text.spelling)
+    else:
+        tokenizer = Tokenizer.train(texts, text.vocabulary, length, text.spelling)
     if text.length:
         return tokenizer
     longest = max(len(tokenizer.encode(t)) + 1 for t in texts)  # and EOS
-    return Tokenizer(tokenizer.model, -(-longest // 8) * 8)
+    return Tokenizer(tokenizer.model, -(-longest // 8) * 8, text.spelling)
 
 
 def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:

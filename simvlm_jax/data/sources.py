@@ -169,7 +169,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
     folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or
-    labelled.KNOWN; a folder of pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits (train.jsonl, dev-0000.tar), `split` is read.
+    labelled.KNOWN; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
+    (train.jsonl, dev-0000.tar), `split` is read.
 
     A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
 

@@ -113,7 +113,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _five_best(classes: Sequence[str], alike: np.ndarray) -> Answer:
+def _five_best(classes: tuple[str, ...], alike: np.ndarray) -> Answer:
     """The class most alike and the four after it; its score is the softmax of similarities at CLIP's largest scale, 100."""
     order = np.argsort(-alike, kind="stable")[:5]
     likely = probabilities(100 * alike)

@@ -35,7 +35,7 @@ def empty_slots(batch: int, slots: int) -> dict[str, Any]:
 def write(state: dict[str, Any], fed) -> Written:
     """Gives the next slots to new tokens, of which those count that are `fed` [B,T] (in each row the first ones)."""
     rows = jnp.arange(fed.shape[0])[:, None]
-    slots = state["filled"][:, None] + jnp.arange(fed.shape[1])
+    slots = state["filled"][:, None] + jnp.arange(fed.shape[1], dtype=jnp.int32)
     query = Sight(1 + slots, jnp.where(fed, 0, -1))
     keys = Sight(state["block"].at[rows, slots].set(query.block), state["segment"].at[rows, slots].set(query.segment))
     filled = state["filled"] + fed.sum(1).astype(jnp.int32)

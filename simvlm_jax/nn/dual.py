@@ -38,10 +38,11 @@ class Scale(nn.Module):
 
     @nn.compact
     def __call__(self):
-        found = {"scale": jnp.exp(self.param("log", nn.initializers.constant(self.log), ()))}
-        if self.bias is not None:
-            found["bias"] = self.param("bias", nn.initializers.constant(self.bias), ())
-        return found
+        def number(name, value):
+            return self.param(name, nn.with_logical_partitioning(nn.initializers.constant(value), ()), ())
+
+        found = {"scale": jnp.exp(number("log", self.log))}
+        return found if self.bias is None else {**found, "bias": number("bias", self.bias)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from simvlm_jax.core.layout import row_split
+from simvlm_jax.core.layout import laid_out, row_split
 
 TILE = 1024
 """Rows and columns of a tile, at most: 4 MiB of fp32 logits, in products large enough for any accelerator."""
@@ -212,8 +212,13 @@ def _around(local, inputs, out: tuple[bool, ...]):
     mesh, axes = split
     ring, share, whole = _Ring(math.prod(mesh.shape[a] for a in axes), axes), PartitionSpec(axes), PartitionSpec()
     specs = tuple(share if is_split else whole for is_split in out)
+
+    def share_of_device(*inputs):
+        with laid_out(None):  # where things lie is settled here
+            return local(*inputs, ring)
+
     run = jax.shard_map(
-        functools.partial(local, ring=ring),
+        share_of_device,
         mesh=mesh,
         in_specs=(whole, share, share),
         out_specs=specs if len(specs) > 1 else specs[0],

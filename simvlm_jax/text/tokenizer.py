@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,14 +19,23 @@ ASCII = "".join(chr(c) for c in range(33, 127))
 """Characters every tokenizer trained here knows, unless it is tiny, so that a run can be fine-tuned on other English text."""
 
 
+SPELLINGS = ("", "lower", "plain")
+
+
 class Tokenizer:
-    """A sentencepiece model and the text length of the run.
+    """A sentencepiece model, the text length of the run, and how texts are spelt before they are cut into pieces.
+
+    spelling: "" as they are, "lower" in lower case (CLIP), "plain" in lower case without punctuation (SigLIP).
 
     A model without a pad piece pads with its eos, one without bos starts from its pad: neither is ever a target.
     """
 
-    def __init__(self, model: bytes, length: int):
+    def __init__(self, model: bytes, length: int, spelling: str = ""):
         import sentencepiece
+
+        if spelling not in SPELLINGS:
+            raise ValueError(f"text spelling {spelling!r} is not one of {', '.join(map(repr, SPELLINGS))}")
+        self.spelling = spelling
 
         if length < 2:
             raise ValueError(f"text length {length} leaves no room for a piece and the end-of-text id")
@@ -42,18 +52,18 @@ class Tokenizer:
         self.vocabulary = Vocabulary(size=p.get_piece_size(), length=length, pad=pad, bos=bos, eos=p.eos_id())
 
     @classmethod
-    def from_file(cls, path: str | Path, length: int) -> "Tokenizer":
+    def from_file(cls, path: str | Path, length: int, spelling: str = "") -> "Tokenizer":
         """Reads a `.model` file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer model {str(path)!r} does not exist")
-        return cls(Path(path).read_bytes(), length)
+        return cls(Path(path).read_bytes(), length, spelling)
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int, length: int) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], size: int, length: int, spelling: str = "") -> "Tokenizer":
         """Trains a byte-pair model of `size` pieces, or of as many as the corpus holds."""
         import sentencepiece
 
-        texts, known = list(texts), ASCII if size > len(ASCII) + 32 else ""
+        texts, known = [spelt(t, spelling) for t in texts], ASCII if size > len(ASCII) + 32 else ""
 
         def attempt(size: int) -> bytes:
             model = io.BytesIO()
@@ -70,16 +80,16 @@ class Tokenizer:
             return model.getvalue()
 
         try:
-            return cls(attempt(size), length)
+            return cls(attempt(size), length, spelling)
         except RuntimeError as e:
             largest = re.search(r"value <= (\d+)", str(e))
             if largest is None:
                 raise ValueError(f"a tokenizer of {size} pieces cannot be trained on {len(texts)} texts: {e}") from e
-            return cls(attempt(int(largest[1])), length)
+            return cls(attempt(int(largest[1])), length, spelling)
 
     def encode(self, text: str) -> list[int]:
         """Piece ids, without special ids."""
-        return self._processor.encode(text)
+        return self._processor.encode(spelt(text, self.spelling))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; stops at EOS, skips pad and bos, and ignores ids outside the vocabulary."""
@@ -97,12 +107,13 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.model).hexdigest()
+        return hashlib.sha256(self.model + self.spelling.encode()).hexdigest()
 
     def contract(self) -> dict:
         """What must agree between a run and its tokenizer."""
         v = self.vocabulary
-        return {"size": v.size, "length": v.length, "pad": v.pad, "bos": v.bos, "eos": v.eos, "sha256": self.sha256}
+        own = {"size": v.size, "length": v.length, "pad": v.pad, "bos": v.bos, "eos": v.eos, "sha256": self.sha256}
+        return own | ({"spelling": self.spelling} if self.spelling else {})
 
     def save(self, folder: str | Path) -> None:
         """Writes the model and then the contract; a folder without a contract is not a tokenizer."""
@@ -120,7 +131,7 @@ class Tokenizer:
         if not (folder / CONTRACT).is_file():
             raise FileNotFoundError(f"{folder} holds no tokenizer ({CONTRACT} is missing)")
         contract = json.loads((folder / CONTRACT).read_text())
-        found = cls.from_file(folder / MODEL, contract["length"])
+        found = cls.from_file(folder / MODEL, contract["length"], contract.get("spelling", ""))
         differing = {k: (contract[k], found.contract()[k]) for k in contract if contract[k] != found.contract()[k]}
         if differing:
             raise ValueError(f"tokenizer in {folder} breaks its contract (recorded, found): {differing}")
@@ -128,6 +139,14 @@ class Tokenizer:
 
 
 _SPACE = re.compile(r"\s+")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def spelt(text: str, spelling: str) -> str:
+    """A text as a tokenizer of that spelling reads it."""
+    if spelling:
+        text = text.lower()
+    return " ".join(text.translate(_PUNCTUATION).split()) if spelling == "plain" else text
 
 
 def clean(text: str | bytes) -> str:

@@ -249,9 +249,10 @@ def test_sums_of_a_tile_are_all_there_is():
     rows, columns = ({"x": jnp.arange(1.0, 12), "weight": jnp.ones(11)} for _ in range(2))
     total = pair_sum(lambda p, r, c: p * (r["x"][:, None] * c["x"][None]).sum(), jnp.asarray(2.0), rows, columns, 4)
     assert float(total) == 2 * 66**2
-    logits = lambda p, r, c: jnp.where(
-        r["weight"][:, None] * c["weight"][None] > 0, r["x"][:, None] - c["x"][None], -1e30
-    )  # noqa: E731
+
+    def logits(p, r, c):
+        return jnp.where(r["weight"][:, None] * c["weight"][None] > 0, r["x"][:, None] - c["x"][None], -1e30)
+
     found = log_normalisers(logits, {}, rows, columns, 4)
     every = rows["x"][:, None] - columns["x"][None]
     np.testing.assert_allclose(found.rows, jax.nn.logsumexp(every, 1), rtol=1e-12)

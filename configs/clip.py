@@ -1,0 +1,66 @@
+"""CLIP (arXiv 2103.00020): which texts belong to which images, by a softmax over the batch.
+
+    python -m simvlm_jax.main --config configs/clip.py
+
+trains a tiny CLIP on the built-in scenes. Variants: `photos` (real photographs, named by --config.data.train.path), `smoke`,
+and the paper's sizes and recipe: `B/32`, `B/16`, `L/14`, `L/14@336` (one more epoch at 336 px), `RN50`, `RN101`, `RN50x4`,
+`RN50x16`, `RN50x64`.
+"""
+
+import math
+
+from configs import parts
+from simvlm_jax.core.build import spec
+
+PAPER = {  # learning rate (table 19 and 20), pixels, b2, epsilon
+    "B/32": (5e-4, 224),
+    "B/16": (5e-4, 224),
+    "L/14": (4e-4, 224),
+    "RN50": (5e-4, 224),
+    "RN101": (5e-4, 224),
+    "RN50x4": (5e-4, 288),
+    "RN50x16": (4e-4, 384),
+    "RN50x64": (3.6e-4, 448),
+}
+BOUNDS = (("logit_scale/log", (-100.0, math.log(100))),)
+"""The temperature's, which the authors keep at most at 100."""
+
+
+def get_config(variant: str = ""):
+    """The built-in run, or a variant of it."""
+    if variant in PAPER or variant == "L/14@336":
+        return paper(variant)
+    if variant not in ("", "photos", "smoke"):
+        raise ValueError(f"clip has no variant {variant!r}; it has photos, smoke, {', '.join(PAPER)}, L/14@336")
+    config = parts.contrastive(model("tiny", scan=False), variant)
+    config.optimizer.bounds = BOUNDS
+    return config
+
+
+def paper(variant: str):
+    """Section 2.5 and appendix F: 32 epochs of 400M pairs, batches of 32,768, random square crops."""
+    size, _, high = variant.partition("@")
+    rate, pixels = PAPER[size]
+    config = parts.base()
+    config.model = model(size, remat="full")
+    config.data.image_size = int(high or pixels)
+    config.data.train.transforms = parts.pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
+    config.data.threads = 16
+    config.text.update(vocabulary=49_408, length=76, corpus=10_000_000, spelling="lower")
+    b2 = 0.999 if size.startswith("RN") else 0.98
+    config.optimizer.update(learning_rate=rate, b1=0.9, b2=b2, schedule="cosine", warmup=2000.0, weight_decay=0.2)
+    config.optimizer.bounds = BOUNDS
+    config.train.update(steps=32 * 400_000_000 // 32_768, batch_size=32_768)
+    if high:
+        config.optimizer.learning_rate = 2e-5
+        config.train.update(steps=400_000_000 // 32_768, init_from=("runs/clip-L14",))
+    config.eval.suites = parts.contrastive_suites()
+    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
+    config.log.every = 50
+    return config
+
+
+def model(size: str, scan: bool = True, remat: str = "none", **fields):
+    """The network of a size; `fields` are those of models/clip.py."""
+    compute = spec("simvlm_jax.nn.sizes:Compute", dtype="auto", remat=remat, scan=scan)
+    return spec("simvlm_jax.models.clip:CLIP", size=size, compute=compute, **fields)

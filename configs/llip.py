@@ -1,0 +1,44 @@
+"""Llip (arXiv 2405.00740): an image's vector waits for the caption that it is compared with.
+
+    python -m simvlm_jax.main --config configs/llip.py
+
+trains a tiny Llip on the built-in scenes. Variants: `photos` (real photographs, named by --config.data.train.path), `smoke`,
+and the paper's sizes: `B/32`, `B/16`, `L/14`, `H/14`, `G/14`.
+"""
+
+from configs import parts
+from simvlm_jax.core.build import spec
+
+SIZES = ("B/32", "B/16", "L/14", "H/14", "G/14")
+
+
+def get_config(variant: str = ""):
+    """The built-in run, or a variant of it."""
+    if variant in SIZES:
+        return paper(variant)
+    if variant not in ("", "photos", "smoke"):
+        raise ValueError(f"llip has no variant {variant!r}; it has photos, smoke, {', '.join(SIZES)}")
+    return parts.contrastive(model("tiny", scan=False, temperature=1.0), variant)
+
+
+def paper(size: str):
+    """MetaCLIP's recipe, which the paper takes over: 12.8B examples in batches of 32,768 (section 4)."""
+    config = parts.base()
+    config.model = model(size, remat="full")
+    config.data.image_size = 224
+    config.data.train.transforms = parts.pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
+    config.data.threads = 16
+    config.mesh.fsdp = 1 if size.startswith("B") else 8
+    config.text.update(vocabulary=49_408, length=76, corpus=10_000_000, spelling="lower")
+    config.optimizer.update(learning_rate=5e-4, b1=0.9, b2=0.95, schedule="cosine", warmup=2000.0, weight_decay=0.2)
+    config.train.update(steps=12_800_000_000 // 32_768, batch_size=32_768)
+    config.eval.suites = parts.contrastive_suites()
+    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
+    config.log.every = 50
+    return config
+
+
+def model(size: str, scan: bool = True, remat: str = "none", **fields):
+    """The network of a size; `fields` are those of models/llip.py."""
+    compute = spec("simvlm_jax.nn.sizes:Compute", dtype="auto", remat=remat, scan=scan)
+    return spec("simvlm_jax.models.llip:Llip", size=size, compute=compute, **fields)

@@ -1,0 +1,235 @@
+"""Zero-shot, retrieval, neighbours and compositional probes against models whose answers are known, and official counts."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simvlm_jax.core.types import BaseModel
+from simvlm_jax.data.labelled import class_archive, class_folders
+from simvlm_jax.data.scenes.examples import make_example
+from simvlm_jax.data.scenes.graph import Scene
+from simvlm_jax.data.scenes.judge import judge
+from simvlm_jax.data.scenes.twins import KINDS, twins
+from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.transforms import Pixels
+from simvlm_jax.eval.compositional import Compositional
+from simvlm_jax.eval.engine import MissingCapability
+from simvlm_jax.eval.final import make_examples
+from simvlm_jax.eval.neighbours import NearestNeighbours
+from simvlm_jax.eval.retrieval import Retrieval, ranks
+from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
+from tests.eval.stub import ListSource, Stub, engine, tokenizer
+
+WORDS = ("red", "blue", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer()
+
+
+class Knows(BaseModel):
+    """An image's vector names the words of its first pixels; a text's the words in it."""
+
+    def __init__(self, tok):
+        self.vocabulary = tok.vocabulary
+        self.pieces = [tok.encode(w) for w in WORDS]
+
+    def capabilities(self):
+        return {"embed_image": self.embed_image, "embed_text": self.embed_text, "similarity": self.similarity}
+
+    def embed_image(self, params, extra, batch):
+        seen = batch["image"][:, 0, 0, :2, 0].astype(jnp.int32)
+        return (seen[..., None] == jnp.arange(len(WORDS))).any(1).astype(jnp.float32)
+
+    def embed_text(self, params, extra, batch):
+        text, found = batch["text"], []
+        for pieces in self.pieces:
+            hits = jnp.stack([jnp.roll(text, -k, axis=1) == p for k, p in enumerate(pieces)]).all(0)
+            found.append(hits.any(1))
+        return jnp.stack(found, 1).astype(jnp.float32)
+
+    def similarity(self, params, extra, images, texts):
+        return images @ texts.T
+
+
+def examples(suite, rows, **how):
+    return make_examples(suite, "test", ListSource(rows), Pixels(8), 0, 0.05, None, **how)
+
+
+def scores(suite, model, tok, rows, batch_size=4, devices=None):
+    asked = engine(model, tok, (), batch_size, devices)
+    answered = suite.answers(asked, examples(suite, rows))
+    return suite.outcome(asked, answered), answered, asked
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_zero_shot_finds_what_is_there(tok, devices):
+    rows = [{"first": (c, s), "label": f"{WORDS[c]} {WORDS[s]}"} for c in (0, 1) for s in (2, 3) for _ in range(3)]
+    rows[0]["label"] = "blue dog"  # which it is not
+    outcome, answered, asked = scores(ZeroShot(), Knows(tok), tok, rows, devices=jax.devices()[:devices])
+    assert outcome.scores["accuracy"] == pytest.approx(11 / 12) and outcome.scores["chance"] == 0.25
+    assert outcome.scores["top5"] == 1.0 and asked.notes["classes"]["count"] == 4
+    assert next(t for t, _ in answered[0][1].n_best) == "red cat"
+
+
+def test_prompts_are_averaged_at_length_one(tok):
+    asked = engine(Knows(tok), tok)
+    templates = ("{a} {name}", "{} dog", "is it {}?")
+    vectors = class_vectors(asked, ("red", "blue cat"), templates)
+    one = np.asarray([[1, 0, 0, 0], [2**-0.5, 0, 0, 2**-0.5], [1, 0, 0, 0]]).mean(0)
+    np.testing.assert_allclose(vectors[0], one / np.linalg.norm(one), atol=1e-6)
+
+
+def test_the_published_prompts_are_read(tok, tmp_path, shared):
+    classes, templates = read_prompts(shared("clip_ref") / "imagenet_classes_templates.json", ())
+    assert (len(classes), len(templates)) == (1000, 80) and templates[0].format(classes[0]) == "a bad photo of a tench."
+    (tmp_path / "mine.txt").write_text("a photo of {}\n\na drawing of {a} {name}\n")
+    assert read_prompts(tmp_path / "mine.txt", ("x",)) == (("x",), ("a photo of {}", "a drawing of {a} {name}"))
+    (tmp_path / "odd.json").write_text("[]")
+    with pytest.raises(ValueError, match="must hold"):
+        read_prompts(tmp_path / "odd.json", ())
+    with pytest.raises(FileNotFoundError, match=r"none\.json' does not exist"):
+        ZeroShot(prompts="none.json").decoding()
+
+
+def test_retrieval_of_the_whole_set(tok):
+    rows = [
+        {"first": (0, 2), "captions": ["a red cat", "is it a cat?"]},
+        {"first": (1, 3), "captions": ["a blue dog"]},
+        {"first": (1, 2), "captions": ["a red dog", "a dog"]},  # wrong ones: it shows a blue cat
+    ]
+    outcome, answered, _ = scores(Retrieval(), Knows(tok), tok, rows, batch_size=2)
+    assert outcome.scores["image_to_text_r1"] == pytest.approx(2 / 3)
+    # of five texts: "a red cat" and "a blue dog" find theirs; "is it a cat?" ties with the third image, which is lost
+    assert outcome.scores["text_to_image_r1"] == pytest.approx(2 / 5)
+    assert outcome.scores["chance_r1"] == pytest.approx(1 / 3) and outcome.scores["chance_r5"] == 1
+    assert [e["ranks"]["to_text"] == 0 for e, _ in answered] == [True, True, False]
+    first = Retrieval(captions=1)
+    assert len(scores(first, Knows(tok), tok, rows)[1][0][0]["ranks"]["to_image"]) == 1
+
+
+def test_ranks_by_sorting():
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+    alike = rng.normal(size=(30, len(owner)))
+    to_text, to_image = ranks(alike, owner)
+    for i in range(30):
+        order = np.argsort(-alike[i])
+        assert to_text[i] == min(np.flatnonzero(owner[order] == i))
+    for j, i in enumerate(owner):
+        assert to_image[j] == list(np.argsort(-alike[:, j])).index(i)
+
+
+def test_neighbours_vote(tok, tmp_path, monkeypatch):
+    """By the cosine of the first pixels; three of one class outvote a nearer one only where temperature lets them."""
+    near = {"first": (200, 10), "label": "a"}
+    far = [{"first": (200, 60), "label": "b"} for _ in range(3)]
+    sources = {"train": ListSource([near, *far]), "test": ListSource([{"first": (200, 0), "label": "a"}])}
+    sources["test"].key = lambda index: f"test-{index}"
+    monkeypatch.setattr("simvlm_jax.eval.probe.open_source", lambda path, split: sources[split])
+
+    def answer(**how):
+        suite = NearestNeighbours(path="somewhere", **how)
+        asked = engine(Stub(tok, 3), tok)
+        return suite.answers(asked, make_examples(suite, "test", sources["test"], Pixels(8), 0, 0.05, None))[0][1].text
+
+    assert answer(neighbours=1) == "a" and answer(temperature=10.0) == "b" and answer(temperature=0.005) == "a"
+    sources["test"].key = lambda index: "row-0"
+    with pytest.raises(ValueError, match="asked about what it has learned from"):
+        answer()
+
+
+def test_twins_are_wrong_and_alike():
+    found = dict.fromkeys(KINDS, 0)
+    for i in range(300):
+        scene = Scene.from_json(make_example("captions", "test", i, 400, 16, 0)["scene"])
+        for kind, true, false in twins(scene, np.random.default_rng(i)):
+            assert judge(scene, true).accurate and not judge(scene, false).accurate
+            assert (
+                (sorted(true.split()) == sorted(false.split()))
+                or kind in ("relation", "count")
+                or " an " in f" {true} {false} "
+            )
+            found[kind] += 1
+    assert min(found.values()) > 100
+
+
+class Believes(Knows):
+    """Likes texts by their length, whatever the image."""
+
+    def embed_text(self, params, extra, batch):
+        return batch["text_mask"].sum(1, keepdims=True) * jnp.ones((1, len(WORDS)))
+
+    def embed_image(self, params, extra, batch):
+        return jnp.ones((len(batch["image"]), len(WORDS)))
+
+    def score_text(self, params, extra, batch):
+        return -batch["text_mask"].sum(1).astype(jnp.float32)
+
+
+def test_compositional_probes_by_either_score(tok):
+    rows = [make_example("captions", "test", i, 32, 16, 0) for i in range(32)]
+    rows = [{"first": 0, "scene": r["scene"], "captions": r["captions"]} for r in rows]
+    outcome, answered, asked = scores(Compositional(), Believes(tok), tok, rows)
+    assert asked.notes["by"] == "similarity" and {e["kind"] for e, _ in answered} == set(KINDS)
+    assert outcome.scores["accuracy_attribute"] < 0.5  # as many words: a tie, or as many pieces
+    model = Believes(tok)
+    able = {**model.capabilities(), "score_text": model.score_text}
+    model.capabilities = lambda: able
+    other, _, asked = scores(Compositional(by="likelihood"), model, tok, rows)
+    assert asked.notes["by"] == "likelihood"
+    right = {i.example["key"] + i.example["kind"]: i.right for i in outcome.items}
+    told = {i.example["key"] + i.example["kind"]: i.right for i in other.items}
+    assert not any(right[k] and told[k] for k in right)  # one likes long texts, one short ones, and ties are wrong
+    with pytest.raises(ValueError, match="not 'taste'"):
+        Compositional(by="taste")
+
+
+def test_what_a_model_lacks_is_said(tok):
+    row = [{"first": 0, "label": "red", "captions": ["red"]}]
+    for suite in (ZeroShot(classes=("red",)), Retrieval()):
+        with pytest.raises(MissingCapability, match="which Stub lacks"):
+            scores(suite, Stub(tok, 3), tok, row)
+
+
+def test_pictures_in_a_folder_a_class(tmp_path):
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    def png(colour):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    for split, classes in (("train", ("cat", "dog")), ("test", ("dog",))):
+        for name in classes:
+            (tmp_path / "folders" / split / name).mkdir(parents=True)
+            (tmp_path / "folders" / split / name / "1.png").write_bytes(png("red"))
+    assert [open_source(str(tmp_path / "folders"), "train")[i]["label"] for i in (0, 1)] == ["cat", "dog"]
+    assert open_source(str(tmp_path / "folders"), "test")[0]["image"] == png("red")
+    assert len(class_folders(tmp_path / "folders" / "train", "all")) == 2
+    with tarfile.open(tmp_path / "test.tar.gz", "w:gz") as tar:
+        for name in ("cat/1.png", "dog/1.png"):  # one file name, two classes
+            member = tarfile.TarInfo(name)
+            data = png((name.split("/")[0] == "cat" and "red") or "blue")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    rows = class_archive(tmp_path, "test")
+    assert [(r["label"], r["image"] == png("red")) for r in (rows[0], rows[1])] == [("cat", True), ("dog", False)]
+    with pytest.raises(FileNotFoundError, match="no split 'train'"):
+        class_archive(tmp_path, "train")
+
+
+def test_real_labelled_pictures(shared):
+    cifar = open_source(str(shared("cifar10_jpeg")), "test")
+    assert len(cifar) == 10_000 and {cifar.text(i)["label"] for i in range(0, 10_000, 500)} >= {"airplane", "truck"}
+    samples = open_source(str(shared("imagenet1k_samples")), "test")
+    names = json.loads((shared("clip_ref") / "imagenet_classes_templates.json").read_text())["classes"]
+    assert len(samples) == 1000 and {samples.text(i)["label"] for i in range(1000)} == set(names)
+    assert Pixels(32)(samples[0], None)["image"].shape == (1, 32, 32, 3)

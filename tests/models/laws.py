@@ -1,0 +1,121 @@
+"""Laws that every model of two towers obeys; its own test file calls them with its model."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.types import TrainState, Vocabulary
+from simvlm_jax.nn.sizes import Compute
+from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
+from simvlm_jax.train.step import make_train_step
+
+V = Vocabulary(size=50, length=12)
+
+
+def make(model, batch, dtype="float64"):
+    """(model, params) in a dtype, every parameter moved off its initial value, so that zeros hide nothing."""
+    model = dataclasses.replace(model, compute=Compute(dtype, scan=False))
+    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
+    leaves, shape = jax.tree.flatten(nn.unbox(params))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.03 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return model, jax.tree.map(lambda x: x.astype(dtype), jax.tree.unflatten(shape, moved))
+
+
+def one_step(model, params, batch, accumulate=1, devices=1, tensor=1):
+    """(gradients, measurements) of a step."""
+    mesh = make_mesh(jax.devices()[:devices], fsdp=2 if devices > 4 else 1, tensor=tensor)
+    tx = optax.sgd(1.0)
+    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    step = make_train_step(model, tx, jax.tree.map(lambda _: True, params), accumulate)
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key(1))
+    laid = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, placed(mesh, letters_of(boxed), params))
+    state = state._replace(params=laid)
+    new, measured = jax.jit(with_layout(layout_of(mesh), step))(state, place_batch(mesh, batch))
+    gradients = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, new.params)
+    return gradients, jax.tree.map(np.asarray, measured)
+
+
+def same(found, reference, tolerance=1e-10):
+    """Equal within a tolerance of each leaf, or of a hundredth of all."""
+    gradients, measured = found
+    theirs, also = reference
+    norm = functools.partial(np.linalg.norm, axis=None)
+    every = np.sqrt(sum(norm(x) ** 2 for x in jax.tree.leaves(theirs)))
+    assert abs(measured["loss"] - also["loss"]) <= tolerance * abs(also["loss"])
+    pairs = zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(theirs), strict=True)
+    for (path, a), b in pairs:
+        assert norm(a - b) <= tolerance * max(norm(b), 1e-2 * every), jax.tree_util.keystr(path)
+
+
+def every_parameter_learns(model, batch, still=()):
+    """A finite loss whose gradient reaches every parameter but those named."""
+    model, params = make(model, batch)
+    gradients, measured = one_step(model, params, batch)
+    assert np.isfinite(measured["loss"])
+    for path, g in jax.tree_util.tree_leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path)
+        assert (np.abs(g).max() > 1e-12) != any(s in name for s in still), name
+
+
+def accumulated_is_whole(model, batch, parts=8):
+    model, params = make(model, batch)
+    same(one_step(model, params, batch, parts), one_step(model, params, batch))
+
+
+def any_mesh_is_one_device(model, batch):
+    model, params = make(model, batch)
+    reference = one_step(model, params, batch)
+    for devices, tensor in ((2, 1), (4, 1), (8, 1), (8, 2)):
+        same(one_step(model, params, batch, devices=devices, tensor=tensor), reference)
+    same(one_step(model, params, batch, accumulate=2, devices=8), reference)
+
+
+def neighbours_and_padding_do_not_matter(model, batch):
+    """An image's and a text's vector are their own, whatever stands in the other rows or after the EOS."""
+    model, params = make(model, batch)
+    able = model.capabilities()
+    image, text = (np.asarray(able[k](params, {}, batch)) for k in ("embed_image", "embed_text"))
+    noise = np.where(batch["text_mask"], batch["text"], np.random.default_rng(0).integers(4, 50, batch["text"].shape))
+    alone = {
+        "image": batch["image"][1:2],
+        "text": noise[1:2].astype(np.int32),
+        "text_mask": batch["text_mask"][1:2],
+    }
+    np.testing.assert_allclose(able["embed_image"](params, {}, alone), image[1:2], atol=1e-12)
+    np.testing.assert_allclose(able["embed_text"](params, {}, alone), text[1:2], atol=1e-12)
+    alike = able["similarity"](params, {}, image, text)
+    assert alike.shape == (len(image), len(text)) and np.abs(alike).max() <= 1 + 1e-9
+
+
+def adapts_to_another_size(make_model, batch):
+    """Positions follow a larger image and a longer text, and what was learned stays where nothing changes."""
+    small, params = make(make_model(V, 32), batch)
+    larger = dataclasses.replace(make_model(dataclasses.replace(V, length=16), 64), compute=small.compute)
+    target, _ = jax.eval_shape(larger.init, jax.random.key(0), batch)
+    target = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.unbox(target))
+    fitted = larger.adapt(params, target)
+    assert jax.tree.map(jnp.shape, fitted) == jax.tree.map(jnp.shape, target)
+    jax.tree.map(np.testing.assert_array_equal, small.adapt(params, params), params)
+
+
+def scanned_is_unrolled(model, batch):
+    """The same sizes and loss from stacked layers, kept or made again."""
+    losses = []
+    for compute in (Compute("float32", "none", False), Compute("float32", "full", True)):
+        m = dataclasses.replace(model, compute=compute)
+        shapes, _ = jax.eval_shape(m.init, jax.random.key(0), batch)
+        losses.append(sum(np.prod(x.shape) for x in jax.tree.leaves(nn.unbox(shapes))))
+    assert losses[0] == losses[1]
+
+
+def count(model) -> int:
+    """Parameters, of shapes alone."""
+    shapes, _ = jax.eval_shape(lambda key: model.init(key, {}), jax.random.key(0))
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))

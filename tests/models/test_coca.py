@@ -1,0 +1,166 @@
+"""CoCa: the family's laws, the paper's parameter counts, what CLS sees, and cached decoding."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.decode.generate import generate
+from simvlm_jax.models.coca import CoCa
+from simvlm_jax.train.step import partition
+from tests.models import laws
+from tests.models.laws import V
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_the_laws_of_the_family(float64, text_batch):
+    batch = text_batch(16)
+    laws.every_parameter_learns(CoCa(V, 32), batch)
+    laws.accumulated_is_whole(CoCa(V, 32), batch)
+    laws.neighbours_and_padding_do_not_matter(CoCa(V, 32), batch)
+    laws.adapts_to_another_size(CoCa, batch)
+    laws.scanned_is_unrolled(CoCa(V, 32), batch)
+    laws.every_parameter_learns(CoCa(V, 32, cascade=False), batch)
+
+
+def test_any_mesh(float64, text_batch):
+    laws.any_mesh_is_one_device(CoCa(V, 32), text_batch(16))
+
+
+def test_parameter_counts_are_the_papers():
+    """Table 1, in millions: encoder 86, 303 and 1B; decoder (both halves, embedding and softmax) 297, 484 and 1.1B."""
+    for size, encoder, decoder in (("base", 86, 297), ("large", 303, 484), ("2b", 1012, 1090)):
+        params, _ = jax.eval_shape(
+            lambda key, size=size: CoCa(Vocabulary(64_000, 64), 288, size=size).init(key, {}), jax.random.key(0)
+        )
+        parts = {k: sum(np.prod(x.shape) for x in jax.tree.leaves(v)) / 1e6 for k, v in nn.unbox(params).items()}
+        made = sum(parts.get(k, 0) for k in ("lower", "upper", "embedding", "softmax"))
+        assert parts["image_tower"] == pytest.approx(encoder, abs=1)
+        assert made == pytest.approx(decoder, abs=1)
+
+
+def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
+    batch = text_batch(6)
+    batch["weight"][2] = 0
+    model, params = laws.make(CoCa(V, 32), batch)
+    features, terms, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    more, _ = model.across_batch(params, {}, features, step=0, train=True)
+    assert (terms["caption"].weight, more["contrastive"].weight) == (2.0, 1.0)
+    real = np.flatnonzero(batch["weight"])
+    x, y = (np.asarray(features[k]["features"])[real] for k in ("image", "text"))
+    logits = x @ y.T * np.exp(params["logit_scale"]["log"])
+    by_hand = -sum(np.log(np.exp(z.diagonal()) / np.exp(z).sum(1)).sum() for z in (logits, logits.T))
+    assert float(more["contrastive"].sum) == pytest.approx(by_hand, rel=1e-10)
+    scores = model.score_text(params, {}, {**batch, "prefix_length": np.zeros(6, np.int32)})
+    assert float(terms["caption"].sum) == pytest.approx(-float(scores[real].sum()), rel=1e-10)
+    assert int(terms["caption"].count) == batch["text_mask"][real].sum()  # pieces and EOS; neither CLS nor padding
+
+
+def test_cls_sees_pieces_alone_and_nothing_sees_it(float64, text_batch):
+    batch = text_batch(4)
+    model, params = laws.make(CoCa(V, 32), batch)
+    inputs, valid = model.lay_out(batch["text"], batch["text_mask"])
+    states, text = model.apply(params, "read", inputs, valid)
+    elsewhere = {**params, "cls": {"tokens": params["cls"]["tokens"][:, ::-1]}}
+    other_states, other_text = model.apply(elsewhere, "read", inputs, valid)
+    np.testing.assert_array_equal(states, other_states)
+    assert np.abs(np.asarray(text - other_text)).max() > 1e-3
+    row = int(np.argmin(valid.sum(1)))
+    end = int(valid[row].sum())
+    assert end < valid.shape[1]
+    padded = inputs.at[row, end:].set(7)  # what stands in the padding
+    np.testing.assert_allclose(model.apply(params, "read", padded, valid)[1], text, atol=1e-14)
+    last = inputs.at[row, end - 1].set(7)  # the last piece
+    assert np.abs(np.asarray(model.apply(params, "read", last, valid)[1] - text))[row].max() > 1e-6
+
+
+def test_cached_decoding_is_uncached(float64, text_batch):
+    batch = text_batch(4)
+    model, params = laws.make(CoCa(V, 32), batch)
+    sizes, new = np.asarray([0, 1, 3, 4]), np.random.default_rng(0).integers(4, 50, (4, 6)).astype(np.int32)
+    prompt, given = batch["text"][:, :4], np.arange(4) < sizes[:, None]
+    logits, cache = model.prefill(params, {}, {"image": batch["image"], "text": prompt, "text_mask": given}, 8)
+    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(cache))
+    cached = [logits]
+    for i in range(0, 4, 2):  # two at a time, then one by one
+        logits, cache = model.extend(params, {}, cache, new[:, i : i + 2])
+        cached += [logits[:, 0], logits[:, 1]]
+    logits, cache = model.extend(params, {}, cache, new[:, 4:5])
+    cached.append(logits[:, 0])
+    whole, mask = np.zeros((4, 12), np.int32), np.zeros((4, 12), bool)
+    for r, n in enumerate(sizes):
+        whole[r, :n], whole[r, n : n + 6], mask[r, : n + 6] = prompt[r, :n], new[r], True
+    uncached = model.apply(params, "both", batch["image"], *model.lay_out(whole, mask))[2]
+    for r, n in enumerate(sizes):
+        np.testing.assert_allclose(np.stack([c[r] for c in cached]), uncached[r, n : n + 6], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", [{}, {"beams": 3}])
+def test_a_caption_depends_on_its_own_image_alone(float64, text_batch, how):
+    batch = text_batch(6)
+    model, params = laws.make(CoCa(V, 32), batch)
+    params = jax.tree.map(lambda x: x * 1.5, params)  # sharper logits, so that captions differ
+    kwargs = dict(vocabulary=V, decoding=Decoding(max_length=6, **how), seed=1)
+
+    def captions(rows):
+        inputs = {"image": batch["image"][rows], "id": np.asarray(rows, np.int64)}
+        inputs |= {"text": np.zeros((len(rows), 0), np.int32), "text_mask": np.zeros((len(rows), 0), bool)}
+        return np.asarray(generate(model.capabilities(), params, {}, inputs, **kwargs)[0])
+
+    together = captions(range(6))
+    assert len(np.unique(together[:, 0], axis=0)) > 1
+    np.testing.assert_array_equal(together[2:3], captions([2]))
+
+
+def test_the_probe_learns_alone(float64, text_batch):
+    """With a label nothing but the classifier is learned, and with the rest frozen only the probe moves."""
+    from simvlm_jax.core.trees import match
+
+    batch = {**text_batch(8), "label": np.asarray([0, 1, 2, -1, 0, 1, 2, 0], np.int32)}
+    model, params = laws.make(CoCa(V, 32, classes=3), batch)
+    features, terms, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    assert features == {} and set(terms) == {"classify"} and int(terms["classify"].count) == 7
+    logits = np.asarray(model.capabilities()["classify"](params, {}, {"image": batch["image"]}))
+    assert logits.shape == (8, 3) and np.abs(logits[0] - logits[1]).max() > 1e-6
+    flags = match(params, (("probe_", True),), False)
+    assert set(partition(params, flags)[0]) == {"probe_pool", "probe_head"}
+    with pytest.raises(ValueError, match="no head to classify with"):
+        dataclasses.replace(model, classes=0).per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+
+
+def test_where_words_look(float64, text_batch):
+    batch = text_batch(3)
+    model, params = laws.make(CoCa(V, 32), batch)
+    weights = np.asarray(model.attention(params, {}, batch))
+    assert weights.shape == (3, 12, 4)
+    np.testing.assert_allclose(weights.sum(-1)[batch["text_mask"]], 1, atol=1e-10)
+
+
+def test_flops_are_those_of_the_traced_network(text_batch):
+    from simvlm_jax.core.flops import count_flops
+
+    batch = text_batch(1)
+    model = CoCa(V, 32)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    inputs, valid = model.lay_out(batch["text"], batch["text_mask"])
+    forward = count_flops(lambda p: model.apply(p, "both", batch["image"], inputs, valid), nn.unbox(params))
+    assert model.train_flops(batch) / 3 == pytest.approx(forward, rel=0.02)
+
+
+def test_bad_input_is_named(text_batch):
+    with pytest.raises(ValueError, match="size 'huge' is not one of tiny, base, large, 2b"):
+        CoCa(V, 32, size="huge")
+    batch = text_batch(2, image=0)
+    with pytest.raises(ValueError, match="these rows have no image"):
+        CoCa(V, 32).per_example({}, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    with pytest.raises(ValueError, match="leaves room for 8 of 12, not 9"):
+        CoCa(V, 32).prefill({}, {}, {"text": np.zeros((1, 4)), "text_mask": np.zeros((1, 4), bool)}, 9)
