@@ -45,16 +45,21 @@ def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
 
 
 class Conv(nn.Module):
-    """A convolution [B,Y,X,C] -> [B,Y,X,C], He initialisation; without bias where a norm follows."""
+    """A convolution [B,Y,X,C] -> [B,Y,X,C], He initialisation; without bias where a norm follows.
+
+    symmetric: half the kernel is padded on either side; XLA's "SAME" pads less above than below when it strides.
+    """
 
     features: int
     kernel: int
     stride: int
     dtype: jnp.dtype
     bias: bool = False
+    symmetric: bool = False
 
     @nn.compact
     def __call__(self, x):
+        half = self.kernel // 2
         letters = (None, None, None, "C")
         init = nn.with_logical_partitioning(nn.initializers.he_normal(), letters)
         kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
@@ -62,7 +67,7 @@ class Conv(nn.Module):
             x.astype(self.dtype),
             in_use(kernel, letters, self.dtype),
             (self.stride, self.stride),
-            "SAME",
+            [(half, half)] * 2 if self.symmetric else "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.bias:

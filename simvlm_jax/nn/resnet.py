@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.attention import Attention
-from simvlm_jax.nn.conv_stem import conv
+from simvlm_jax.nn.conv_stem import Conv, conv
 from simvlm_jax.nn.norm import GroupNorm
 from simvlm_jax.nn.sizes import Compute
 
@@ -73,7 +73,8 @@ class AttentionResNet(nn.Module):
         dtype, width = self.compute.activation_dtype, self.size.width
         x = image.astype(dtype)
         for i, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1))):
-            x = nn.relu(GroupNorm(dtype, name=f"root_norm_{i}")(conv(features, 3, stride, dtype, f"root_{i}")(x)))
+            x = Conv(features, 3, stride, dtype, symmetric=True, name=f"root_{i}")(x)
+            x = nn.relu(GroupNorm(dtype, name=f"root_norm_{i}")(x))
         x = _shrink(x, 2)
         block = self.compute.rematerialised(Bottleneck)
         for i, depth in enumerate(self.size.depths):
