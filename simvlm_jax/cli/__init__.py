@@ -5,6 +5,9 @@ import sys
 
 COMMANDS = {
     "caption": "caption images with a trained run",
+    "classify": "classify images by names of your own, without training on them",
+    "embed": "vectors of pictures or texts, of files or whole data sets",
+    "search": "find pictures by a text, or by a picture",
     "metrics": "score captions as the official tools do",
     "eval": "score a trained run with any suite, on any data",
     "eval-diff": "say what differs between two sets of scores",

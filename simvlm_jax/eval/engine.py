@@ -13,6 +13,7 @@ from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.rank import likelihoods
 from simvlm_jax.parallel.mesh import layout_of, place_everywhere, replicated, row_shards
+from simvlm_jax.run.load import Loaded, load_run
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 
 Answers = list[list[tuple[str, float]]]
@@ -84,7 +85,7 @@ class Engine:
         for start in range(0, total, size):
             batch = {k: v[start : start + size] for k, v in rows.items()}
             real = len(next(iter(batch.values())))
-            batch = {k: _filled(v, size) for k, v in batch.items()}
+            batch = {k: filled(v, size) for k, v in batch.items()}
             got = self._compiled[name](self.params, self.extra, place_everywhere(self.mesh, batch))
             found.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], got))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
@@ -201,10 +202,15 @@ class Engine:
         rows, columns = min(_BLOCK, len(images)), min(_BLOCK, len(texts))
         for i in range(0, len(images), rows):
             for j in range(0, len(texts), columns):
-                block = _filled(images[i : i + rows], rows), _filled(texts[j : j + columns], columns)
+                block = filled(images[i : i + rows], rows), filled(texts[j : j + columns], columns)
                 made = np.asarray(self._compiled[name](self.params, self.extra, *block))
                 found[i : i + rows, j : j + columns] = made[: len(images) - i, : len(texts) - j]
         return found
+
+    def logit_scale(self) -> float:
+        """By what similarities are multiplied before a softmax: the model's own, learned factor."""
+        scale = self.needs("probabilities of similarities", "logit_scale")["logit_scale"]
+        return float(scale(self.params, self.extra))
 
     def note(self, what: str, count: int) -> None:
         """Adds to one of the counts in `notes`."""
@@ -262,7 +268,13 @@ class Engine:
         return tokens, mask
 
 
-def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+def load_engine(path: str, step: int | None = None, batch_size: int = 64) -> tuple[Engine, Loaded]:
+    """A run, ready to be asked, and what it was loaded from."""
+    run = load_run(path, step)
+    return Engine(run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=batch_size), run
+
+
+def filled(rows: np.ndarray, count: int) -> np.ndarray:
     """`count` rows: those there are, and copies of the last."""
     missing = count - len(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows

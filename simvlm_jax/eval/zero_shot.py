@@ -41,10 +41,11 @@ class ZeroShot(Classes):
         }
         engine.notes["templates"] = len(templates)
         vectors = class_vectors(engine, classes, templates)
+        scale = engine.logit_scale()
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
             assert images is not None  # this suite is asked with pictures
-            alike = engine.similarity(engine.embed_images(images), vectors)
+            alike = scale * engine.similarity(engine.embed_images(images), vectors)
             out += [(e, _five_best(classes, s)) for e, s in zip(rows, alike, strict=True)]
         return out
 
@@ -114,8 +115,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _five_best(classes: tuple[str, ...], alike: np.ndarray) -> Answer:
-    """The class most alike and the four after it; its score is the softmax of similarities at CLIP's largest scale, 100."""
+    """The class most alike and the four after it; scores are probabilities."""
     order = np.argsort(-alike, kind="stable")[:5]
-    likely = probabilities(100 * alike)
+    likely = probabilities(alike)
     best = tuple((classes[i], float(likely[i])) for i in order)
     return Answer(*best[0], best)

@@ -38,7 +38,7 @@ class Scale(nn.Module):
 
     @nn.compact
     def __call__(self):
-        def number(name, value):
+        def number(name, value) -> Any:
             return self.param(name, nn.with_logical_partitioning(nn.initializers.constant(value), ()), ())
 
         found = {"scale": jnp.exp(number("log", self.log))}
@@ -115,6 +115,7 @@ class DualEncoder(BaseModel):
             "embed_image": self.embed_image,
             "embed_text": self.embed_text,
             "similarity": self.similarity,
+            "logit_scale": lambda params, extra: self.apply(params, "scale")["scale"],
             "features": self.features,
         }
 

@@ -85,7 +85,7 @@ def softmax_pairs(
     if "group" not in images and not smoothing and teacher is None:
         return Contrast(losses - 2 * jnp.where(real, weight * matched, 0).sum(), weight.sum(), *right)
 
-    sides = [{"of": side} for side in (images, texts)]
+    sides: list[dict[str, Any]] = [{"of": side} for side in (images, texts)]
     if "group" in images:
         alike = log_normalisers(_among_pairs(_alike), {}, images, texts, tile)
         sides = [{**side, "alike": n} for side, n in zip(sides, alike[:2], strict=True)]
@@ -117,7 +117,8 @@ def softmax_pairs(
     known = {"own": params, "pairs": real.sum().astype(weight.dtype)} | (
         {} if teacher is None else {"teacher": teacher}
     )
-    return Contrast(losses - pair_sum(attraction, known, *sides, tile), weight.sum(), *right)
+    attracted: Any = pair_sum(attraction, known, *sides, tile)
+    return Contrast(losses - attracted, weight.sum(), *right)
 
 
 def sigmoid_pairs(

@@ -40,9 +40,9 @@ def pair_sum(of_tile: OfTile, params: Any, rows: Any, columns: Any, tile: int = 
     def local(params, rows, columns, ring):
         kind = jax.eval_shape(of_tile, params, _cut(rows, tile, first=True), _cut(columns, tile, first=True)).dtype
         total, _, _ = _walk(visit, jnp.zeros((), kind), _cut(rows, tile), (), _cut(columns, tile), (), ring)
-        return ring.everywhere(total)
+        return (ring.everywhere(total),)
 
-    return _around(local, (params, rows, columns), out=(False,))
+    return _around(local, (params, rows, columns), out=(False,))[0]
 
 
 def _pair_sum_forward(of_tile, params, rows, columns, tile):
@@ -221,7 +221,7 @@ def _around(local, inputs, out: tuple[bool, ...]):
         share_of_device,
         mesh=mesh,
         in_specs=(whole, share, share),
-        out_specs=specs if len(specs) > 1 else specs[0],
+        out_specs=specs,
         check_vma=False,
     )
     return run(*inputs)

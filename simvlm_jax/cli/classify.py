@@ -1,0 +1,83 @@
+"""`simvlm classify RUN image ... --labels a,b,c`: which of any names fits an image, without training on them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Names every readable image; returns 1 if any could not be read."""
+    parser = argparse.ArgumentParser(prog="simvlm classify", description="Classify images by names of your own.")
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("images", nargs="+", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
+    parser.add_argument("--labels", help='names, with commas: "red circle,blue square"')
+    parser.add_argument("--prompts", help='a JSON file {"classes", "templates"}, or a text file with a template a line')
+    parser.add_argument(
+        "--template",
+        action="append",
+        help='how a name is said, "{a} photo of {name}" or "a photo of {}"; may be repeated',
+    )
+    parser.add_argument("--top", type=int, default=5, help="names an image, the best first")
+    parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='one line an image: {"image", "labels": [{"label", "probability"}]} or "error"',
+    )
+    args = parser.parse_args(argv)
+    if args.top < 1 or args.batch_size < 1:
+        parser.error("--top and --batch-size must be at least 1")
+
+    import numpy as np
+
+    from simvlm_jax.data.assemble import eval_pixels
+    from simvlm_jax.eval.engine import load_engine
+    from simvlm_jax.eval.suite import probabilities
+    from simvlm_jax.eval.zero_shot import class_vectors, read_prompts, said
+    from simvlm_jax.jobs.embed import FileList
+    from simvlm_jax.main import setup_jax
+
+    labels = tuple(dict.fromkeys(name.strip() for name in (args.labels or "").split(",") if name.strip()))
+    templates = tuple(args.template or ("{a} {name}",))
+    if args.prompts:
+        labels, given = read_prompts(Path(args.prompts), labels)
+        templates = tuple(args.template or given)
+    if len(labels) < 2:
+        parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
+    setup_jax()
+    engine, run = load_engine(args.run, args.step, args.batch_size)
+    by_text = "similarity" not in engine.model.capabilities()
+    vectors = None if by_text else class_vectors(engine, labels, templates)
+    pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
+    for start in range(0, len(source), engine.batch_size):
+        seen, names, answers = [], [], {}
+        for i in range(start, min(start + engine.batch_size, len(source))):
+            try:
+                seen.append(pixels(source[i], np.random.default_rng(0))["image"])
+                names.append(source.key(i))
+            except (ValueError, OSError) as e:
+                answers[source.key(i)] = {"image": source.key(i), "error": str(e)}
+        if seen:
+            images = np.stack(seen)
+            if vectors is not None:
+                scores = engine.logit_scale() * engine.similarity(engine.embed_images(images), vectors)
+            else:  # a captioner: how likely it is to say so
+                scores = engine.likelihoods(images, [""] * len(seen), [said(templates[0], name) for name in labels])
+            for name, likely in zip(names, probabilities(scores), strict=True):
+                best = np.argsort(-likely, kind="stable")[: args.top]
+                told = [{"label": labels[j], "probability": round(float(likely[j]), 4)} for j in best]
+                answers[name] = {"image": name, "labels": told}
+        for i in range(start, min(start + engine.batch_size, len(source))):
+            answer = answers[source.key(i)]
+            ok = ok and "error" not in answer
+            if args.json:
+                print(json.dumps(answer, ensure_ascii=False), flush=True)
+            elif "labels" in answer:
+                print(
+                    f"{answer['image']}: " + "  ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["labels"])
+                )
+            if "error" in answer:
+                print(f"error: {answer['image']}: {answer['error']}", file=sys.stderr)
+    return 0 if ok else 1

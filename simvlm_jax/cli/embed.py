@@ -1,0 +1,80 @@
+"""`simvlm embed RUN image ... --out x.npz`, or `--data PATH`: vectors of pictures, or of texts."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Writes the vectors of every readable picture; returns 1 if any could not be read."""
+    parser = argparse.ArgumentParser(prog="simvlm embed", description="Vectors of pictures in a run's shared space.")
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("images", nargs="*", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
+    parser.add_argument("--data", help="a data set in place of files: tars, a folder, a table, a TFDS name")
+    parser.add_argument("--split", default="train", help="of --data")
+    parser.add_argument("--texts", help="a text file, a text a line, in place of pictures")
+    parser.add_argument("--out", required=True, help="the .npz to write: embeddings [N,...], keys [N], errors, about")
+    parser.add_argument(
+        "--shard", default="0/1", help="I/N: do every N-th part, from I on; whoever comes last makes the file of all"
+    )
+    parser.add_argument("--part", type=int, default=10_000, help="pictures a part; finished parts are not made again")
+    parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--json", action="store_true", help="print one JSON object about what was written")
+    args = parser.parse_args(argv)
+    if sum(map(bool, (args.images, args.data, args.texts))) != 1:
+        parser.error("name image files, or --data, or --texts")
+    index, _, shards = args.shard.partition("/")
+    if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
+        parser.error(f"--shard {args.shard!r} is not I/N with I below N, such as 0/4")
+    if args.batch_size < 1 or args.part < 1:
+        parser.error("--batch-size and --part must be at least 1")
+
+    import numpy as np
+
+    from simvlm_jax.data.assemble import eval_pixels
+    from simvlm_jax.data.sources import open_source
+    from simvlm_jax.eval.engine import load_engine
+    from simvlm_jax.eval.provenance import weights_hash
+    from simvlm_jax.jobs.embed import FileList, embed_parts, merge, write_arrays
+    from simvlm_jax.main import setup_jax
+
+    setup_jax()
+    engine, run = load_engine(args.run, args.step, args.batch_size)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    about = {"run": str(args.run), "step": run.step, "weights": weights_hash((run.params, run.extra))}
+    if args.texts:
+        texts = [t for t in Path(args.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
+        if not texts:
+            raise ValueError(f"{args.texts!r} holds no text")
+        vectors = engine.embed_texts(texts)
+        about |= {"of": "texts"}
+        write_arrays(
+            out,
+            embeddings=vectors,
+            keys=np.asarray(texts),
+            errors=np.zeros((0, 2), str),
+            about=np.asarray(json.dumps(about)),
+        )
+        made, errors = len(texts), []
+    else:
+        engine.needs("embedding images", "embed_image")
+        source = open_source(args.data, args.split) if args.data else FileList(args.images)
+        pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
+        about |= {"of": "images", "pixels": repr(pixels)}
+        mine = lambda part: part % int(shards) == int(index)  # noqa: E731
+        embed_parts(source, pixels, engine.embed_images, folder, about, args.part, mine, engine.batch_size)
+        found = merge(folder, out)
+        if found is None:
+            print(f"this shard's parts are in {folder}; {out} is made when all are there", file=sys.stderr)
+            return 0
+        made, errors = found
+        shutil.rmtree(folder)
+    for key, why in errors:
+        print(f"error: {key}: {why}", file=sys.stderr)
+    written = {"out": str(out), "vectors": made, "errors": len(errors), "step": run.step}
+    print(json.dumps(written) if args.json else f"{made} vectors in {out}")
+    return 1 if errors else 0

@@ -1,0 +1,65 @@
+"""The best of many vectors: exactly, on the device, in flat memory; or nearly, by a graph of neighbours."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from simvlm_jax.core.layout import with_layout
+from simvlm_jax.eval.engine import Engine, filled
+from simvlm_jax.parallel.mesh import layout_of, replicated
+
+BLOCK = 16_384
+"""Vectors that are compared at once, of one vector an image; a model that mixes tokens for each pair takes fewer."""
+
+
+def exact(engine: Engine, vectors: np.ndarray, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """(scores [Q,top], places [Q,top]) of the vectors [N,...] that are most like each query [Q,E], the best first.
+
+    Of equals the first comes first.
+    """
+    top, block = min(top, len(vectors)), min(BLOCK if vectors.ndim == 2 else 256, len(vectors))
+    similarity = engine.needs("search", "similarity")["similarity"]
+
+    def best(params, extra, part, queries):
+        return jax.lax.top_k(similarity(params, extra, part, queries).T, min(top, block))
+
+    whole = replicated(engine.mesh)
+    run = jax.jit(
+        with_layout(layout_of(engine.mesh), best), in_shardings=(None, None, whole, whole), out_shardings=whole
+    )
+    scores, places = [], []
+    for start in range(0, len(vectors), block):
+        part = vectors[start : start + block]
+        score, place = (np.asarray(x) for x in run(engine.params, engine.extra, filled(part, block), queries))
+        scores.append(np.where(place < len(part), score, -np.inf))  # what only fills the last block
+        places.append(place + start)
+    score, place = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
+    order = np.argsort(-score, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(score, order, axis=1), np.take_along_axis(place, order, axis=1)
+
+
+def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same, nearly, by faiss's HNSW graph, which is kept beside the index and made anew when that is newer.
+
+    Raises:
+      ValueError: faiss is missing, or an image is not one vector.
+    """
+    if vectors.ndim > 2:
+        raise ValueError("this model gives an image a vector only for a text; search exactly, without --approximate")
+    try:
+        import faiss  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise ValueError("--approximate needs faiss; install it with: pip install faiss-cpu") from e
+    path = index.with_name(index.name + ".hnsw")
+    if path.exists() and path.stat().st_mtime_ns >= index.stat().st_mtime_ns:
+        graph = faiss.read_index(str(path))
+    else:
+        graph = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = 200
+        graph.add(np.ascontiguousarray(vectors, np.float32))
+        partial = path.with_name(path.name + ".partial")
+        faiss.write_index(graph, str(partial))
+        partial.replace(path)
+    graph.hnsw.efSearch = max(128, 2 * top)
+    return graph.search(np.ascontiguousarray(queries, np.float32), min(top, len(vectors)))

@@ -1,0 +1,151 @@
+"""Vectors of all pictures of a source, in parts: what is there is not made again, and several processes can share the work.
+
+A part is an .npz of so many rows beside a manifest that says of what and by whom; `merge` makes one file of all parts. A picture
+that cannot be read has no vector: its key and the reason stand in its part, and in the file.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simvlm_jax.data.sources import Source
+from simvlm_jax.run.directory import write_whole
+from simvlm_jax.run.progress import Countdown
+
+MANIFEST = "manifest.json"
+
+
+class FileList:
+    """Pictures by the names of their files."""
+
+    def __init__(self, names: Sequence[str]):
+        self._names = list(names)
+
+    def __len__(self):
+        return len(self._names)
+
+    def key(self, index: int) -> str:
+        return self._names[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = Path(self._names[index])
+        if not path.is_file():
+            raise FileNotFoundError("is a directory" if path.is_dir() else "does not exist")
+        return {"key": str(path), "image": path.read_bytes()}
+
+    def __repr__(self):
+        stamps = [(n, Path(n).stat().st_mtime_ns if Path(n).is_file() else None) for n in self._names]
+        return f"files:{stamps!r}"
+
+
+def embed_parts(
+    source: Source,
+    pixels: Callable[[dict[str, Any], Any], dict[str, Any]],
+    embed: Callable[[np.ndarray], np.ndarray],
+    folder: Path,
+    about: dict[str, Any],
+    rows: int,
+    mine: Callable[[int], bool] = lambda part: True,
+    chunk: int = 64,
+) -> None:
+    """Makes those parts that are `mine` and are not there.
+
+    embed: images [n,M,Y,X,C] uint8 to vectors [n,...]. about: what else the vectors depend on. rows: of a part. chunk: images
+    that are held at once.
+
+    Raises:
+      ValueError: the folder holds parts of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"source": repr(source), "examples": len(source), "rows": rows, **about}
+    path = folder / MANIFEST
+    if path.exists():
+        before = json.loads(path.read_text())
+        if changed := sorted(k for k in {*manifest, *before} if before.get(k) != manifest.get(k)):
+            raise ValueError(
+                f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
+            )
+    write_whole(path, json.dumps(manifest))
+    parts = [part for part in range(-(-len(source) // rows)) if mine(part) and not _path(folder, part).exists()]
+    pace = Countdown("pictures", sum(len(_rows_of(source, part, rows)) for part in parts))
+    done = 0
+    for part in parts:
+        keys: list[str] = []
+        found: list[np.ndarray] = []
+        errors: list[tuple[str, str]] = []
+        waiting: list[np.ndarray] = []
+        for i in _rows_of(source, part, rows):
+            try:
+                waiting.append(pixels(source[i], None)["image"])
+                keys.append(str(source.key(i)))
+            except Exception as e:  # people's files fail in any way they like
+                errors.append((str(source.key(i)), f"{type(e).__name__}: {e}"))
+            done += 1
+            if len(waiting) == chunk:
+                found.append(embed(np.stack(waiting)))
+                waiting = []
+                pace.at(done)
+        if waiting:
+            found.append(embed(np.stack(waiting)))
+        write_arrays(
+            _path(folder, part),
+            embeddings=np.concatenate(found) if found else np.zeros((0,), np.float32),
+            keys=np.asarray(keys, str),
+            errors=np.asarray(errors, str).reshape(-1, 2),
+        )
+    pace.close()
+
+
+def merge(folder: Path, out: Path) -> tuple[int, list[tuple[str, str]]] | None:
+    """One file of all parts: (vectors, pictures that could not be read with the reason); None while parts are missing."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
+    if not all(p.exists() for p in paths):
+        return None
+    parts = [np.load(p) for p in paths]
+    full = [p for p in parts if len(p["keys"])]
+    errors = np.concatenate([p["errors"] for p in parts])
+    if not full:
+        raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(errors[0])}")
+    keys = np.concatenate([p["keys"] for p in full])
+    vectors = np.concatenate([p["embeddings"] for p in full])
+    about = json.dumps({k: v for k, v in manifest.items() if k != "source"})
+    write_arrays(out, embeddings=vectors, keys=keys, errors=errors, about=np.asarray(about))
+    return len(keys), [(str(k), str(why)) for k, why in errors]
+
+
+def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """(vectors [N,...], keys [N], what they depend on) of a file that `merge` wrote.
+
+    Raises:
+      ValueError: it is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"index {str(path)!r} does not exist; make one with: simvlm embed RUN ... --out {path}")
+    try:
+        with np.load(path) as file:
+            return file["embeddings"], file["keys"], json.loads(str(file["about"]))
+    except (KeyError, ValueError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{str(path)!r} is not a file of vectors as `simvlm embed` writes it: {e}") from e
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(buffer.getvalue())
+    partial.replace(path)
+
+
+def _path(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.npz"
+
+
+def _rows_of(source: Source, part: int, rows: int) -> range:
+    return range(part * rows, min((part + 1) * rows, len(source)))
