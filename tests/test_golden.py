@@ -25,6 +25,18 @@ class _Tokenizer:
         "prefixlm",
         *(f"prefixlm-{variant}" for variant in ("decoder_only", "patches", "photos", "base")),
         *(f"finetune-{task}" for task in ("vqa", "pairs")),
+        *(
+            "clip",
+            "clip-B/32",
+            "clip-RN50",
+            "siglip",
+            "siglip-So400m/14",
+            "llip",
+            "llip-L/14",
+            "coca",
+            "coca-2b",
+            "coca-probe",
+        ),
     ],
 )
 def test_parameters(name):
@@ -37,11 +49,11 @@ def test_parameters(name):
     boxed, _ = jax.eval_shape(build_model(config, _Tokenizer(), labels).init, jax.random.key(0), batch)
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names")):
-        name = "/".join(k.key for k in path)
+        name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
         assert hasattr(leaf, "names"), f"{name} has no letters"
         lines.append(f"{name} {list(leaf.value.shape)} {' '.join(letter or '-' for letter in leaf.names)}")
     text = "\n".join(lines) + "\n"
-    golden = ROOT / "tests" / "golden" / f"{file}-{variant or 'default'}.txt"
+    golden = ROOT / "tests" / "golden" / f"{file}-{(variant or 'default').replace('/', '')}.txt"
     if os.environ.get("REGOLD"):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)

@@ -178,6 +178,12 @@ class Engine:
         tokens, mask = self._whole_texts(texts)
         return self.over("embed_text", embed, {"text": tokens, "text_mask": mask})
 
+    def embed_pairs(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Features [N,D] of a text a row with its image, for probing."""
+        features = self.needs("features of an image with a text", "pair_features")["pair_features"]
+        tokens, mask = self._whole_texts(texts)
+        return self.over("pair_features", features, {"image": images, "text": tokens, "text_mask": mask})
+
     def score_texts(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """Log-likelihood [N] (nats) of a text a row, given its image; EOS included."""
         score = self.needs("the likelihood of texts", "score_text")["score_text"]

@@ -33,6 +33,9 @@ class Frozen(Classes):
     train: str = "train"
     train_limit: int = 0
 
+    needed = "features"
+    """The capability that gives features."""
+
     def feature_sets(self, engine: Engine, examples: Examples, splits: Sequence[str]) -> tuple[list[Learned], Learned]:
         """Features of the splits to learn from, and of what is asked about.
 
@@ -40,7 +43,7 @@ class Frozen(Classes):
           ValueError: there is no data to learn from, or some of it is asked about.
         """
         what = type(self).__name__
-        engine.needs(what, "features")
+        engine.needs(what, self.needed)
         if not self.path:
             raise ValueError(f"{what} needs data of its own: set the suite's `path`")
         learned = [examples.like(split, open_source(self.path, split), self.train_limit) for split in splits]
@@ -56,14 +59,17 @@ class Frozen(Classes):
         found = [self._features(engine, part) for part in learned]
         return found, self._features(engine, examples)
 
+    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> np.ndarray:
+        """Features [n,D] of a chunk."""
+        return engine.over("features", engine.needs("features", "features")["features"], {"image": images})
+
     def _features(self, engine: Engine, examples: Examples) -> Learned:
-        features = engine.needs("features", "features")["features"]
         rows: list[Example] = []
         found = []
         for part, images in examples.chunks(engine.batch_size):
             assert images is not None  # these suites are asked with pictures
             rows += part
-            found.append(engine.over("features", features, {"image": images}).astype(np.float64))
+            found.append(self.features_of(engine, part, images).astype(np.float64))
         return Learned(examples, rows, np.concatenate(found))
 
 
@@ -93,3 +99,19 @@ class LinearProbe(Frozen):
 
     def decoding(self) -> dict[str, Any]:
         return {"probe": "logistic regression, L-BFGS, C by validation", "train": self.train, "limit": self.train_limit}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionProbe(LinearProbe):
+    """The same, of the features of an image with a question: what answers a linear map can read off a frozen model."""
+
+    question: str = "question"
+
+    needed = "pair_features"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.question,)
+
+    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> np.ndarray:
+        return engine.embed_pairs(images, [str(e[self.question]) for e in rows])

@@ -44,6 +44,10 @@ def known() -> dict[str, tuple[str, Any]]:
             "linear probe of the image features",
             spec(f"{_HERE}.probe:LinearProbe", train_limit=5000, **classes),
         ),
+        "vqa-probe": (
+            "answers that a linear map reads off the features of image and question",
+            spec(f"{_HERE}.probe:QuestionProbe", train_limit=5000, path="scenes/vqa", splits={"test": "test"}),
+        ),
         "neighbours": (
             "classes by those of the nearest training images' features",
             spec(f"{_HERE}.neighbours:NearestNeighbours", train_limit=5000, **classes),

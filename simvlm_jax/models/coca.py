@@ -104,6 +104,15 @@ class Network(nn.Module):
         x, _ = self.lower(x, Shared(visible(sight, sight)))
         return x[:, :T], unit(self.cls_norm(x[:, T]))
 
+    def together(self, pixels, inputs, valid):
+        """The upper half's last state [B,D] of a text with its image."""
+        states, _ = self.read(inputs, valid)
+        queries = self.poolers(self.encode(pixels))[0]
+        sight = causal(valid)
+        x, _ = self.upper(states, Shared(visible(sight, sight), queries, self._all_seen(sight, queries)))
+        last = jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(1)
+        return jnp.take_along_axis(self.norm(x), last[:, None, None], axis=1)[:, 0]
+
     def predict(self, states, valid, queries):
         """The upper half: logits [B,T,V] in fp32 (or wider) of what follows each slot."""
         sight = causal(valid)
@@ -295,6 +304,11 @@ class CoCa(DualEncoder):
         new = write({k: v for k, v in cache.items() if k != "layers"}, fed)
         logits, layers = self.apply(params, "step", tokens, new, cache["layers"], queries)
         return logits, {**new.state, "layers": layers}
+
+    def pair_features(self, params, extra, batch):
+        """Features [B,D] fp32 of an image with a text, for probing: the decoder's state at the text's end."""
+        found = self.apply(params, "together", batch["image"], *self.lay_out(batch["text"], batch["text_mask"]))
+        return found.astype(statistics_dtype(found.dtype))
 
     def attention(self, params, extra, batch):
         """Where each predicted piece looks: [B,T,P], the last layer's weights on queries times theirs on the image."""

@@ -144,6 +144,12 @@ class Llip(DualEncoder):
         """Cosines [N,M] of every image [N,K,2E], mixed as each text [M,E] asks, with that text."""
         return self.apply(params, "similarity", images, texts)
 
+    def pair_features(self, params, extra, batch):
+        """Features [B,3E] fp32: the image's vector as the text sees it, the text's, and their product."""
+        image, text = self.embed_image(params, extra, batch), self.embed_text(params, extra, batch)
+        seen = jax.vmap(lambda x, t: self.apply(params, "mixed", x[None], t[None])[0, 0])(image, text)
+        return jnp.concatenate([seen, text, seen * text], axis=-1)
+
     def train_flops(self, batch):
         """Of both towers, and of a mixture for every pair."""
         image, patch, text, width, tokens, _ = self.sizes

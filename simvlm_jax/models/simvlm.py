@@ -141,6 +141,13 @@ class Network(nn.Module):
         kernel = in_use(self.head_kernel, ("D", None), x.dtype)
         return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, (None,))
 
+    def last_state(self, batch, layout: "Layout"):
+        """The decoder's normalised output [B,D] in fp32 (or wider) at the last slot that is predicted."""
+        x = self.decoder_norm(self.decode(batch, layout))
+        slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
+        last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0]
+        return last.astype(statistics_dtype(x.dtype))
+
     def features(self, image):
         """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
         empty = jnp.zeros((image.shape[0], 1), jnp.int32)
@@ -360,7 +367,7 @@ class SimVLM(BaseModel):
 
     def capabilities(self):
         able = {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
-        able |= {"features": self.features, "layout": self.visible_layout}
+        able |= {"features": self.features, "pair_features": self.pair_features, "layout": self.visible_layout}
         if self.objective != "span_corruption":  # which knows texts with holes alone
             able["score_text"] = self.score_text
         return {**able, "classify": self.classify} if self.classes else able
@@ -372,6 +379,16 @@ class SimVLM(BaseModel):
     def features(self, params, extra, batch):
         """Image features [B,D] fp32 for probing: the mean of the encoded image tokens."""
         return self.network.apply({"params": params}, batch["image"], method="features")
+
+    def pair_features(self, params, extra, batch):
+        """Features [B,D] fp32 of an image with a text, for probing: the decoder's last state, the text being the prefix.
+
+        With `objective` "lm", which never has text in its prefix, the decoder reads the text.
+        """
+        pieces = jnp.asarray(batch["text_mask"]).sum(1)
+        prefix = jnp.zeros_like(pieces) if self.objective == "lm" else pieces - 1  # all but EOS
+        layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
+        return self.network.apply({"params": params}, batch, layout, method="last_state")
 
     def score_text(self, params, extra, batch):
         """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""

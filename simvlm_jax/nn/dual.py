@@ -117,6 +117,7 @@ class DualEncoder(BaseModel):
             "similarity": self.similarity,
             "logit_scale": lambda params, extra: self.apply(params, "scale")["scale"],
             "features": self.features,
+            "pair_features": self.pair_features,
         }
 
     def embed_image(self, params, extra, batch):
@@ -135,6 +136,11 @@ class DualEncoder(BaseModel):
         """Image features [B,D] fp32 for probing: before the projection."""
         pooled = self.apply(params, "pooled", batch["image"])
         return pooled.astype(statistics_dtype(pooled.dtype))
+
+    def pair_features(self, params, extra, batch):
+        """Features [B,3E] fp32 of an image with a text, for probing: both vectors and their product."""
+        image, text = self.embed_image(params, extra, batch), self.embed_text(params, extra, batch)
+        return jnp.concatenate([image, text, image * text], axis=-1)
 
     def adapt(self, params, target):
         """Image positions resized as a grid; of text positions those learned are kept, and fresh ones come after them."""

@@ -28,7 +28,7 @@ class LearnedTokens(nn.Module):
 
 
 class AttentionalPool(nn.Module):
-    """Q learned queries look at a sequence once, [B,S,W] -> [B,Q,D], with a norm after (CoCa, arXiv 2205.01917, section 3.2)."""
+    """Q learned queries look at a sequence once, [B,S,W] -> [B,Q,D], with a norm after (arXiv 2205.01917, section 3.2)."""
 
     queries: int
     width: int

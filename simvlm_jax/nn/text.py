@@ -19,7 +19,7 @@ class TextTower(nn.Module):
     Args:
       size: of the stack. vocabulary: rows of the embedding. length: positions there are.
       causal: tokens see what stands before them, or all.
-      pool: "eos" (the last valid token), "last" (the last slot, padding or not: SigLIP) or "first" (a CLS token there).
+      pool: "eos" (the last valid token), "last" (the last slot, padding or not) or "first" (a CLS token there).
     """
 
     size: Size

@@ -22,7 +22,7 @@ class ViT(nn.Module):
       size: of the stack. patch: pixels a side. image_size: pixels a side; P = (image_size // patch)^2 image tokens (pixels
         that are left over, below and on the right, are not seen).
       pool: "cls" (a learned token in front), "mean" (of the image tokens) or "map" (a MapHead).
-      learned: more learned tokens, without positions, after the image's (Llip's mixture tokens).
+      learned: more learned tokens, without positions, after the image's (arXiv 2405.00740).
       pre_norm: a norm before the first block (CLIP). patch_bias: of the patch map.
       stem: a conv stem in place of the linear map of patches.
     """

@@ -124,7 +124,7 @@ def softmax_pairs(
 def sigmoid_pairs(
     params: Any, images: dict[str, Any], texts: dict[str, Any], *, logits: Callable = cosine_logits, tile: int = TILE
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of losses, count of pairs): every image with every text, a binary question each (SigLIP, arXiv 2303.15343, eq. 1).
+    """(sum of losses, count of pairs): every image with every text, a binary question each (arXiv 2303.15343, eq. 1).
 
     The logit is scale * x.y + bias, with a negative bias at the start: that is what the authors' code does, though the printed
     equation can be read with the other sign. A loss is a row's sum over all texts, not its mean: the whole is divided by B.

@@ -5,7 +5,7 @@ where a device's own pairs are many they are taken in tiles; and no pair's logit
 makes it again. What a column gathers on its way (its gradient, its normaliser) travels with it and comes home. On one device,
 or outside `core.layout.laid_out`, the ring has one member and only tiles are left.
 
-The ring is SigLIP's (arXiv 2303.15343, section 3.3); the normalisers of a softmax are streamed (Milakov & Gimelshein, arXiv
+The ring is that of arXiv 2303.15343, section 3.3; the normalisers of a softmax are streamed (Milakov & Gimelshein, arXiv
 1805.02867).
 
 Rows and columns are pytrees whose leaves have the pairs' axis first; leaves of integers carry no gradient. Where tiles do not

@@ -1,7 +1,9 @@
 """Experiments with several arms and seeds: what to run at equal compute, and what came out, as a table and a figure.
 
 A sweep's config names `stages` (a config file each, with fields to set), `arms` (what each sets in the stages beside that; a
-stage set to None is left out; the first arm is the baseline), `seeds`, the `scores` to report, and the `claims` to test.
+stage set to None is left out, and `configs` may name another file for one; the first arm is the baseline), `seeds`, the
+`scores` to report (an arm may lack some, for its model cannot be asked), and the `claims` to test, on the first score or that
+they name.
 Tokenizers must not differ between arms, so it names the data that one for all is trained on.
 """
 
@@ -80,6 +82,10 @@ def check(sweep: Any, path: str) -> None:
     names = {arm.name for arm in sweep.arms}
     if wrong := [c.text for c in sweep.claims if not {c.better, c.worse} <= names]:
         raise ValueError(f"{path}: claim {wrong[0]!r} is about an arm that the sweep does not have")
+    known = dict(sweep.scores)
+    shown = [c.get("score") for c in sweep.claims if c.get("score")] + list(sweep.get("figure", ()))
+    if wrong := [name for name in shown if name not in known]:
+        raise ValueError(f"{path}: {wrong[0]!r} is not one of the sweep's scores")
 
 
 def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
@@ -90,7 +96,7 @@ def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0)
     """
     whole: dict[str, float] = {}
     for stage in sweep.stages:
-        config = _stage_config(stage, sweep.arms[0].sets.get(stage.name) or {}, 0, None, tokenizer)
+        config = _stage_config(stage, sweep.arms[0], 0, None, tokenizer)
         whole[stage.name] = step_flops(config) * config.train.steps
     out = []
     for seed in sweep.seeds:
@@ -100,7 +106,7 @@ def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0)
                 if stage.name in arm.sets and arm.sets[stage.name] is None:
                     continue
                 start = stages[-1].path if stages else None
-                config = _stage_config(stage, arm.sets.get(stage.name) or {}, seed, start, tokenizer)
+                config = _stage_config(stage, arm, seed, start, tokenizer)
                 each = step_flops(config)
                 budget = whole[stage.name]
                 if arm.get("spend_all") and stage is sweep.stages[-1]:
@@ -113,9 +119,9 @@ def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0)
     return out
 
 
-def _stage_config(stage: Any, sets: Any, seed: int, start: Path | None, tokenizer: Path) -> ConfigDict:
-    config: Any = load_config(stage.config)
-    for name, value in {**stage.set, **sets}.items():
+def _stage_config(stage: Any, arm: Any, seed: int, start: Path | None, tokenizer: Path) -> ConfigDict:
+    config: Any = load_config(arm.get("configs", {}).get(stage.name) or stage.config)
+    for name, value in {**stage.set, **(arm.sets.get(stage.name) or {})}.items():
         _assign(config, name, value)
     config.seed = seed
     config.text.model = str(tokenizer)
@@ -196,9 +202,8 @@ def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[
                 for k, v in e["scores"].items()
             }
             for name in scores:
-                if name not in found:
-                    raise ValueError(f"{trial.result.path} has no score {name!r}; it has {', '.join(sorted(found))}")
-                scores[name][trial.seed] = found[name]
+                if name in found:
+                    scores[name][trial.seed] = found[name]
         took = [sum(seconds.get(str(s.path), 0.0) for s in t.stages) for t in mine]
         out.append(
             Summary(
@@ -211,6 +216,8 @@ def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[
                 float(np.mean(took)),
             )
         )
+    if missing := [name for name, _ in sweep.scores if not any(s.scores[name] for s in out)]:
+        raise ValueError(f"no arm of {sweep.name} has a score {missing[0]!r}; see the results.json of its runs")
     return out
 
 
@@ -244,9 +251,12 @@ def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
         cells = []
         for name, _ in sweep.scores:
             mean, deviation = spread(s.scores[name])
+            if not s.scores[name]:
+                cells.append("–")
+                continue
             cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if math.isfinite(deviation) else ""))
         cells += [
-            str(len(s.scores[sweep.scores[0][0]])),
+            str(max(map(len, s.scores.values()))),
             s.steps,
             f"{s.flops / 1e12:.1f}",
             f"{s.parameters:,}",
@@ -255,24 +265,38 @@ def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
         lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
     out = [*lines, "", f"![{sweep.name}]({figure})", ""]
     out += ["| the paper's direction | difference, 95 % interval | here |", "|---|---|---|"]
-    main = sweep.scores[0][0]
+    titles = dict(sweep.scores)
     for claim in sweep.claims:
         if claim.better in by_arm and claim.worse in by_arm:
-            word, mean, error = verdict(by_arm[claim.better].scores[main], by_arm[claim.worse].scores[main])
+            name = claim.get("score") or sweep.scores[0][0]
+            word, mean, error = verdict(by_arm[claim.better].scores[name], by_arm[claim.worse].scores[name])
             gap = f"{mean:+.3f} ± {error:.3f}" if math.isfinite(mean) else "–"
-            out.append(f"| {claim.text} | {gap} | {word} |")
+            by = f" ({titles[name]})" if claim.get("score") else ""
+            out.append(f"| {claim.text}{by} | {gap} | {word} |")
     return "\n".join(out) + "\n"
 
 
 def figure(sweep: Any, summaries: list[Summary]) -> str:
-    """An SVG: for the first score, an arm a row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
-    main, title = sweep.scores[0]
+    """An SVG: a panel a score of `sweep.figure` (by default the first score), one below the other."""
+    titles, panels, top, wide = dict(sweep.scores), [], 0, 0
+    for name in sweep.get("figure", ()) or (sweep.scores[0][0],):
+        drawn, width, height = _panel(sweep, summaries, name, titles[name])
+        panels.append(f'<g transform="translate(0,{top})">{drawn}</g>')
+        top, wide = top + height, max(wide, width)
+    size = f'viewBox="0 0 {wide} {top}" width="{wide}" height="{top}"'
+    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}<rect width="100%" height="100%" fill="#fff"/>'
+    return f"{head}{''.join(panels)}</svg>\n"
+
+
+def _panel(sweep: Any, summaries: list[Summary], main: str, title: str) -> tuple[str, int, int]:
+    """(drawing, width, height): an arm a row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
     rows = [s for s in summaries if s.scores[main]]
     values = [v for s in rows for v in s.scores[main].values()]
     at = ticks(min(values), max(values))
     low, high = at[0], at[-1]
     decimals = max(-math.floor(math.log10(at[1] - at[0]) + 1e-6), 0)
-    left, width, line = 24 + 7 * max(len(s.title) for s in rows), 520, 26
+    left, width, line = 24 + 7 * max(len(s.title) for s in summaries), 520, 26
     bottom = line * len(rows) + 34
 
     def x(v: float) -> float:
@@ -297,10 +321,7 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
             f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>'
             for v in s.scores[main].values()
         ]
-    size = f'viewBox="0 0 {left + width + 24} {bottom + 26}" width="{left + width + 24}" height="{bottom + 26}"'
-    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}<rect width="100%" height="100%" fill="#fff"/>'
-    return f"{head}{''.join(parts)}</svg>\n"
+    return "".join(parts), left + width + 24, bottom + 26
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -25,7 +25,7 @@ SPELLINGS = ("", "lower", "plain")
 class Tokenizer:
     """A sentencepiece model, the text length of the run, and how texts are spelt before they are cut into pieces.
 
-    spelling: "" as they are, "lower" in lower case (CLIP), "plain" in lower case without punctuation (SigLIP).
+    spelling: "" as they are, "lower" in lower case, "plain" in lower case without punctuation.
 
     A model without a pad piece pads with its eos, one without bos starts from its pad: neither is ever a target.
     """

@@ -25,7 +25,8 @@ class Optimizer:
         et al. 2025, arXiv 2502.16982; every other parameter has Adam with Nesterov momentum).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
       warmup: steps, or a share of all steps when below 1.
-      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases and position tables have none.
+      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases, position
+        tables and temperatures have none.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
       clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
       bounds: (regex, (lowest, highest)) of parameters that each update is not to leave, such as a temperature.
