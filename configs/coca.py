@@ -35,10 +35,12 @@ def get_config(variant: str = ""):
         raise ValueError(f"coca has no variant {variant!r}; it has {known}")
     config = parts.contrastive(model("tiny", scan=False, **ABLATIONS.get(variant, {})), variant)
     config.optimizer.bounds = BOUNDS
-    captions = {"captions": parts.captioning()}
-    if variant == "":
-        captions["captions"].splits = {"test": "test"}
-    config.eval.suites = {**captions, **config.eval.suites}
+    captions = parts.captioning()
+    if variant not in ("photos", "smoke"):
+        config.train.update(steps=440, batch_size=256, accumulate=2)  # captions want more, smaller steps
+        few = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
+        captions.update(path="scenes/captions", splits=few)
+    config.eval.suites = dict(captions=captions, **config.eval.suites)
     return config
 
 

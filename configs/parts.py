@@ -103,16 +103,18 @@ def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
         config.data.train.update(split="train", cache=False)
         config.text.update(vocabulary=4000, length=24)
         config.optimizer.weight_decay = 0.05
-        config.train.update(steps=3000, batch_size=128)
-        config.eval.update(every=500, suites=dict(retrieval=retrieval()))
+        config.train.update(steps=1500, batch_size=256, accumulate=2)
+        config.eval.every = 500
+        config.eval.suites = dict(retrieval=retrieval())
     if variant == "smoke":
         config.data.train.update(path="scenes/captions-80_8_32_16", cache=False)
         config.data.eval.splits = dict(test="test")
         config.data.image_size = 32
         config.text.length = 24
         config.optimizer.update(name="adamw", learning_rate=1e-3)
-        config.train.update(steps=16, batch_size=8)
-        config.eval.update(batch_size=8, examples=8, suites=dict(retrieval=retrieval()))
+        config.train.update(steps=16, batch_size=8, accumulate=1)
+        config.eval.update(batch_size=8, examples=8)
+        config.eval.suites = dict(retrieval=retrieval())
         config.checkpoint.every = 4
         config.log.every = 1
     return config

@@ -25,8 +25,8 @@ class Optimizer:
         et al. 2025, arXiv 2502.16982; every other parameter has Adam with Nesterov momentum).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
       warmup: steps, or a share of all steps when below 1.
-      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases, position
-        tables and temperatures have none.
+      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases, position tables and
+        temperatures have none.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
       clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
       bounds: (regex, (lowest, highest)) of parameters that each update is not to leave, such as a temperature.
@@ -40,7 +40,7 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.01
-    decay: Sequence[tuple[str, float]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative", 0.0),)
+    decay: Sequence[tuple[str, float]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
     multipliers: Sequence[tuple[str, float]] = ()
     clip: float | None = 1.0
     ema: float = 0.0

@@ -1,0 +1,182 @@
+"""`simvlm embed`, `classify` and `search` on a run of a few steps: what they print, resume, refuse and find."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simvlm_jax.cli import main
+from simvlm_jax.core.build import load_config
+from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.transforms import Pixels
+from simvlm_jax.eval.engine import load_engine
+from simvlm_jax.eval.search import approximate, exact
+from simvlm_jax.jobs import embed as job
+from simvlm_jax.jobs.embed import embed_parts, merge, read_vectors
+from tests.conftest import ROOT, SCENES
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A CLIP of four steps; only to be read."""
+    from simvlm_jax import main as entry
+
+    path = tmp_path_factory.mktemp("pairs") / "clip"
+    config = load_config(f"{ROOT / 'configs' / 'clip.py'}:smoke")
+    config.train.steps = 4
+    entry.run(config, str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, colour in enumerate(("red", "blue", "white")):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+def test_a_run_is_scored_by_pairs(run):
+    entries = json.loads((run / "results.json").read_text())["entries"]
+    assert {(e["suite"], e["control"]) for e in entries} == {("retrieval", None), ("retrieval", "blind")}
+    assert 0 <= entries[0]["scores"]["text_to_image_r10"] <= 1 and "error" not in entries[0]
+
+
+def test_classify(run, pictures, capsys):
+    files = [str(pictures / f"{i}.png") for i in range(2)]
+    assert main(["classify", str(run), *files, "--labels", "red circle, blue star,red circle", "--json"]) == 0
+    found = lines(capsys)
+    assert [f["image"] for f in found] == files
+    for f in found:
+        assert {t["label"] for t in f["labels"]} == {"red circle", "blue star"}
+        assert sum(t["probability"] for t in f["labels"]) == pytest.approx(1, abs=1e-3)
+        assert f["labels"][0]["probability"] >= f["labels"][1]["probability"]
+    assert main(["classify", str(run), str(pictures / "broken.png"), files[0], "--labels", "a,b", "--top", "1"]) == 1
+    said = capsys.readouterr()
+    assert "broken.png" in said.err and said.out.count("%") == 1
+    with pytest.raises(SystemExit):
+        main(["classify", str(run), files[0], "--labels", "one"])
+
+
+def test_a_captioner_classifies_by_likelihood(finished_run, pictures, capsys):
+    assert (
+        main(["classify", str(finished_run), str(pictures / "0.png"), "--labels", "red circle,blue star", "--json"])
+        == 0
+    )
+    assert sum(t["probability"] for t in lines(capsys)[0]["labels"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_embed_and_search(run, pictures, tmp_path, capsys):
+    out = tmp_path / "x.npz"
+    files = sorted(map(str, pictures.iterdir()))
+    assert main(["embed", str(run), *files, "--out", str(out), "--json"]) == 1  # one is no picture
+    said = capsys.readouterr()
+    assert json.loads(said.out)["vectors"] == 3 and "broken.png" in said.err
+    vectors, keys, about = read_vectors(out)
+    assert list(keys) == files[:3] and about["of"] == "images" and not (tmp_path / "x.npz.parts").exists()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (
+        main(["search", str(run), "a red circle", "--index", str(out), "--like", files[1], "--top", "2", "--json"]) == 0
+    )
+    text, picture = lines(capsys)
+    engine, _ = load_engine(str(run))
+    alike = (vectors @ engine.embed_texts(["a red circle"])[0]).tolist()
+    assert text["found"][0]["key"] == files[int(np.argmax(alike))] and len(text["found"]) == 2
+    assert text["found"][0]["score"] == pytest.approx(max(alike), abs=1e-3)
+    assert picture["found"][0] == {"key": files[1], "score": pytest.approx(1, abs=1e-3)}
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red circle\n\na blue star\n")
+    assert main(["embed", str(run), "--texts", str(texts), "--out", str(tmp_path / "t.npz")]) == 0
+    np.testing.assert_allclose(
+        read_vectors(tmp_path / "t.npz")[0][0], engine.embed_texts(["a red circle"])[0], atol=1e-6
+    )
+
+
+def test_an_index_of_other_weights_is_refused(run, tmp_path, capsys):
+    about = np.asarray(json.dumps({"run": "elsewhere", "step": 7, "weights": "0"}))
+    job.write_arrays(tmp_path / "x.npz", embeddings=np.eye(3), keys=np.asarray(["a", "b", "c"]), about=about)
+    assert main(["search", str(run), "a cat", "--index", str(tmp_path / "x.npz")]) == 1
+    assert "made by other weights (elsewhere, step 7)" in capsys.readouterr().err
+    (tmp_path / "y.npz").write_bytes(b"no")
+    assert main(["search", str(run), "a cat", "--index", str(tmp_path / "y.npz")]) == 1
+    assert "is not a file of vectors" in capsys.readouterr().err
+    assert main(["search", str(run), "a cat", "--index", str(tmp_path / "z.npz")]) == 1
+    assert "make one with: simvlm embed" in capsys.readouterr().err
+
+
+def test_shards_and_resumption(run, tmp_path, monkeypatch, capsys):
+    """Three shards that are started one after the other, one of them twice, make what one process makes."""
+    base = ["embed", str(run), "--data", SCENES, "--split", "test", "--part", "5"]
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    assert main([*base, "--out", str(whole)]) == 0
+    for shard in ("0/3", "2/3", "0/3"):
+        assert main([*base, "--out", str(parts), "--shard", shard]) == 0
+        assert not parts.exists()
+    made = len(list((tmp_path / "parts.npz.parts").glob("part-*.npz")))
+    assert 0 < made < 7
+    assert main([*base, "--out", str(parts), "--shard", "1/3"]) == 0
+    a, b = read_vectors(whole), read_vectors(parts)
+    np.testing.assert_array_equal(a[1], b[1])
+    np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+    assert main([*base, "--out", str(tmp_path / "q.npz"), "--shard", "0/3"]) == 0
+    capsys.readouterr()
+    assert main([*base[:-1], "6", "--out", str(tmp_path / "q.npz")]) == 1
+    assert "made otherwise (rows differs)" in capsys.readouterr().err
+
+
+def test_a_part_that_is_there_is_not_made_again(tmp_path):
+    source = open_source(SCENES, "test")
+    asked = []
+
+    def vectors(images):
+        asked.append(len(images))
+        return images.reshape(len(images), -1)[:, :4].astype(np.float32)
+
+    def broken(images):
+        if sum(asked) >= 8:
+            raise KeyboardInterrupt
+        return vectors(images)
+
+    how = dict(folder=tmp_path / "parts", about={}, rows=8, chunk=4)
+    with pytest.raises(KeyboardInterrupt):
+        embed_parts(source, Pixels(16), broken, **how)
+    assert merge(how["folder"], tmp_path / "x.npz") is None
+    embed_parts(source, Pixels(16), vectors, **how)
+    assert merge(how["folder"], tmp_path / "x.npz") == (len(source), [])
+    assert sum(asked) == len(source)
+
+
+@pytest.mark.parametrize("top", [1, 5, 700])
+def test_the_exact_search_is_a_sort(run, top, monkeypatch):
+    engine, _ = load_engine(str(run))
+    monkeypatch.setattr("simvlm_jax.eval.search.BLOCK", 100)
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(n, 128)).astype(np.float32) for n in (250, 3))
+    scores, places = exact(engine, vectors, queries, top)
+    everything = queries @ vectors.T
+    order = np.argsort(-everything, axis=1)[:, :top]
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_allclose(scores, np.take_along_axis(everything, order, axis=1), atol=1e-4)
+
+
+def test_the_approximate_search_agrees_and_its_graph_is_kept(tmp_path):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = tmp_path / "x.npz"
+    index.write_bytes(b"")
+    for _ in range(2):
+        _, places = approximate(vectors, vectors[:50], 5, index)
+        assert (places[:, 0] == np.arange(50)).all()
+    best = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :5]
+    found = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(best, places, strict=True)])
+    assert found > 0.95 and (tmp_path / "x.npz.hnsw").exists()
+    with pytest.raises(ValueError, match="search exactly"):
+        approximate(np.zeros((2, 3, 4)), vectors[:1], 1, index)
