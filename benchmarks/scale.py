@@ -17,13 +17,18 @@ BEGIN, END = "<!-- begin: made by benchmarks/scale.py -->", "<!-- end -->"
 PAIR = "--config.mesh.tensor=2"  # 1,024 shards do not divide 512 documents
 
 TABLE = [
-    (size, target, PAIR if target.startswith("v3") else "")
+    (f"configs/prefixlm.py:{size}", target, PAIR if target.startswith("v3") else "")
     for target in ("v3:16x32", "v5e:16x16", "v5p:8x8x8", "v6e:16x16")
     for size in ("base", "large", "huge")
 ]
+PAIRS = [
+    (config, target, "")
+    for target in ("v4:8x16x16", "v5p:8x8x8", "v6e:16x16")
+    for config in ("configs/clip.py:L/14", "configs/siglip.py:So400m/14", "configs/coca.py:2b")
+]
 WEAK = [
     (
-        "base",
+        "configs/prefixlm.py:base",
         f"v5p:{shape}",
         f"--config.train.batch_size={16 * n} --config.data.documents.batch_size={2 * n} --effort=low",
     )
@@ -31,8 +36,8 @@ WEAK = [
 ]
 
 
-def command(size: str, target: str, more: str) -> list[str]:
-    return ["plan", "--config", f"configs/prefixlm.py:{size}", "--target", target, *more.split(), "--no-suggestion"]
+def command(config: str, target: str, more: str) -> list[str]:
+    return ["plan", "--config", config, "--target", target, *more.split(), "--no-suggestion"]
 
 
 def kept() -> dict[str, dict]:
@@ -41,7 +46,7 @@ def kept() -> dict[str, dict]:
 
 
 def compile_rows(only: str) -> None:
-    for row in [*TABLE, *WEAK]:
+    for row in [*TABLE, *WEAK, *PAIRS]:
         words = command(*row)
         name = "simvlm " + " ".join(words)
         if name in kept() or only not in name:
@@ -55,24 +60,24 @@ def compile_rows(only: str) -> None:
         print(name, "done", flush=True)
 
 
-def table(found: dict[str, dict]) -> list[str]:
+def table(found: dict[str, dict], rows: list[tuple[str, str, str]]) -> list[str]:
     lines = [
         "| model | target | mesh (data x fsdp x tensor) | GiB a device | of | TFLOPs | traffic GB | links GB | step at best "
         "| bound by | compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for size, target, more in TABLE:
-        r = found.get("simvlm " + " ".join(command(size, target, more)))
+    for config, target, more in rows:
+        r = found.get("simvlm " + " ".join(command(config, target, more)))
         if r is None:
             continue
         links = sum(c["received"] for c in r["collectives"] or ()) / 1e9
         lines.append(
-            f"| {size} | {target} | {' x '.join(str(n) for n in r['mesh'].values())} | "
+            f"| {config.partition('configs/')[2]} | {target} | {' x '.join(str(n) for n in r['mesh'].values())} | "
             f"{r['bytes_per_device'] / 2**30:.2f}{'' if r['fits'] else ' **does not fit**'} | {r['hbm_bytes'] / 2**30:.0f} | "
             f"{r['flops_per_device'] / 1e12:.1f} | {(r['bytes_accessed_per_device'] or 0) / 1e9:.0f} | {links:.1f} | "
             f"{1e3 * (r['step_time_estimate_s'] or 0):.0f} ms | {r['bound_by']} | {r['compile_s']:.0f} s |"
         )
-    commands = [f"    simvlm {' '.join(command(*row))}" for row in TABLE]
+    commands = [f"    simvlm {' '.join(command(*row))}" for row in rows]
     return [*lines, "", "The commands:", "", *commands]
 
 
@@ -139,7 +144,8 @@ def write() -> None:
     found = kept()
     if len(weak_rows(found)) > 1:
         FIGURE.write_text(figure(found))
-    made = [*table(found), "", "## Weak scaling", "", "![weak scaling](scale.svg)", "", *weak_table(found)]
+    made = [*table(found, TABLE), "", "## Weak scaling", "", "![weak scaling](scale.svg)", "", *weak_table(found)]
+    made += ["", "## Contrastive models at their papers' batches", "", *table(found, PAIRS)]
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(made) + "\n\n" + END + rest.split(END)[1])

@@ -2,8 +2,9 @@
 
 Letters (one letter, one meaning):
 `B` batch, `M` images an example, `Y X` pixel rows and columns, `C` channels, `P` image tokens, `T` text or query
-length, `S` source or key length, `D` model width, `F` mlp width, `H` heads, `K` head width, `V` vocabulary,
-`W` another tower's width, `L` layers (the scan axis).
+length, `S` source or key length, `Q` learned queries, `D` model width, `F` mlp width, `H` heads, `K` head width, `V`
+vocabulary, `E` a space that towers share, `W` another tower's width, `L` layers (the scan axis); `r` and `c` are rows and
+columns of pairs, images and texts as a rule.
 """
 
 import dataclasses

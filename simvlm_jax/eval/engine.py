@@ -194,7 +194,7 @@ class Engine:
         return found
 
     def similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """How alike embedded images [N,...] and embedded texts [M,E] are: [N,M], the higher the more."""
+        """How alike embedded images [r,...] and embedded texts [c,E] are: [r,c], the higher the more."""
         similarity = self.needs("comparing images with texts", "similarity")["similarity"]
         name = (self.model, self.mesh, "similarity")
         if name not in self._compiled:

@@ -73,9 +73,9 @@ class Retrieval(Suite):
 
 
 def ranks(alike: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many texts of others come before an image's best one [N], and how many other images before a text's own [M].
+    """How many texts of others come before an image's best one [r], and how many other images before a text's own [c].
 
-    alike: similarities [N,M]. owner: the image [M] of each text.
+    alike: similarities [r,c]. owner: the image [c] of each text.
     """
     own = owner[None] == np.arange(len(alike))[:, None]
     best = np.where(own, alike, -np.inf).max(1)

@@ -1,13 +1,14 @@
 """Llip: Modeling Caption Diversity in Contrastive Vision-Language Pretraining (Lavoie et al., arXiv 2405.00740).
 
-One idea: a picture can be described in many ways, so its vector waits for the caption. The image tower gives K learned mixture
-tokens; a caption looks at them by cross-attention and gets an image vector of its own, which it is compared with. Every
-(image i, text j) has another image vector, negatives as well, so that captions cannot leak; the loss is SigLIP's.
+One idea: a picture can be described in many ways, so its vector waits for the caption. The image tower gives Q learned mixture
+tokens (the paper calls their number K); a caption looks at them by cross-attention and gets an image vector of its own, which
+it is compared with. Every (image i, text j) has another image vector, negatives as well, so that captions cannot leak; the loss
+is SigLIP's.
 
-Images [B,1,Y,X,C] become keys and values [B,K,2E], texts unit vectors [B,E]. To classify, the K tokens of an image are kept and
+Images [B,1,Y,X,C] become keys and values [B,Q,2E], texts unit vectors [B,E]. To classify, the Q tokens of an image are kept and
 mixed for each class prompt.
 
-The abstract states K and the loss. What it does not, and our choice: heads and softmax temperature of the mixture are fields;
+The abstract states Q and the loss. What it does not, and our choice: heads and softmax temperature of the mixture are fields;
 the query is a linear map of the caption's unit vector (scaled to unit variance), so that prompts can be averaged.
 """
 
@@ -34,7 +35,7 @@ TILE = 64
 _STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
 SIZES: dict[
     str, tuple[Size, int, Size, int, int, int]
-] = {  # image tower, patch, text tower, E, K, heads of the mixture
+] = {  # image tower, patch, text tower, E, Q, heads of the mixture
     "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128, 8, 4),
     "B/32": (Size(768, 12, 12, 3072), 32, Size(512, 12, 8, 2048), 512, 64, 8),
     "B/16": (Size(768, 12, 12, 3072), 16, Size(512, 12, 8, 2048), 512, 64, 8),
@@ -78,16 +79,16 @@ class Network(nn.Module):
         return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
 
     def mixed(self, images, texts):
-        """The vectors [N,M,E] of images [N,K,2E] as texts [M,E] see them, of length 1."""
+        """The vectors [r,c,E] of images [r,Q,2E] as texts [c,E] see them, of length 1."""
         heads, E = self.model.sizes[5], texts.shape[-1]
         split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
         query, key, value = split(self.query(texts * E**0.5)), split(images[..., :E]), split(images[..., E:])
-        weights = jax.nn.softmax(jnp.einsum("MHe,NKHe->NMHK", query, key) / self.model.temperature, axis=-1)
-        return unit(self.out(jnp.einsum("NMHK,NKHe->NMHe", weights, value).reshape(len(images), len(texts), E)))
+        weights = jax.nn.softmax(jnp.einsum("cHK,rQHK->rcHQ", query, key) / self.model.temperature, axis=-1)
+        return unit(self.out(jnp.einsum("rcHQ,rQHK->rcHK", weights, value).reshape(len(images), len(texts), E)))
 
     def similarity(self, images, texts):
-        """Cosines [N,M] of every image, as each text sees it, with that text."""
-        return jnp.einsum("NME,ME->NM", self.mixed(images, texts), texts, precision=jax.lax.Precision.HIGHEST)
+        """Cosines [r,c] of every image, as each text sees it, with that text."""
+        return jnp.einsum("rcE,cE->rc", self.mixed(images, texts), texts, precision=jax.lax.Precision.HIGHEST)
 
     def scale(self):
         return self.logit_scale()
@@ -141,7 +142,7 @@ class Llip(DualEncoder):
         return self.told(params, {"contrastive": Term(loss, count)}, {})
 
     def similarity(self, params, extra, images, texts):
-        """Cosines [N,M] of every image [N,K,2E], mixed as each text [M,E] asks, with that text."""
+        """Cosines [r,c] of every image [r,Q,2E], mixed as each text [c,E] asks, with that text."""
         return self.apply(params, "similarity", images, texts)
 
     def pair_features(self, params, extra, batch):

@@ -129,8 +129,8 @@ class DualEncoder(BaseModel):
         return self.apply(params, "text", *self.lay_out(batch["text"], batch["text_mask"]))
 
     def similarity(self, params, extra, images, texts):
-        """How alike [N] embedded images and [M] embedded texts are, the higher the more: cosines [N,M]."""
-        return jnp.einsum("NE,ME->NM", images, texts, precision=jax.lax.Precision.HIGHEST)
+        """How alike embedded images [r,E] and embedded texts [c,E] are, the higher the more: cosines [r,c]."""
+        return jnp.einsum("rE,cE->rc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
     def features(self, params, extra, batch):
         """Image features [B,D] fp32 for probing: before the projection."""

@@ -68,7 +68,7 @@ class Program:
             if kind not in _COLLECTIVES:
                 continue
             channel = re.search(r"channel_id=(\d+)", i.rest)
-            if channel:
+            if channel and kind != "collective-permute":  # those of a ring share one
                 if channel[1] in seen:  # asynchronous ones are written down in each of their parts
                     continue
                 seen.add(channel[1])
