@@ -77,3 +77,21 @@ def test_the_contract_is_kept(tmp_path, tokenizer):
 
 def test_clean():
     assert clean(b"a \xff\n\tdog  ") == "a � dog" and clean(" x\u00a0y ") == "x y"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "alike"),
+    [("", "a Red, dog!"), ("lower", "a red, dog!"), ("plain", "a red dog")],
+    ids=["as is", "lower", "plain"],
+)
+def test_spelling_belongs_to_the_tokenizer(tmp_path, spelling, alike):
+    texts = ["a Red, dog!", "a red dog", "blue: cat?"] * 30
+    made = Tokenizer.train(texts, 130, 16, spelling)
+    plain = Tokenizer(made.model, 16)
+    assert made.encode("a Red, dog!") == plain.encode(alike)
+    made.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.spelling == spelling and loaded.encode("A red dog!") == made.encode("A red dog!")
+    assert (made.sha256 == plain.sha256) == (spelling == "")  # another spelling is another tokenizer
+    with pytest.raises(ValueError, match="spelling 'upper' is not one of"):
+        Tokenizer(made.model, 16, "upper")

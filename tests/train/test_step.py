@@ -186,3 +186,55 @@ def test_weight_average():
 def test_an_idle_pattern_is_an_error():
     with pytest.raises(ValueError, match="no parameter is left for"):
         match({"a": 1}, [("b", 2)], 0)
+
+
+def test_bounds_hold_after_every_update():
+    """A parameter is stopped at its bound, and comes back as soon as its gradient turns."""
+    params = {"logit_scale": {"log": jnp.asarray(4.0)}, "kernel": jnp.asarray([4.0, -9.0])}
+    tx = Optimizer(
+        learning_rate=1.0,
+        schedule="constant",
+        warmup=0,
+        weight_decay=0.0,
+        decay=(),
+        bounds=(("logit_scale", (-1.0, 4.5)),),
+    ).make(params, 10)
+    state = tx.init(params)
+
+    def update(params, state, sign):
+        gradients = jax.tree.map(lambda x: sign * jnp.ones_like(x), params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(2):
+        params, state = update(params, state, -1.0)
+    assert float(params["logit_scale"]["log"]) == 4.5 and float(params["kernel"][0]) > 5.5
+    for _ in range(4):
+        params, state = update(params, state, 1.0)
+    assert float(params["logit_scale"]["log"]) < 4.5
+    with pytest.raises(ValueError, match=r"optimizer\.bounds"):
+        Optimizer(decay=(), bounds=(("nothing", (0, 1)),)).make(params, 10)
+
+
+def test_features_may_hold_labels():
+    """Integers among the features carry no gradient, and rows keep their order, with and without accumulation."""
+
+    class Labelled(Toy):
+        def per_example(self, params, extra, batch, **how):
+            features, terms, aux = super().per_example(params, extra, batch, **how)
+            return {**features, "label": batch["label"]}, terms, aux
+
+        def across_batch(self, params, extra, features, **how):
+            alike = features["label"][:, None] == features["label"][None]
+            loss = (alike * (features["a"] @ features["b"].T)).sum() + (features["label"] * features["a"][:, 0]).sum()
+            order = (jnp.arange(len(features["label"])) * features["label"]).sum()
+            return {"alike": Term(loss, jnp.asarray(3.0))}, {"order": Term(order.astype(float), 1.0)}
+
+    batch = {**toy_batch(), "label": jnp.arange(24) % 5}
+    model = Labelled()
+    params, extra = model.init(jax.random.key(0), batch)
+    tx, flags = optax.sgd(1.0), jax.tree.map(lambda _: True, params)
+    state = TrainState(jnp.zeros((), int), params, tx.init(params), extra, jax.random.key(1))
+    (whole, told), (cut, also) = (jax.jit(make_train_step(model, tx, flags, n))(state, batch) for n in (1, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), whole.params, cut.params)
+    assert told["order"].sum == also["order"].sum
