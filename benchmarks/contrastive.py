@@ -112,48 +112,55 @@ def table(rows: dict[tuple, dict], of: list[tuple[str, str, int]]) -> list[str]:
 
 
 def figure(rows: dict[tuple, dict]) -> str:
-    """Temporaries a chip against the global batch, both by powers of two."""
-    left, top, width, height = 70, 50, 540, 260
-    series = {
-        k: [(n, rows[k, POD, n]["temporaries"]) for n in BATCHES if "temporaries" in rows.get((k, POD, n), {})]
-        for k in LOSSES
-    }
-    series["features"] = [(n, 16 * WIDTH * n / 512) for n in BATCHES]
-    values = [v for points in series.values() for _, v in points]
-    low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    """Temporaries a chip against the global batch, both by powers of two: on one pod, and at as many pairs a chip."""
+    pod = [(POD, n, 512) for n in BATCHES]
+    weak = [(target, A_CHIP * chips, chips) for target, chips in WEAK.items()]
+    left = panel(rows, pod, "on 512 chips", 0)
+    right = panel(rows, weak, f"{A_CHIP:,} pairs a chip, 16 to 1,024 chips", 430)
+    legend = "".join(
+        f'<path d="M{70 + 110 * i},360h18" stroke="{colour}" stroke-width="2"/><text x="{94 + 110 * i}" y="364">{name}</text>'
+        for i, (name, colour) in enumerate(COLOURS.items())
+    )
+    title = '<text x="70" y="20" font-weight="bold">What a chip needs beside its features (TPU v5p, as compiled)</text>'
+    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 375" width="880" height="375">'
+    return f"{head}{style}{ground}{title}{left}{right}{legend}</svg>\n"
+
+
+def panel(rows: dict[tuple, dict], points: list[tuple[str, int, int]], title: str, shift: int) -> str:
+    left, top, width, height, low, high = 70 + shift, 60, 340, 230, 13, 35
+    first, last = points[0][1], points[-1][1]
 
     def x(n: float) -> float:
-        return left + width * math.log2(n / BATCHES[0]) / math.log2(BATCHES[-1] / BATCHES[0])
+        return left + width * math.log2(n / first) / math.log2(last / first)
 
     def y(v: float) -> float:
         return top + height * (1 - (math.log2(v) - low) / (high - low))
 
-    parts = [
-        f'<text x="{left}" y="20" font-weight="bold">What a chip needs beside its features, TPU v5p, 512 chips</text>'
-    ]
-    parts.append(
-        f'<text x="{left}" y="38" fill="#777">temporaries as compiled; grey: features and gradients themselves</text>'
-    )
-    for e in range(low, high + 1, 2):
+    parts = [f'<text x="{left}" y="{top - 14}" fill="#777">{title}</text>']
+    for e in range(low + 1, high + 1, 4):
         name = f"{2**e // 2**30} GiB" if e >= 30 else f"{2**e // 2**20} MiB" if e >= 20 else f"{2**e // 2**10} KiB"
         parts.append(f'<path d="M{left},{y(2**e):.1f}h{width}" stroke="#e4e4e0"/>')
         parts.append(f'<text x="{left - 8}" y="{y(2**e) + 4:.1f}" text-anchor="end">{name}</text>')
-    for n in BATCHES[::2]:
+    for _, n, _ in points[:: max(len(points) // 5, 1)]:
         name = f"{n // 2**20}M" if n >= 2**20 else f"{n // 2**10}k"
         parts.append(f'<text x="{x(n):.1f}" y="{top + height + 18}" text-anchor="middle">{name}</text>')
     parts.append(
-        f'<text x="{left + width / 2}" y="{top + height + 36}" text-anchor="middle">pairs in the global batch</text>'
+        f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">pairs in the global batch</text>'
     )
-    for i, (name, points) in enumerate(series.items()):
-        line = " ".join(f"{x(n):.1f},{y(v):.1f}" for n, v in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
-        at = left + width + 16
-        parts.append(f'<path d="M{at},{top + 10 + 20 * i}h18" stroke="{COLOURS[name]}" stroke-width="2"/>')
-        parts.append(f'<text x="{at + 24}" y="{top + 14 + 20 * i}">{name}</text>')
-    size = f'viewBox="0 0 {left + width + 120} {top + height + 50}" width="{left + width + 120}" height="{top + height + 50}"'
-    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{ground}{"".join(parts)}</svg>\n'
+    for name, colour in COLOURS.items():
+        if name == "features":
+            line = [(n, 16 * WIDTH * n / chips) for _, n, chips in points]
+        else:
+            line = [
+                (n, rows[name, target, n]["temporaries"])
+                for target, n, _ in points
+                if "temporaries" in rows[name, target, n]
+            ]
+        drawn = " ".join(f"{x(n):.1f},{y(v):.1f}" for n, v in line)
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    return "".join(parts)
 
 
 def write() -> None:
