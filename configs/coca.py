@@ -37,7 +37,9 @@ def get_config(variant: str = ""):
     config.optimizer.bounds = BOUNDS
     captions = parts.captioning()
     if variant not in ("photos", "smoke"):
-        config.train.update(steps=440, batch_size=256, accumulate=2)  # captions want more, smaller steps
+        # captions want more and smaller steps, and more scenes of three objects
+        config.train.update(steps=800, batch_size=128, accumulate=1)
+        config.data.train.split = "train[:75%]"
         few = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
         captions.update(path="scenes/captions", splits=few)
     config.eval.suites = dict(captions=captions, **config.eval.suites)

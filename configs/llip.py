@@ -20,7 +20,9 @@ def get_config(variant: str = ""):
         raise ValueError(f"llip has no variant {variant!r}; it has photos, smoke, {', '.join(SIZES)}")
     config = parts.contrastive(model("tiny", scan=False, temperature=1.0), variant)
     if not variant:
-        config.train.update(steps=420, batch_size=256, accumulate=2)  # mixtures of all pairs cost with the square of a batch
+        config.train.update(
+            steps=420, batch_size=256, accumulate=2
+        )  # mixtures of all pairs cost with the square of a batch
     return config
 
 

@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from simvlm_jax.data.assemble import eval_pixels
+    from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.suite import probabilities
     from simvlm_jax.eval.zero_shot import class_vectors, read_prompts, said
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         seen, names, answers = [], [], {}
         for i in range(start, min(start + engine.batch_size, len(source))):
             try:
-                seen.append(pixels(source[i], np.random.default_rng(0))["image"])
+                seen.append(pixels(source[i], NO_DRAWS)["image"])
                 names.append(source.key(i))
             except (ValueError, OSError) as e:
                 answers[source.key(i)] = {"image": source.key(i), "error": str(e)}

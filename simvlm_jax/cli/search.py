@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from simvlm_jax.data.assemble import eval_pixels
+    from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.eval.search import approximate, exact
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         if vectors.ndim > 2:
             raise ValueError("this model gives an image a vector only for a text, so pictures cannot be compared")
         pixels, files = eval_pixels(run.config), FileList(args.like)
-        asked.append(engine.embed_images(np.stack([pixels(files[i], None)["image"] for i in range(len(files))])))
+        asked.append(engine.embed_images(np.stack([pixels(files[i], NO_DRAWS)["image"] for i in range(len(files))])))
     queries = np.concatenate(asked)
     if args.approximate:
         scores, places = approximate(vectors, queries, args.top, Path(args.index))

@@ -18,11 +18,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.conv_stem import ConvStemSize
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
-from simvlm_jax.nn.sizes import Compute, Size, Style
+from simvlm_jax.nn.sizes import Size, Style
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
@@ -31,7 +30,6 @@ from simvlm_jax.objectives.contrastive import softmax_pairs
 STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
 PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _BASE, _LARGE = Size(768, 12, 12, 3072), Size(1024, 24, 16, 4096)
-_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
 SIZES: dict[str, tuple[Size | ResNetSize, int, Size, int]] = {  # image tower, patch, text tower, E (tables 19 and 20)
     "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128),
     "B/32": (_BASE, 32, Size(512, 12, 8, 2048), 512),
@@ -57,9 +55,8 @@ class Network(nn.Module):
         if isinstance(image, ResNetSize):
             self.image_tower = AttentionResNet(image, m.image_size, width, m.compute)
         else:
-            stem = _STEM if m.size == "tiny" else None
             self.image_tower = ViT(
-                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=stem
+                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=m.stem
             )
             self.image_projection = Linear(width, dtype)
         self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
@@ -96,28 +93,16 @@ class CLIP(DualEncoder):
       compute: dtype, remat, scan.
     """
 
-    size: str = "tiny"
+    SIZES = SIZES
+    network_class = Network
+
     positives: str = ""
     smoothing: float = 0.0
-    compute: Compute = Compute()
 
     def __post_init__(self):
-        if self.size not in SIZES:
-            raise ValueError(f"CLIP size {self.size!r} is not one of {', '.join(SIZES)}")
+        super().__post_init__()
         if self.positives not in ("", "label"):
             raise ValueError(f"CLIP positives {self.positives!r} is neither '' nor 'label'")
-
-    @property
-    def sizes(self):
-        return SIZES[self.size]
-
-    @property
-    def network(self) -> Network:
-        return Network(self)
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.sizes[1]) ** 2
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
         features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
@@ -143,5 +128,5 @@ class CLIP(DualEncoder):
         if isinstance(image, ResNetSize):
             seen = resnet_flops(image, self.image_size, width)
         else:
-            seen = vit_flops(image, patch, self.image_size, stem=_STEM if self.size == "tiny" else None)
+            seen = vit_flops(image, patch, self.image_size, stem=self.stem)
         return 3 * B * (seen + stack_flops(text, T + 1)) + 8.0 * B * B * width

@@ -27,21 +27,19 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, empty_slots, write
-from simvlm_jax.nn.conv_stem import ConvStemSize
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.masks import Sight, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens, pool_flops
-from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
+from simvlm_jax.nn.sizes import Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack, stack_flops
 from simvlm_jax.nn.vit import ViT, vit_flops
 from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
-_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
 SIZES: dict[str, tuple[Size, int, Size, Size, int, bool]] = {  # encoder, patch, lower and upper half, Q, tied (table 1)
-    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 1, 2, 256), Size(128, 1, 2, 256), 16, True),
+    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 1, 2, 256), Size(128, 2, 2, 256), 16, True),
     "base": (Size(768, 12, 12, 3072), 18, Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), 256, False),
     "large": (Size(1024, 24, 16, 4096), 18, Size(1024, 12, 16, 4096), Size(1024, 12, 16, 4096), 256, False),
     "2b": (Size(1408, 40, 16, 6144), 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
@@ -57,9 +55,8 @@ class Network(nn.Module):
         m = self.model
         encoder, patch, lower, upper, queries, tied = m.sizes
         dtype, D = m.compute.activation_dtype, lower.width
-        stem = _STEM if m.size == "tiny" else None
         self.image_tower = ViT(
-            encoder, patch, m.image_size, m.compute, pool="mean", stem=stem, dropout=m.dropout, drop_path=m.drop_path
+            encoder, patch, m.image_size, m.compute, pool="mean", stem=m.stem, dropout=m.dropout, drop_path=m.drop_path
         )
         self.caption_pool = AttentionalPool(queries, D, upper.heads, m.compute)
         self.contrast_pool = AttentionalPool(1, D, upper.heads, m.compute)
@@ -181,30 +178,15 @@ class CoCa(DualEncoder):
       compute: dtype, remat, scan.
     """
 
-    size: str = "tiny"
+    SIZES = SIZES
+    network_class = Network
+
     caption_weight: float = 2.0
     contrastive_weight: float = 1.0
     cascade: bool = True
     classes: int = 0
     dropout: float = 0.0
     drop_path: float = 0.0
-    compute: Compute = Compute()
-
-    def __post_init__(self):
-        if self.size not in SIZES:
-            raise ValueError(f"CoCa size {self.size!r} is not one of {', '.join(SIZES)}")
-
-    @property
-    def sizes(self):
-        return SIZES[self.size]
-
-    @property
-    def network(self) -> Network:
-        return Network(self)
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.sizes[1]) ** 2
 
     def lay_out(self, text, valid):
         """(inputs, valid) [B,T]: BOS and all pieces but the last (the EOS), so that slot t predicts piece t."""
@@ -337,7 +319,7 @@ class CoCa(DualEncoder):
         """Of encoder, poolers and both halves (a probe's: the encoder forward only, where it is frozen)."""
         encoder, patch, lower, upper, queries, _ = self.sizes
         D, P = lower.width, self.image_tokens
-        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=_STEM if self.size == "tiny" else None)
+        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=self.stem)
         if "label" in batch:
             return 3.0 * len(batch["label"]) * (seen + pool_flops(1, encoder.width, P))
         B, T = batch["text"].shape

@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.conv_stem import ConvStemSize
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.sizes import Compute, Size, Style, statistics_dtype
+from simvlm_jax.nn.sizes import Size, Style, statistics_dtype
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
@@ -32,7 +31,6 @@ from simvlm_jax.objectives.contrastive import sigmoid_pairs
 STYLE = Style("gelu", epsilon=1e-5)
 TILE = 64
 """Pairs a side whose mixtures [r,c,E] are held at once."""
-_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
 SIZES: dict[
     str, tuple[Size, int, Size, int, int, int]
 ] = {  # image tower, patch, text tower, E, Q, heads of the mixture
@@ -54,9 +52,8 @@ class Network(nn.Module):
         m = self.model
         image, patch, text, width, tokens, _ = m.sizes
         dtype = m.compute.activation_dtype
-        stem = _STEM if m.size == "tiny" else None
         self.image_tower = ViT(
-            image, patch, m.image_size, m.compute, pool="mean", learned=tokens, style=STYLE, stem=stem
+            image, patch, m.image_size, m.compute, pool="mean", learned=tokens, style=STYLE, stem=m.stem
         )
         self.keys_values = Linear(2 * width, dtype)
         self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
@@ -109,25 +106,10 @@ class Llip(DualEncoder):
       compute: dtype, remat, scan.
     """
 
-    size: str = "tiny"
+    SIZES = SIZES
+    network_class = Network
+
     temperature: float = 5.0
-    compute: Compute = Compute()
-
-    def __post_init__(self):
-        if self.size not in SIZES:
-            raise ValueError(f"Llip size {self.size!r} is not one of {', '.join(SIZES)}")
-
-    @property
-    def sizes(self):
-        return SIZES[self.size]
-
-    @property
-    def network(self) -> Network:
-        return Network(self)
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.sizes[1]) ** 2
 
     def across_batch(self, params, extra, features, *, step, train):
         mixing = {k: params[k] for k in ("query", "out", "logit_scale")}
@@ -155,6 +137,6 @@ class Llip(DualEncoder):
         """Of both towers, and of a mixture for every pair."""
         image, patch, text, width, tokens, _ = self.sizes
         B, T = batch["text"].shape
-        seen = vit_flops(image, patch, self.image_size, tokens, "mean", _STEM if self.size == "tiny" else None)
+        seen = vit_flops(image, patch, self.image_size, tokens, "mean", self.stem)
         own = seen + stack_flops(text, T + 1) + 4.0 * tokens * image.width * width
         return 3 * B * own + 3.0 * B * B * (4.0 * tokens * width + 2.0 * width * width + 2.0 * width)

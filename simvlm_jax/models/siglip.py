@@ -17,17 +17,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.conv_stem import ConvStemSize
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.sizes import Compute, Size, Style
+from simvlm_jax.nn.sizes import Size, Style
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
 from simvlm_jax.objectives.contrastive import sigmoid_pairs
 
 STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
-_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
 SIZES: dict[str, tuple[Size, int]] = {  # both towers, patch; E is their width
     "tiny": (Size(128, 2, 2, 256), 16),
     "B/16": (Size(768, 12, 12, 3072), 16),
@@ -44,8 +42,7 @@ class Network(nn.Module):
     def setup(self):
         m = self.model
         size, patch = m.sizes
-        stem = _STEM if m.size == "tiny" else None
-        self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=stem)
+        self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=m.stem)
         self.text_tower = TextTower(
             size, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE
         )
@@ -80,29 +77,17 @@ class SigLIP(DualEncoder):
       compute: dtype, remat, scan.
     """
 
-    size: str = "tiny"
+    SIZES = SIZES
+    network_class = Network
+
     start_scale: float = 10.0
     start_bias: float = -10.0
     use_bias: bool = True
-    compute: Compute = Compute()
 
     def __post_init__(self):
-        if self.size not in SIZES:
-            raise ValueError(f"SigLIP size {self.size!r} is not one of {', '.join(SIZES)}")
+        super().__post_init__()
         if self.start_scale <= 0:
             raise ValueError(f"SigLIP start_scale {self.start_scale} must be positive: it is exp(t')")
-
-    @property
-    def sizes(self):
-        return SIZES[self.size]
-
-    @property
-    def network(self) -> Network:
-        return Network(self)
-
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.sizes[1]) ** 2
 
     @property
     def text_length(self) -> int:
@@ -124,5 +109,5 @@ class SigLIP(DualEncoder):
         """Of both towers, and 6 B^2 E for the pairs."""
         size, patch = self.sizes
         B, T = len(batch["text"]), self.text_length
-        seen = vit_flops(size, patch, self.image_size, pool="map", stem=_STEM if self.size == "tiny" else None)
+        seen = vit_flops(size, patch, self.image_size, pool="map", stem=self.stem)
         return 3 * B * (seen + stack_flops(size, T)) + 6.0 * B * B * size.width

@@ -33,7 +33,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, write
-from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches, conv_stem_flops
 from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import resize_grid, resize_relative
@@ -48,7 +48,7 @@ SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv 
     "tiny": (
         Size(128, 2, 2, 256),
         Size(128, 2, 2, 256),
-        ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False),
+        TINY_STEM,
     ),
     "small": (Size(512, 8, 8, 2048), Size(512, 8, 8, 2048), _RESNET101),
     "base": (Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), _RESNET101),

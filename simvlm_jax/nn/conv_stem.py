@@ -34,6 +34,10 @@ class ConvStemSize:
         return dataclasses.replace(self, widths=self.widths[:stages], depths=self.depths[:stages])
 
 
+TINY_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
+"""Of models that learn from small pictures in minutes."""
+
+
 def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
     """Strides of the stages after the root's 4: 1, then 2 each, as long as the net stride stays within `patch`."""
     strides, net = [], 4

@@ -1,7 +1,7 @@
 """Two towers, one space: what every contrastive model has in common, whatever its towers and its loss."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
-from simvlm_jax.nn.sizes import statistics_dtype
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
+from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.vit import resize_positions
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,22 +50,41 @@ class Scale(nn.Module):
 class DualEncoder(BaseModel):
     """A model with an image tower and a text tower that meet in a space.
 
-    A model of this kind gives `network`, `across_batch` and `lay_out`. Its network has the methods `image(pixels)` ->
+    A model of this kind gives its table of SIZES (image tower and patch come first), its network and `across_batch`. The
+    network has the methods `image(pixels)` ->
     features [B,...] of the shared space, of length 1; `text(tokens, valid)` -> [B,E] likewise; `pooled(pixels)` -> [B,D]
     before the projection, for probing; `scale()` -> what logits are made with; and `everything(...)`, to make parameters.
     """
 
     vocabulary: Vocabulary
     image_size: int
+    size: str = "tiny"
+    compute: Compute = Compute()
+
+    SIZES: ClassVar[dict[str, tuple]] = {}
+    network_class: ClassVar[Any] = None
+
+    def __post_init__(self):
+        if self.size not in self.SIZES:
+            raise ValueError(f"{type(self).__name__} size {self.size!r} is not one of {', '.join(self.SIZES)}")
+
+    @property
+    def sizes(self) -> Any:
+        return self.SIZES[self.size]
 
     @property
     def network(self) -> Any:
-        raise NotImplementedError
+        return self.network_class(self)
+
+    @property
+    def stem(self) -> ConvStemSize | None:
+        """In place of plain patches, where a model is to learn in minutes."""
+        return TINY_STEM if self.size == "tiny" else None
 
     @property
     def image_tokens(self) -> int:
         """P, of the image tower."""
-        raise NotImplementedError
+        return (self.image_size // self.sizes[1]) ** 2
 
     @property
     def text_length(self) -> int:

@@ -87,13 +87,13 @@ def softmax_pairs(
 
     sides: list[dict[str, Any]] = [{"of": side} for side in (images, texts)]
     if "group" in images:
-        alike = log_normalisers(_among_pairs(_alike), {}, images, texts, tile)
+        alike: Any = log_normalisers(_among_pairs(_alike), {}, images, texts, tile)
         sides = [{**side, "alike": n} for side, n in zip(sides, alike[:2], strict=True)]
     else:
         place = jnp.arange(len(weight))
         sides = [{"of": {**side["of"], "group": place}, "alike": jnp.zeros_like(weight)} for side in sides]
     if teacher is not None:
-        taught = log_normalisers(_taught(logits), teacher, images, texts, tile)
+        taught: Any = log_normalisers(_taught(logits), teacher, images, texts, tile)
         sides = [{**side, "taught": n} for side, n in zip(sides, taught[:2], strict=True)]
     sides = [{**jax.lax.stop_gradient({k: v for k, v in s.items() if k != "of"}), "of": s["of"]} for s in sides]
     sides = [{**side, "weight": side["of"]["weight"]} for side in sides]
