@@ -7,12 +7,10 @@ and the paper's sizes and recipe: `B/32`, `B/16`, `L/14`, `L/14@336` (one more e
 `RN50x16`, `RN50x64`.
 """
 
-import math
-
 from configs import parts
 from simvlm_jax.core.build import spec
 
-PAPER = {  # learning rate (table 19 and 20), pixels, b2, epsilon
+PAPER = {  # learning rate, pixels (tables 19 and 20)
     "B/32": (5e-4, 224),
     "B/16": (5e-4, 224),
     "L/14": (4e-4, 224),
@@ -22,8 +20,6 @@ PAPER = {  # learning rate (table 19 and 20), pixels, b2, epsilon
     "RN50x16": (4e-4, 384),
     "RN50x64": (3.6e-4, 448),
 }
-BOUNDS = (("logit_scale/log", (-100.0, math.log(100))),)
-"""The temperature's, which the authors keep at most at 100."""
 
 
 def get_config(variant: str = ""):
@@ -33,7 +29,7 @@ def get_config(variant: str = ""):
     if variant not in ("", "photos", "smoke"):
         raise ValueError(f"clip has no variant {variant!r}; it has photos, smoke, {', '.join(PAPER)}, L/14@336")
     config = parts.contrastive(model("tiny", scan=False), variant)
-    config.optimizer.bounds = BOUNDS
+    config.optimizer.bounds = parts.TEMPERATURE
     return config
 
 
@@ -47,9 +43,9 @@ def paper(variant: str):
     config.data.train.transforms = parts.pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
     config.data.threads = 16
     config.text.update(vocabulary=49_408, length=76, corpus=10_000_000, spelling="lower")
-    b2 = 0.999 if size.startswith("RN") else 0.98
-    config.optimizer.update(learning_rate=rate, b1=0.9, b2=b2, schedule="cosine", warmup=2000.0, weight_decay=0.2)
-    config.optimizer.bounds = BOUNDS
+    b2, epsilon = (0.999, 1e-8) if size.startswith("RN") else (0.98, 1e-6)
+    config.optimizer.update(learning_rate=rate, b1=0.9, b2=b2, epsilon=epsilon, schedule="cosine", warmup=2000.0)
+    config.optimizer.update(weight_decay=0.2, clip=None, bounds=parts.TEMPERATURE)
     config.train.update(steps=32 * 400_000_000 // 32_768, batch_size=32_768)
     if high:
         config.optimizer.learning_rate = 2e-5

@@ -4,24 +4,20 @@
 
 trains a tiny CoCa on the built-in scenes. Variants: `photos` (real photographs, named by --config.data.train.path), `smoke`,
 the paper's sizes and recipe `base`, `large`, `2b` (288 px) and `2b@576` (its last epoch); `probe`, an attentional probe of 56
-classes on the frozen encoder of runs/coca; and the loss-weight ablation (table 8b) on the built-in data: `weights_1_1`,
-`weights_2_1`, `contrastive_only`, `caption_only`, `parallel` (poolers side by side).
+classes on the frozen encoder of runs/coca; and the loss-weight ablation (table 8b) on the built-in data: `captions1_pairs1`,
+`captions1_pairs2`, `contrastive_only`, `caption_only`, `parallel` (poolers side by side).
 """
-
-import math
 
 from configs import parts
 from simvlm_jax.core.build import spec
 
 ABLATIONS = {
-    "weights_1_1": {"caption_weight": 1.0},
-    "weights_2_1": {"caption_weight": 1.0, "contrastive_weight": 2.0},
+    "captions1_pairs1": {"caption_weight": 1.0},
+    "captions1_pairs2": {"caption_weight": 1.0, "contrastive_weight": 2.0},
     "contrastive_only": {"caption_weight": 0.0},
     "caption_only": {"contrastive_weight": 0.0},
     "parallel": {"cascade": False},
 }
-BOUNDS = (("logit_scale/log", (-100.0, math.log(100))),)
-"""The temperature's, as CLIP keeps it."""
 
 
 def get_config(variant: str = ""):
@@ -34,7 +30,7 @@ def get_config(variant: str = ""):
         known = ", ".join(["photos", "smoke", "base", "large", "2b", "2b@576", "probe", *ABLATIONS])
         raise ValueError(f"coca has no variant {variant!r}; it has {known}")
     config = parts.contrastive(model("tiny", scan=False, **ABLATIONS.get(variant, {})), variant)
-    config.optimizer.bounds = BOUNDS
+    config.optimizer.bounds = parts.TEMPERATURE
     captions = parts.captioning()
     if variant not in ("photos", "smoke"):
         # captions want more and smaller steps, and more scenes of three objects
@@ -54,7 +50,9 @@ def probe():
     pixels = spec(f"{parts.TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"))
     config.data.train.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"))
     config.data.labels.size = 64
-    config.train.update(steps=200, trainable=(("probe_", True), (".*", False)), init_from=("runs/coca",))
+    config.train.update(
+        steps=200, batch_size=128, accumulate=1, trainable=(("probe_", True), (".*", False)), init_from=("runs/coca",)
+    )
     config.optimizer.update(name="adamw", learning_rate=3e-3)
     config.eval.suites = dict(classify=spec("simvlm_jax.eval.answering:Classification", transforms=()))
     return config
@@ -74,7 +72,13 @@ def paper(variant: str):
     config.mesh.fsdp = 16 if size == "2b" else 8
     config.text.update(vocabulary=64_000, length=64, corpus=10_000_000)
     config.optimizer.update(
-        name="adafactor", learning_rate=8e-4, b1=0.9, schedule="linear", warmup=0.02, weight_decay=0.01, bounds=BOUNDS
+        name="adafactor",
+        learning_rate=8e-4,
+        b1=0.9,
+        schedule="linear",
+        warmup=0.02,
+        weight_decay=0.01,
+        bounds=parts.TEMPERATURE,
     )
     config.train.update(steps=500_000, batch_size=65_536)
     if high:  # the paper says one more epoch, and no more of its recipe

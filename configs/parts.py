@@ -1,9 +1,13 @@
 """What configs share: sections with every field that the machine reads, at their defaults."""
 
+import math
+
 from ml_collections import ConfigDict, config_dict
 
 from simvlm_jax.core.build import spec
 
+TEMPERATURE = (("logit_scale/log", (0.0, math.log(100))),)
+"""Bounds of the factor of cosines: 1 and 100 (CLIP, arXiv 2103.00020, section 2.5)."""
 TRANSFORMS = "simvlm_jax.data.transforms"
 
 
@@ -82,7 +86,7 @@ def base() -> ConfigDict:
 
 def contrastive_suites() -> dict:
     """How contrastive models are examined on the built-in data."""
-    return dict(zero_shot=zero_shot(), retrieval=retrieval(), compositional=compositional())
+    return dict(zero_shot=zero_shot(), retrieval=retrieval(limit=1000), compositional=compositional())
 
 
 def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:

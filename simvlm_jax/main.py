@@ -60,7 +60,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
-    from simvlm_jax.eval.final import evaluate_run, make_examples
+    from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
     from simvlm_jax.parallel.hosts import agreed, meet, one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
@@ -123,10 +123,11 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         first = next(iter(suites.values()), None)
 
         def validate(params, extra):
-            """The scores of the first suite on the validation data."""
+            """The scores of the first suite on the validation data: the run's, or the suite's own."""
             if first is None:
                 return {}
-            source, bad = assemble.validation_source(config), config.data.quarantine
+            bad = config.data.quarantine
+            source = assemble.validation_source(config) if not first.path else own_validation(first)
             examples = make_examples(first, "validation", source, pixels, e.examples or 200, bad, directory.quarantine)
             now = engine.with_weights(params, extra)
             return first.outcome(now, first.answers(now, examples)).scores
@@ -256,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
 
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         file, _, variant = path.partition(":")
-        name = Path(file).stem + (f"-{variant}" if variant else "")
+        name = Path(file).stem + (f"-{variant.replace('/', '')}" if variant else "")
         setup_xla()
         setup_jax()
         from simvlm_jax.parallel.hosts import join, leave

@@ -58,7 +58,7 @@ VARIANTS = [
 _BUILT_IN = ("", ":photos", ":smoke")
 _SIZES = {
     "clip": ("B/32", "B/16", "L/14", "L/14@336", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
-    "siglip": ("B/16", "L/16", "So400m/14", "no_bias", "scale1", "bias0", "bias0_scale1"),
+    "siglip": ("B/16", "L/16", "So400m/14", "So400m/14@384", "no_bias", "scale1", "bias0", "bias0_scale1"),
     "llip": ("B/32", "B/16", "L/14", "H/14", "G/14"),
     "coca": (
         "base",
@@ -66,8 +66,8 @@ _SIZES = {
         "2b",
         "2b@576",
         "probe",
-        "weights_1_1",
-        "weights_2_1",
+        "captions1_pairs1",
+        "captions1_pairs2",
         "contrastive_only",
         "caption_only",
         "parallel",

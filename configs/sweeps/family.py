@@ -43,6 +43,7 @@ def get_config():
     common = {
         "text.length": LENGTH,
         "text.vocabulary": VOCABULARY,
+        "text.spelling": "",
         "log.every": 50,
         "checkpoint.every": 0,
         "checkpoint.latest": 1,
@@ -63,8 +64,8 @@ def get_config():
         _arm("siglip_scale1", "SigLIP, t' = log 1", f"{CONFIGS}/siglip.py:scale1"),
         _arm("siglip_bias0", "SigLIP, b = 0", f"{CONFIGS}/siglip.py:bias0"),
         _arm("siglip_bias0_scale1", "SigLIP, b = 0, t' = log 1", f"{CONFIGS}/siglip.py:bias0_scale1"),
-        _arm("coca_1_1", "CoCa, captions 1 : 1", f"{CONFIGS}/coca.py:weights_1_1"),
-        _arm("coca_1_2", "CoCa, captions 1 : 2", f"{CONFIGS}/coca.py:weights_2_1"),
+        _arm("coca_1_1", "CoCa, captions 1 : 1", f"{CONFIGS}/coca.py:captions1_pairs1"),
+        _arm("coca_1_2", "CoCa, captions 1 : 2", f"{CONFIGS}/coca.py:captions1_pairs2"),
         _arm("coca_contrastive", "CoCa, contrastive only", f"{CONFIGS}/coca.py:contrastive_only"),
         _arm("coca_captions", "CoCa, captions only", f"{CONFIGS}/coca.py:caption_only"),
     )

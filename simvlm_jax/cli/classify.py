@@ -36,20 +36,23 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.suite import probabilities
-    from simvlm_jax.eval.zero_shot import class_vectors, read_prompts, said
+    from simvlm_jax.eval.zero_shot import check_templates, class_vectors, read_prompts, said
     from simvlm_jax.jobs.embed import FileList
     from simvlm_jax.main import setup_jax
 
     labels = tuple(dict.fromkeys(name.strip() for name in (args.labels or "").split(",") if name.strip()))
-    templates = tuple(args.template or ("{a} {name}",))
+    templates: tuple[str, ...] = tuple(args.template or ("{a} {name}",))
     if args.prompts:
-        labels, given = read_prompts(Path(args.prompts), labels)
+        labels, given = read_prompts(Path(args.prompts).expanduser(), labels)
         templates = tuple(args.template or given)
+    check_templates(templates)
     if len(labels) < 2:
         parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     setup_jax()
     engine, run = load_engine(args.run, args.step, args.batch_size)
     by_text = "similarity" not in engine.model.capabilities()
+    if by_text and len(templates) > 1:
+        raise ValueError(f"{args.run} is a captioner, which says one sentence a name; give one --template")
     vectors = None if by_text else class_vectors(engine, labels, templates)
     pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):

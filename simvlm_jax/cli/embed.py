@@ -2,9 +2,10 @@
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
+
+PART_BYTES = 2**28
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +20,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--shard", default="0/1", help="I/N: do every N-th part, from I on; whoever comes last makes the file of all"
     )
-    parser.add_argument("--part", type=int, default=10_000, help="pictures a part; finished parts are not made again")
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=0,
+        help="pictures a part (default: by their vectors' size); finished parts are not made again",
+    )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print one JSON object about what was written")
@@ -29,16 +35,17 @@ def main(argv: list[str]) -> int:
     index, _, shards = args.shard.partition("/")
     if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
         parser.error(f"--shard {args.shard!r} is not I/N with I below N, such as 0/4")
-    if args.batch_size < 1 or args.part < 1:
-        parser.error("--batch-size and --part must be at least 1")
+    if args.batch_size < 1 or args.part < 0:
+        parser.error("--batch-size must be at least 1, and --part not below 0")
 
+    import jax
     import numpy as np
 
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
-    from simvlm_jax.jobs.embed import FileList, embed_parts, merge, write_arrays
+    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, write_arrays
     from simvlm_jax.main import setup_jax
 
     setup_jax()
@@ -61,20 +68,30 @@ def main(argv: list[str]) -> int:
         )
         made, errors = len(texts), []
     else:
-        engine.needs("embedding images", "embed_image")
+        able = engine.needs("embedding images", "embed_image")
         source = open_source(args.data, args.split) if args.data else FileList(args.images)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels)}
+        if (before := made_before(out, source, about)) is not None:
+            print(f"{out} holds these {before} vectors already", file=sys.stderr)
+            told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
+            print(json.dumps(told) if args.json else f"{before} vectors in {out}")
+            return 1 if before < len(source) else 0
+        side = run.config.data.image_size
+        one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
+        shape = jax.eval_shape(able["embed_image"], run.params, run.extra, one)
+        rows = args.part or max(min(10_000, PART_BYTES // (shape.size * 4)), 1)
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
-        embed_parts(source, pixels, engine.embed_images, folder, about, args.part, mine, engine.batch_size)
-        found = merge(folder, out)
-        if found is None:
-            print(f"this shard's parts are in {folder}; {out} is made when all are there", file=sys.stderr)
-            return 0
-        made, errors = found
-        shutil.rmtree(folder)
-    for key, why in errors:
-        print(f"error: {key}: {why}", file=sys.stderr)
-    written = {"out": str(out), "vectors": made, "errors": len(errors), "step": run.step}
-    print(json.dumps(written) if args.json else f"{made} vectors in {out}")
+        errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
+        for key, why in errors:
+            print(f"error: {key}: {why}", file=sys.stderr)
+        made = merge(folder, out)
+        if made is None:
+            if args.json:
+                print(json.dumps({"parts": str(folder), "errors": len(errors), "step": run.step}))
+            print(f"this shard's parts are in {folder}; whoever makes the last one makes {out}", file=sys.stderr)
+            return 1 if errors else 0
+        errors = [("", "")] * (len(source) - made)
+    told = {"out": str(out), "vectors": made, "errors": len(errors), "step": run.step}
+    print(json.dumps(told) if args.json else f"{made} vectors in {out}")
     return 1 if errors else 0

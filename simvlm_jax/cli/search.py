@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.main import setup_jax
 
     vectors, keys, about = read_vectors(Path(args.index))
+    if about.get("of") != "images":
+        raise ValueError(f"{args.index} holds vectors of {about.get('of')}; search looks for pictures")
     setup_jax()
     engine, run = load_engine(args.run, args.step)
     mine = weights_hash((run.params, run.extra))
@@ -51,8 +53,13 @@ def main(argv: list[str]) -> int:
     if args.like:
         if vectors.ndim > 2:
             raise ValueError("this model gives an image a vector only for a text, so pictures cannot be compared")
-        pixels, files = eval_pixels(run.config), FileList(args.like)
-        asked.append(engine.embed_images(np.stack([pixels(files[i], NO_DRAWS)["image"] for i in range(len(files))])))
+        pixels, files, shown = eval_pixels(run.config), FileList(args.like), []
+        for i, name in enumerate(args.like):
+            try:
+                shown.append(pixels(files[i], NO_DRAWS)["image"])
+            except (ValueError, OSError) as e:
+                raise ValueError(f"--like {name}: {e}") from e
+        asked.append(engine.embed_images(np.stack(shown)))
     queries = np.concatenate(asked)
     if args.approximate:
         scores, places = approximate(vectors, queries, args.top, Path(args.index))

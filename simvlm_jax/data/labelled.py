@@ -6,10 +6,15 @@ from pathlib import Path
 from simvlm_jax.data.files import IMAGE_SUFFIXES, read_table
 from simvlm_jax.data.questions import Questions, needed, unpacked
 
+SPLITS = ("train", "validation", "val", "test")
+
 
 def class_folders(folder: Path, split: str) -> Questions:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
     root = folder / split if (folder / split).is_dir() else folder
+    others = [s for s in SPLITS if (folder / s).is_dir()]
+    if root == folder and others:
+        raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(others)}")
     pictures = sorted(p for p in root.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
@@ -28,7 +33,7 @@ def class_archive(folder: Path, split: str) -> Questions:
 
 
 def imagenet_samples(folder: Path, split: str) -> Questions:
-    """labels.csv (file, clip_class_name) beside images.tar: one picture of each of ImageNet's classes, which is all one split."""
+    """labels.csv (file, clip_class_name) beside images.tar: pictures of ImageNet's classes, all one split."""
     rows = [
         {"image": row["file"], "label": row["clip_class_name"], "key": row["file"]}
         for _, row in read_table(folder / "labels.csv").rows
@@ -53,8 +58,13 @@ def holds_class_folders(folder: Path) -> bool:
     return any(p.suffix.lower() in IMAGE_SUFFIXES for p in found)
 
 
-KNOWN: dict[str, Callable[[Path, str], Questions]] = {
-    "labels.csv": imagenet_samples,
-    "test.tar.gz": class_archive,
-}
-"""Data sets by a file of theirs."""
+def known(folder: Path) -> Callable[[Path, str], Questions] | None:
+    """What reads a folder of labelled pictures that has neither tars of its own kind nor a table for pictures beside it."""
+    table, archive = folder / "labels.csv", next(iter(sorted(folder.glob("*.tar.gz"))), None)
+    if (folder / "images.tar").is_file() and table.is_file():
+        with table.open(encoding="utf-8", errors="replace") as lines:
+            if {"file", "clip_class_name"} <= set(lines.readline().strip().split(",")):
+                return imagenet_samples
+    if archive is not None and any("/" in name for name in unpacked(archive, whole=True)):
+        return class_archive
+    return None

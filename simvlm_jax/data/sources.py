@@ -168,8 +168,8 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """The source a user means by a path.
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
-    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or
-    labelled.KNOWN; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
+    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or of
+    labelled.known; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
     (train.jsonl, dev-0000.tar), `split` is read.
 
     A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
@@ -196,8 +196,9 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     if (here / "dataset_info.json").is_file():
         return TfdsSource(str(here), split)
     if here.is_dir():
-        sets = {**questions.KNOWN, **labelled.KNOWN}
-        if known := next((make for marker, make in sets.items() if (here / marker).exists()), None):
+        if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
+            return known(here, split)
+        if known := labelled.known(here):
             return known(here, split)
         if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
             tables = [read_table(p) for p in _of_split(found, split)]

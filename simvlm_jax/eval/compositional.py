@@ -45,7 +45,7 @@ class Compositional(Classes):
             true, false = ([e[k] for e in rows] for k in ("answer", "twin"))
             if alike:
                 seen = engine.embed_images(images)
-                a, b = (np.diagonal(engine.similarity(seen, engine.embed_texts(t))) for t in (true, false))
+                a, b = (engine.matched(seen, engine.embed_texts(t)) for t in (true, false))
             else:
                 a, b = (engine.score_texts(images, t) for t in (true, false))
             for e, right, wrong in zip(rows, a, b, strict=True):

@@ -170,13 +170,13 @@ class Engine:
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """Images [N,M,Y,X,C] uint8 in the shared space: [N,E], or what the model's `similarity` takes in its place."""
         embed = self.needs("embedding images", "embed_image")["embed_image"]
-        return self.over("embed_image", embed, {"image": images})
+        return _finite_vectors(self.over("embed_image", embed, {"image": images}), "pictures")
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts in the shared space: [N,E]. Those longer than the run's texts lose their end, which is noted."""
         embed = self.needs("embedding texts", "embed_text")["embed_text"]
         tokens, mask = self._whole_texts(texts)
-        return self.over("embed_text", embed, {"text": tokens, "text_mask": mask})
+        return _finite_vectors(self.over("embed_text", embed, {"text": tokens, "text_mask": mask}), "texts")
 
     def embed_pairs(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """Features [N,D] of a text a row with its image, for probing."""
@@ -212,6 +212,15 @@ class Engine:
                 made = np.asarray(self._compiled[name](self.params, self.extra, *block))
                 found[i : i + rows, j : j + columns] = made[: len(images) - i, : len(texts) - j]
         return found
+
+    def matched(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """How alike each embedded image [n,...] and the embedded text [n,E] beside it are: [n]."""
+        similarity = self.needs("comparing images with texts", "similarity")["similarity"]
+
+        def one_by_one(params, extra, rows):
+            return jax.vmap(lambda i, t: similarity(params, extra, i[None], t[None])[0, 0])(rows["image"], rows["text"])
+
+        return self.over("matched", one_by_one, {"image": images, "text": texts})
 
     def logit_scale(self) -> float:
         """By what similarities are multiplied before a softmax: the model's own, learned factor."""
@@ -284,6 +293,12 @@ def filled(rows: np.ndarray, count: int) -> np.ndarray:
     """`count` rows: those there are, and copies of the last."""
     missing = count - len(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+
+def _finite_vectors(vectors: np.ndarray, what: str) -> np.ndarray:
+    if wrong := int((~np.isfinite(vectors.reshape(len(vectors), -1)).all(1)).sum()):
+        raise ValueError(f"{wrong} of {len(vectors)} {what} have vectors that are not finite; has the run diverged?")
+    return vectors
 
 
 def _finite(scores: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from simvlm_jax.data.assemble import is_scenes
 from simvlm_jax.data.sources import Source, open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
@@ -87,6 +88,13 @@ def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]
     return dict(sorted(chosen.items(), key=lambda item: item[0] != "test"))
 
 
+def own_validation(suite: Suite) -> Source:
+    """What a suite with data of its own is asked while a run trains: the validation split of `scenes`, else its first."""
+    if is_scenes(suite.path):
+        return open_source(suite.path, "validation")
+    return next(iter(suite_sources(suite, {}).values()))
+
+
 def make_examples(
     suite: Suite, split: str, source: Source, pixels: Pixels, limit: int, bad: float, record: Any, blind: bool = False
 ) -> Examples:
@@ -149,6 +157,7 @@ def _remarks(notes: dict[str, Any], ended: int, examples: Examples) -> list[str]
         ("prompts that lost their beginning, for want of room before the answer", notes.get("prompts_cut")),
         ("texts that lost their end, being longer than config.text.length", notes.get("texts_cut")),
         ("answers that max_length ended", ended),
+        ("truths that are none of the classes, so that they are never found", notes.get("truths_not_among_classes")),
     )
     return [f"{what}: {count:,}" for what, count in counts if count]
 

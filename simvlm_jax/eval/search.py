@@ -1,8 +1,11 @@
 """The best of many vectors: exactly, on the device, in flat memory; or nearly, by a graph of neighbours."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.layout import with_layout
@@ -21,26 +24,27 @@ def exact(engine: Engine, vectors: np.ndarray, queries: np.ndarray, top: int) ->
     top, block = min(top, len(vectors)), min(BLOCK if vectors.ndim == 2 else 256, len(vectors))
     similarity = engine.needs("search", "similarity")["similarity"]
 
-    def best(params, extra, part, queries):
-        return jax.lax.top_k(similarity(params, extra, part, queries).T, min(top, block))
+    def best(params, extra, part, queries, real):
+        alike = similarity(params, extra, part, queries).T
+        return jax.lax.top_k(jnp.where(jnp.arange(block) < real, alike, -jnp.inf), min(top, block))
 
     whole = replicated(engine.mesh)
     run = jax.jit(
-        with_layout(layout_of(engine.mesh), best), in_shardings=(None, None, whole, whole), out_shardings=whole
+        with_layout(layout_of(engine.mesh), best), in_shardings=(None, None, whole, whole, whole), out_shardings=whole
     )
     scores, places = [], []
     for start in range(0, len(vectors), block):
         part = vectors[start : start + block]
-        score, place = (np.asarray(x) for x in run(engine.params, engine.extra, filled(part, block), queries))
-        scores.append(np.where(place < len(part), score, -np.inf))  # what only fills the last block
-        places.append(place + start)
+        found = run(engine.params, engine.extra, filled(part, block), queries, len(part))
+        scores.append(np.asarray(found[0]))
+        places.append(np.asarray(found[1]) + start)
     score, place = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
     order = np.argsort(-score, axis=1, kind="stable")[:, :top]
     return np.take_along_axis(score, order, axis=1), np.take_along_axis(place, order, axis=1)
 
 
 def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The same, nearly, by faiss's HNSW graph, which is kept beside the index and made anew when that is newer.
+    """The same, nearly, by faiss's HNSW graph, which is kept beside the index under a hash of its vectors.
 
     Raises:
       ValueError: faiss is missing, or an image is not one vector.
@@ -51,15 +55,23 @@ def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path)
         import faiss  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ValueError("--approximate needs faiss; install it with: pip install faiss-cpu") from e
-    path = index.with_name(index.name + ".hnsw")
-    if path.exists() and path.stat().st_mtime_ns >= index.stat().st_mtime_ns:
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    digest = hashlib.blake2b(vectors.tobytes(), digest_size=6).hexdigest()
+    path = index.with_name(f"{index.name}.{digest}.hnsw")
+    if path.exists():
         graph = faiss.read_index(str(path))
     else:
         graph = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = 200
-        graph.add(np.ascontiguousarray(vectors, np.float32))
-        partial = path.with_name(path.name + ".partial")
+        graph.add(vectors)  # pyright: ignore[reportCallIssue]
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
         faiss.write_index(graph, str(partial))
         partial.replace(path)
+    top = min(top, len(vectors))
     graph.hnsw.efSearch = max(128, 2 * top)
-    return graph.search(np.ascontiguousarray(queries, np.float32), min(top, len(vectors)))
+    scores, places = graph.search(np.ascontiguousarray(queries, np.float32), top)
+    if (places < 0).any():  # a graph may not reach that many
+        raise ValueError(
+            f"the graph finds fewer than {top} neighbours; ask for fewer by --top, or leave --approximate out"
+        )
+    return scores, places

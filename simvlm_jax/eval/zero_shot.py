@@ -40,6 +40,9 @@ class ZeroShot(Classes):
             "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
         }
         engine.notes["templates"] = len(templates)
+        known = {normalise(name) for name in classes}
+        if strange := [t for t in examples.truths() if normalise(t) not in known]:
+            engine.notes["truths_not_among_classes"] = len(strange)
         vectors = class_vectors(engine, classes, templates)
         scale = engine.logit_scale()
         out: Answered = []
@@ -64,10 +67,7 @@ class ZeroShot(Classes):
         classes, templates = tuple(self.classes), tuple(self.templates)
         if self.prompts:
             classes, templates = read_prompts(Path(self.prompts).expanduser(), classes)
-        if not templates:
-            raise ValueError(
-                'zero-shot classification needs a template; set the suite\'s `templates`, to ("a photo of {}",) say'
-            )
+        check_templates(templates)
         return classes, templates
 
     def decoding(self) -> dict[str, Any]:
@@ -89,6 +89,25 @@ def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...],
     if not isinstance(given, dict) or not isinstance(given.get("templates"), list):
         raise ValueError(f'prompts {str(path)!r} must hold {{"classes": [...], "templates": [...]}}')
     return classes or tuple(given.get("classes", ())), tuple(given["templates"])
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuses what does not say a name.
+
+    Raises:
+      ValueError: there is no template, or one without a place for the name, or with a place for something else.
+    """
+    if not templates:
+        raise ValueError('classification by names needs a template, such as "a photo of {}"')
+    for template in templates:
+        try:
+            fits = said(template, "\0") != said(template, "\1")
+        except (KeyError, IndexError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f'template {template!r} must have one place for the name, "{{}}" or "{{name}}", and may have "{{a}}"'
+            )
 
 
 def said(template: str, name: str) -> str:

@@ -4,8 +4,9 @@ A part is an .npz of so many rows beside a manifest that says of what and by who
 that cannot be read has no vector: its key and the reason stand in its part, and in the file.
 """
 
-import io
 import json
+import os
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.data.sources import Source
-from simvlm_jax.run.directory import write_whole
 from simvlm_jax.run.progress import Countdown
 
 MANIFEST = "manifest.json"
@@ -52,8 +52,8 @@ def embed_parts(
     rows: int,
     mine: Callable[[int], bool] = lambda part: True,
     chunk: int = 64,
-) -> None:
-    """Makes those parts that are `mine` and are not there.
+) -> list[tuple[str, str]]:
+    """Makes those parts that are `mine` and are not there; returns the pictures that could not be read, and why.
 
     embed: images [n,M,Y,X,C] uint8 to vectors [n,...]. about: what else the vectors depend on. rows: of a part. chunk: images
     that are held at once.
@@ -64,16 +64,18 @@ def embed_parts(
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {"source": repr(source), "examples": len(source), "rows": rows, **about}
     path = folder / MANIFEST
-    if path.exists():
-        before = json.loads(path.read_text())
-        if changed := sorted(k for k in {*manifest, *before} if before.get(k) != manifest.get(k)):
-            raise ValueError(
-                f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
-            )
-    write_whole(path, json.dumps(manifest))
+    if not path.exists():  # several processes may be here at once, with the same to say
+        partial = path.with_name(f"{MANIFEST}.{os.getpid()}")
+        partial.write_text(json.dumps(manifest))
+        partial.replace(path)
+    before = json.loads(path.read_text())
+    if changed := sorted(k for k in {*manifest, *before} if before.get(k) != manifest.get(k)):
+        raise ValueError(
+            f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
+        )
     parts = [part for part in range(-(-len(source) // rows)) if mine(part) and not _path(folder, part).exists()]
     pace = Countdown("pictures", sum(len(_rows_of(source, part, rows)) for part in parts))
-    done = 0
+    done, unread = 0, []
     for part in parts:
         keys: list[str] = []
         found: list[np.ndarray] = []
@@ -98,25 +100,66 @@ def embed_parts(
             keys=np.asarray(keys, str),
             errors=np.asarray(errors, str).reshape(-1, 2),
         )
+        unread += errors
     pace.close()
+    return unread
 
 
-def merge(folder: Path, out: Path) -> tuple[int, list[tuple[str, str]]] | None:
-    """One file of all parts: (vectors, pictures that could not be read with the reason); None while parts are missing."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
-    if not all(p.exists() for p in paths):
+def merge(folder: Path, out: Path) -> int | None:
+    """One file of all parts, a part in memory at a time, and the end of the folder; the number of vectors.
+
+    None while parts are missing, or while another process does it.
+
+    Raises:
+      ValueError: no picture could be read.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
+        if not all(p.exists() for p in paths):
+            return None
+        with (folder / "merging").open("x"):
+            pass
+    except (FileNotFoundError, FileExistsError):
         return None
-    parts = [np.load(p) for p in paths]
-    full = [p for p in parts if len(p["keys"])]
-    errors = np.concatenate([p["errors"] for p in parts])
-    if not full:
-        raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(errors[0])}")
-    keys = np.concatenate([p["keys"] for p in full])
-    vectors = np.concatenate([p["embeddings"] for p in full])
-    about = json.dumps({k: v for k, v in manifest.items() if k != "source"})
-    write_arrays(out, embeddings=vectors, keys=keys, errors=errors, about=np.asarray(about))
-    return len(keys), [(str(k), str(why)) for k, why in errors]
+    try:
+        keys, errors, shape = [], [], ()
+        for p in paths:
+            with np.load(p) as part:
+                keys.append(part["keys"])
+                errors.append(part["errors"])
+                shape = part["embeddings"].shape[1:] if len(part["keys"]) else shape
+        count = sum(map(len, keys))
+        if not count:
+            first = next(e for e in errors if len(e))[0]
+            raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
+        about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
+        partial = out.with_name(f"{out.name}.{os.getpid()}.npz")
+        np.savez(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
+        with zipfile.ZipFile(partial, "a") as archive, archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for p, own in zip(paths, keys, strict=True):
+                if len(own):
+                    with np.load(p) as part:
+                        file.write(np.ascontiguousarray(part["embeddings"], "<f4").tobytes())
+        partial.replace(out)
+    finally:
+        (folder / "merging").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return count
+
+
+def made_before(out: Path, source: Source, about: dict[str, Any]) -> int | None:
+    """The number of vectors in `out` if it holds just what is asked for."""
+    if not out.is_file():
+        return None
+    try:
+        _, keys, before = read_vectors(out)
+    except ValueError:
+        return None
+    wanted = {"source": repr(source), "examples": len(source), **about}
+    return len(keys) if before == wanted else None
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -136,10 +179,8 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """An .npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(buffer.getvalue())
+    partial = path.with_name(f"{path.name}.{os.getpid()}.npz")
+    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
     partial.replace(path)
 
 

@@ -5,7 +5,10 @@ space without bias (section 2.3), cosines times a learned temperature, a softmax
 
 Images [B,1,Y,X,C] and texts of T pieces become unit vectors [B,E]. The image tower is a ViT with a class token and a norm
 before its first block, or the authors' ResNet (nn/resnet.py); the text tower is causal and gives its state at EOS. Pieces are
-preceded by BOS, so that the paper's 76 pieces are 77 positions.
+preceded by BOS, so that the paper's 76 pieces are 77 positions; a text that is cut still ends in EOS.
+
+What differs, knowingly: parameters start as everywhere in this library (the authors scale those of residual outputs by
+(2 layers)^-1/2), and ResNets are normalised by group.
 
 The temperature is not to pass 100 (section 2.5): the configs say so to the optimizer (`bounds`), as the authors do it, after
 the update.
@@ -21,7 +24,7 @@ from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
-from simvlm_jax.nn.sizes import Size, Style
+from simvlm_jax.nn.sizes import TOWERS, Size, Style
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
@@ -29,17 +32,16 @@ from simvlm_jax.objectives.contrastive import softmax_pairs
 
 STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
 PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_BASE, _LARGE = Size(768, 12, 12, 3072), Size(1024, 24, 16, 4096)
 SIZES: dict[str, tuple[Size | ResNetSize, int, Size, int]] = {  # image tower, patch, text tower, E (tables 19 and 20)
-    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128),
-    "B/32": (_BASE, 32, Size(512, 12, 8, 2048), 512),
-    "B/16": (_BASE, 16, Size(512, 12, 8, 2048), 512),
-    "L/14": (_LARGE, 14, Size(768, 12, 12, 3072), 768),
-    "RN50": (ResNetSize(64, (3, 4, 6, 3), 32), 32, Size(512, 12, 8, 2048), 1024),
-    "RN101": (ResNetSize(64, (3, 4, 23, 3), 32), 32, Size(512, 12, 8, 2048), 512),
-    "RN50x4": (ResNetSize(80, (4, 6, 10, 6), 40), 32, Size(640, 12, 10, 2560), 640),
-    "RN50x16": (ResNetSize(96, (6, 8, 18, 8), 48), 32, Size(768, 12, 12, 3072), 768),
-    "RN50x64": (ResNetSize(128, (3, 15, 36, 10), 64), 32, Size(1024, 12, 16, 4096), 1024),
+    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], 128),
+    "B/32": (TOWERS["B"], 32, TOWERS["512"], 512),
+    "B/16": (TOWERS["B"], 16, TOWERS["512"], 512),
+    "L/14": (TOWERS["L"], 14, TOWERS["768"], 768),
+    "RN50": (ResNetSize(64, (3, 4, 6, 3), 32), 32, TOWERS["512"], 1024),
+    "RN101": (ResNetSize(64, (3, 4, 23, 3), 32), 32, TOWERS["512"], 512),
+    "RN50x4": (ResNetSize(80, (4, 6, 10, 6), 40), 32, TOWERS["640"], 640),
+    "RN50x16": (ResNetSize(96, (6, 8, 18, 8), 48), 32, TOWERS["768"], 768),
+    "RN50x64": (ResNetSize(128, (3, 15, 36, 10), 64), 32, TOWERS["1024"], 1024),
 }
 
 
@@ -88,7 +90,7 @@ class CLIP(DualEncoder):
       vocabulary: of the run's tokenizer; its `length` is the longest text, T.
       image_size: pixels.
       size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
-      positives: "" for pairs alone, or "label": rows of one class are each other's positives.
+      positives: "" for pairs alone, or "label": rows of one class are each other's positives (label -1 is no class).
       smoothing: share of the target spread over the batch.
       compute: dtype, remat, scan.
     """
@@ -107,7 +109,11 @@ class CLIP(DualEncoder):
     def per_example(self, params, extra, batch, *, rngs, step, train):
         features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
         if self.positives:
-            features = {k: {**v, "group": jnp.asarray(batch["label"])} for k, v in features.items()}
+            label = jnp.asarray(batch["label"])
+            group = jnp.where(
+                label < 0, -1 - jnp.asarray(batch["id"]).astype(label.dtype), label
+            )  # a class unknown is no class
+            features = {k: {**v, "group": group} for k, v in features.items()}
         return features, terms, aux
 
     def across_batch(self, params, extra, features, *, step, train):

@@ -7,10 +7,11 @@ Images [B,1,Y,X,C] become P tokens (a ViT without class token, section 3.2). An 
 decoder looks at; another, of one query, looks at those (cascade) and makes the image's vector. Text goes in as BOS and pieces,
 one a slot, all causal; CLS comes after the last slot and sees BOS and pieces, never padding, and nothing sees it: it is taken
 off before the upper half. Slot t predicts piece t, the last one EOS. L = 1 L_con + 2 L_cap, L_con the sum (not the mean) of both
-directions, L_cap per piece.
+directions.
 
 What the paper does not state, and our choice: a pooler ends in a norm (nn/pool.py); the vectors are the pooled query and the
-normalised CLS, without further projection. Embedding and softmax share a table where the paper's parameter counts say so (2b).
+normalised CLS, without further projection; L_cap is a mean over all pieces of the batch, where the printed formula sums over
+those of a text. Embedding and softmax share a table where the paper's parameter counts say so (2b).
 
 To classify with the encoder frozen, or not (section 4.2), one more pooler of one query and a linear head look at the encoder.
 """
@@ -27,22 +28,22 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, empty_slots, write
-from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, pair_weight, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.masks import Sight, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens, pool_flops
-from simvlm_jax.nn.sizes import Size, statistics_dtype
+from simvlm_jax.nn.sizes import TOWERS, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack, stack_flops
 from simvlm_jax.nn.vit import ViT, vit_flops
 from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
 SIZES: dict[str, tuple[Size, int, Size, Size, int, bool]] = {  # encoder, patch, lower and upper half, Q, tied (table 1)
-    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 1, 2, 256), Size(128, 2, 2, 256), 16, True),
-    "base": (Size(768, 12, 12, 3072), 18, Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), 256, False),
-    "large": (Size(1024, 24, 16, 4096), 18, Size(1024, 12, 16, 4096), Size(1024, 12, 16, 4096), 256, False),
-    "2b": (Size(1408, 40, 16, 6144), 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
+    "tiny": (TOWERS["tiny"], 16, Size(128, 1, 2, 256), TOWERS["tiny"], 16, True),
+    "base": (TOWERS["B"], 18, TOWERS["768"], TOWERS["768"], 256, False),
+    "large": (TOWERS["L"], 18, TOWERS["1024"], TOWERS["1024"], 256, False),
+    "2b": (TOWERS["1B"], 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
 }
 
 
@@ -130,6 +131,11 @@ class Network(nn.Module):
         states, text = self.read(inputs, valid)
         return image, text, self.predict(states, valid, queries)
 
+    def captions(self, pixels, inputs, valid):
+        """Logits [B,T,V] alone."""
+        queries = self.caption_pool(self.encode(pixels))
+        return self.predict(self.read(inputs, valid)[0], valid, queries)
+
     def step(self, inputs, new, cache, queries=None):
         """Both halves over new tokens with a cache: (logits [B,T,V], cache of the layers)."""
         x = self.embed(inputs, jnp.minimum(new.slots, self.model.vocabulary.length - 1))
@@ -171,7 +177,7 @@ class CoCa(DualEncoder):
       vocabulary: of the run's tokenizer; its `length` is the longest text, T.
       image_size: pixels.
       size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
-      caption_weight, contrastive_weight: of the two losses (table 8 of the paper); 0 leaves one out.
+      caption_weight, contrastive_weight: of the two losses (table 8 of the paper); one at 0 is neither made nor paid for.
       cascade: whether the contrastive pooler looks at the caption pooler's output, or beside it at the encoder's.
       classes: of the attentional probe, 0 for none; rows with a `label` are then classified, and nothing else is learned.
       dropout, drop_path: drop_path acts on the encoder only.
@@ -200,11 +206,24 @@ class CoCa(DualEncoder):
         if "image" not in batch:
             raise ValueError("CoCa learns from pairs, and these rows have no image")
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        image, text, logits = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
-        weight = jnp.asarray(batch["weight"])
-        loss, tokens, correct = cross_entropy(logits, batch["text"], valid * weight[:, None])
-        sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
-        return sides, {"caption": Term(loss, tokens, self.caption_weight)}, {"text_accuracy": Term(correct, tokens)}
+        weight, image, text, logits = pair_weight(batch), None, None, None
+        if not self.contrastive_weight:
+            logits = self.apply(params, "captions", batch["image"], inputs, valid, rngs=streams)
+        elif not self.caption_weight:
+            image = self.apply(params, "image", batch["image"], rngs=streams)
+            text = self.apply(params, "text", inputs, valid, rngs=streams)
+        else:
+            image, text, logits = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
+        sides, terms, aux = {}, {}, {}
+        if image is not None:
+            sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
+        if logits is not None:
+            loss, tokens, correct = cross_entropy(logits, batch["text"], valid * weight[:, None])
+            terms, aux = (
+                {"caption": Term(loss, tokens, self.caption_weight)},
+                {"caption_accuracy": Term(correct, tokens)},
+            )
+        return sides, terms, aux
 
     def _probed(self, params, batch, streams):
         """The attentional probe's loss; label -1 is a class outside the list and trains nothing."""
@@ -225,8 +244,8 @@ class CoCa(DualEncoder):
             return {}, {}
         found = softmax_pairs(self.apply(params, "scale"), features["image"], features["text"])
         aux = {
-            "image_right": Term(found.image_right, found.count),
-            "text_right": Term(found.text_right, found.count),
+            "image_accuracy": Term(found.image_right, found.count),
+            "text_accuracy": Term(found.text_right, found.count),
         }
         return self.told(params, {"contrastive": Term(found.loss, found.count, self.contrastive_weight)}, aux)
 
@@ -316,13 +335,16 @@ class CoCa(DualEncoder):
         return out
 
     def train_flops(self, batch):
-        """Of encoder, poolers and both halves (a probe's: the encoder forward only, where it is frozen)."""
+        """Of encoder, poolers and both halves; of a probe as if the encoder learned too."""
         encoder, patch, lower, upper, queries, _ = self.sizes
         D, P = lower.width, self.image_tokens
         seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=self.stem)
         if "label" in batch:
             return 3.0 * len(batch["label"]) * (seen + pool_flops(1, encoder.width, P))
         B, T = batch["text"].shape
-        pooled = pool_flops(queries, D, P) + pool_flops(1, D, queries if self.cascade else P)
-        read = stack_flops(lower, T + 1) + stack_flops(upper, T, queries)
-        return 3 * B * (seen + pooled + read + 2.0 * T * self.vocabulary.size * D) + 8.0 * B * B * D
+        each, pairs = seen + pool_flops(queries, D, P) + stack_flops(lower, T + 1), 0.0
+        if self.caption_weight:
+            each += stack_flops(upper, T, queries) + 2.0 * T * self.vocabulary.size * D
+        if self.contrastive_weight:
+            each, pairs = each + pool_flops(1, D, queries if self.cascade else P), 8.0 * B * B * D
+        return 3 * B * each + pairs

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.sizes import Size, Style, statistics_dtype
+from simvlm_jax.nn.sizes import TOWERS, Size, Style, statistics_dtype
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
@@ -34,12 +34,12 @@ TILE = 64
 SIZES: dict[
     str, tuple[Size, int, Size, int, int, int]
 ] = {  # image tower, patch, text tower, E, Q, heads of the mixture
-    "tiny": (Size(128, 2, 2, 256), 16, Size(128, 2, 2, 256), 128, 8, 4),
-    "B/32": (Size(768, 12, 12, 3072), 32, Size(512, 12, 8, 2048), 512, 64, 8),
-    "B/16": (Size(768, 12, 12, 3072), 16, Size(512, 12, 8, 2048), 512, 64, 8),
-    "L/14": (Size(1024, 24, 16, 4096), 14, Size(768, 12, 12, 3072), 768, 64, 8),
-    "H/14": (Size(1280, 32, 16, 5120), 14, Size(1024, 24, 16, 4096), 1024, 64, 8),
-    "G/14": (Size(1664, 48, 16, 8192), 14, Size(1280, 32, 20, 5120), 1280, 64, 8),
+    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], 128, 8, 4),
+    "B/32": (TOWERS["B"], 32, TOWERS["512"], 512, 64, 8),
+    "B/16": (TOWERS["B"], 16, TOWERS["512"], 512, 64, 8),
+    "L/14": (TOWERS["L"], 14, TOWERS["768"], 768, 64, 8),
+    "H/14": (TOWERS["H"], 14, TOWERS["1024x24"], 1024, 64, 8),
+    "G/14": (TOWERS["G"], 14, TOWERS["1280"], 1280, 64, 8),
 }
 
 

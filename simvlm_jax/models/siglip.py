@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.sizes import Size, Style
+from simvlm_jax.nn.sizes import TOWERS, Size, Style
 from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
 from simvlm_jax.nn.vit import ViT, vit_flops
@@ -27,10 +27,10 @@ from simvlm_jax.objectives.contrastive import sigmoid_pairs
 
 STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
 SIZES: dict[str, tuple[Size, int]] = {  # both towers, patch; E is their width
-    "tiny": (Size(128, 2, 2, 256), 16),
-    "B/16": (Size(768, 12, 12, 3072), 16),
-    "L/16": (Size(1024, 24, 16, 4096), 16),
-    "So400m/14": (Size(1152, 27, 16, 4304), 14),
+    "tiny": (TOWERS["tiny"], 16),
+    "B/16": (TOWERS["B"], 16),
+    "L/16": (TOWERS["L"], 16),
+    "So400m/14": (TOWERS["So400m"], 14),
 }
 
 

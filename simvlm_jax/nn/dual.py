@@ -31,6 +31,12 @@ def normalised(image, statistics=HALF):
     return (image[:, 0].astype(jnp.float32) / 255 - mean) / deviation
 
 
+def pair_weight(batch):
+    """The weight [B] of rows as pairs: 0 for padding, and for rows without an image."""
+    weight = jnp.asarray(batch["weight"])
+    return weight * batch["image_mask"][:, 0] if "image_mask" in batch else weight
+
+
 class Scale(nn.Module):
     """The learned factor of cosines, exp(log), and with `bias` an offset: `{"scale"[, "bias"]}`, fp32."""
 
@@ -92,7 +98,9 @@ class DualEncoder(BaseModel):
         return self.vocabulary.length + 1
 
     def lay_out(self, text, valid):
-        """Pieces [B,T] as the text tower takes them, (tokens, valid): BOS before them, as CLIP does."""
+        """Pieces [B,T] as the text tower takes them, (tokens, valid): BOS before them, and an EOS where a text was cut."""
+        text = jnp.asarray(text)
+        text = text.at[:, -1].set(jnp.where(jnp.asarray(valid)[:, -1], self.vocabulary.eos, text[:, -1]))
         start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
         return jnp.concatenate([start, text], axis=1), jnp.pad(
             jnp.asarray(valid), ((0, 0), (1, 0)), constant_values=True
@@ -114,9 +122,7 @@ class DualEncoder(BaseModel):
             raise ValueError(f"{type(self).__name__} learns from pairs, and these rows have no image")
         streams = {"dropout": rngs} if train else {}
         text = self.lay_out(batch["text"], batch["text_mask"])
-        weight = jnp.asarray(batch["weight"])
-        if "image_mask" in batch:
-            weight = weight * batch["image_mask"][:, 0]
+        weight = pair_weight(batch)
         return (
             {
                 "image": {"features": self.apply(params, "image", batch["image"], rngs=streams), "weight": weight},

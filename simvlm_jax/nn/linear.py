@@ -12,14 +12,13 @@ class Linear(nn.Module):
     width: int
     dtype: jnp.dtype
     bias: bool = False
-    letters: tuple[str | None, str | None] = ("D", None)
 
     @nn.compact
     def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), self.letters)
+        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), ("D", None))
         kernel = self.param("kernel", init, (x.shape[-1], self.width))
-        y = x.astype(self.dtype) @ in_use(kernel, self.letters, self.dtype)
+        y = x.astype(self.dtype) @ in_use(kernel, ("D", None), self.dtype)
         if self.bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.letters[1:])
-            y = y + in_use(self.param("bias", init, (self.width,)), self.letters[1:], self.dtype)
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            y = y + in_use(self.param("bias", init, (self.width,)), (None,), self.dtype)
         return y

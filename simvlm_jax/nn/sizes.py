@@ -36,6 +36,24 @@ class Size:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
+TOWERS = {
+    "tiny": Size(128, 2, 2, 256),  # of the built-in runs
+    "512": Size(512, 12, 8, 2048),  # text towers by their width
+    "640": Size(640, 12, 10, 2560),
+    "768": Size(768, 12, 12, 3072),
+    "1024": Size(1024, 12, 16, 4096),
+    "1024x24": Size(1024, 24, 16, 4096),
+    "1280": Size(1280, 32, 20, 5120),
+    "B": Size(768, 12, 12, 3072),  # ViTs (arXiv 2010.11929, table 1; 2106.04560, table 2)
+    "L": Size(1024, 24, 16, 4096),
+    "So400m": Size(1152, 27, 16, 4304),
+    "H": Size(1280, 32, 16, 5120),
+    "1B": Size(1408, 40, 16, 6144),
+    "G": Size(1664, 48, 16, 8192),
+}
+"""Towers that papers share."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """How a family builds its blocks: activation of mlps ("gelu", tanh form; "gelu_exact"; "quick_gelu"), the epsilon of

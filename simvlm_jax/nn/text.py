@@ -29,7 +29,6 @@ class TextTower(nn.Module):
     causal: bool = True
     pool: str = "eos"
     style: Style = Style()
-    dropout: float = 0.0
 
     def setup(self):
         if self.pool not in POOLS:
@@ -41,7 +40,7 @@ class TextTower(nn.Module):
         self.position = self.param(
             "position", nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, "D")), (self.length, D)
         )
-        self.stack = Stack(self.size, self.compute, dropout=self.dropout, style=self.style)
+        self.stack = Stack(self.size, self.compute, style=self.style)
         self.norm = LayerNorm(self.compute.activation_dtype, self.style.epsilon)
 
     def __call__(self, tokens, valid):

@@ -21,7 +21,8 @@ def info_nce(logits_BB, targets_BB, weight_B=None):
     """(sum of both directions' losses, sum of weights): cross-entropies over rows and over columns (arXiv 1807.03748, eq. 4).
 
     targets_BB: of the rows' direction and, transposed, of the columns', each normalised here: an identity for pairs, several
-    ones for several positives, anything in between for soft targets. Losses are in nats.
+    ones for several positives, anything in between for soft targets. Losses are in nats. weight_B: of losses alone; a row of
+    weight 0 is still a negative of the others.
     """
     weight = jnp.ones(logits_BB.shape[0]) if weight_B is None else weight_B
     loss = 0.0
@@ -47,7 +48,7 @@ def cosine_logits(params, rows, columns):
 
 
 class Contrast(NamedTuple):
-    """loss: the sum of both directions. count: of pairs. image_right, text_right: how many find their own, of all there are."""
+    """loss: the sum of both directions. count: of pairs. image_right, text_right: how many find their own, or tie with it."""
 
     loss: jax.Array
     count: jax.Array

@@ -63,7 +63,8 @@ class Tokenizer:
         """Trains a byte-pair model of `size` pieces, or of as many as the corpus holds."""
         import sentencepiece
 
-        texts, known = [spelt(t, spelling) for t in texts], ASCII if size > len(ASCII) + 32 else ""
+        texts = [spelt(t, spelling) for t in texts]
+        known = "".join(c for c in ASCII if spelt(c, spelling) == c) if size > len(ASCII) + 32 else ""
 
         def attempt(size: int) -> bytes:
             model = io.BytesIO()

@@ -43,7 +43,7 @@ def initialiser(
             loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
             if any("embedding" in name for name in loaded):
                 _same_tokenizer(source["run"], tokenizer)
-            if any(name.rpartition("/")[2].startswith("head_") for name in loaded):
+            if any(re.search(r"(^|/)(probe_)?head(_|/)", name) for name in loaded):
                 _same_labels(source["run"], tuple(labels))
             loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
             wrong = [

@@ -20,7 +20,8 @@ class Optimizer:
     """An optimizer in figures.
 
     Args:
-      name: "adamw"; "adafactor" (Shazeer & Stern 2018, with decoupled weight decay and momentum b1); or "muon" (Jordan et
+      name: "adamw"; "adafactor" (Shazeer & Stern 2018, with decoupled weight decay, momentum b1, and a second moment whose
+        decay is at most b2); or "muon" (Jordan et
         al. 2024; the matrices' momentum b1 is orthogonalised and given the root mean square 0.2 of Adam's updates, Liu
         et al. 2025, arXiv 2502.16982; every other parameter has Adam with Nesterov momentum).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
@@ -28,6 +29,7 @@ class Optimizer:
       weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases, position tables and
         temperatures have none.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
+      epsilon: of adamw.
       clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
       bounds: (regex, (lowest, highest)) of parameters that each update is not to leave, such as a temperature.
     """
@@ -39,6 +41,7 @@ class Optimizer:
     final: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
+    epsilon: float = 1e-8
     weight_decay: float = 0.01
     decay: Sequence[tuple[str, float]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
     multipliers: Sequence[tuple[str, float]] = ()
@@ -64,6 +67,10 @@ class Optimizer:
             [optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup]
         )
 
+    def _second_moment_decay(self, step: Any, rate: Any) -> Any:
+        """1 - step^-0.8, and b2 from when that is larger (Zhai et al., arXiv 2106.04560, section 3.4)."""
+        return jnp.minimum(1.0 - (step + 1.0) ** -rate, self.b2)
+
     def make(self, params: Any, steps: int, flags: Any = None) -> optax.GradientTransformation:
         """The optax transformation for those leaves of `params` whose flag is true (without flags, all)."""
         schedule = self.schedule_for(steps)
@@ -74,9 +81,13 @@ class Optimizer:
 
         decay = by_name(self.decay, "decay")
         if self.name == "adamw":
-            scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2)]
+            scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)]
         elif self.name == "adafactor":
-            scale = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(self.b1, debias=False)]
+            scale = [
+                optax.scale_by_factored_rms(decay_rate_fn=self._second_moment_decay),
+                optax.clip_by_block_rms(1.0),
+                optax.ema(self.b1, debias=False),
+            ]
         elif self.name == "muon":
             muon = contrib.muon(
                 1.0,

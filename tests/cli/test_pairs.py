@@ -62,6 +62,9 @@ def test_classify(run, pictures, capsys):
     assert "broken.png" in said.err and said.out.count("%") == 1
     with pytest.raises(SystemExit):
         main(["classify", str(run), files[0], "--labels", "one"])
+    for template in ("nothing", "a {colour} thing", "{0} {1}"):
+        assert main(["classify", str(run), files[0], "--labels", "a,b", "--template", template]) == 1
+        assert f"template {template!r} must have one place for the name" in capsys.readouterr().err
 
 
 def test_a_captioner_classifies_by_likelihood(finished_run, pictures, capsys):
@@ -80,6 +83,9 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     assert json.loads(said.out)["vectors"] == 3 and "broken.png" in said.err
     vectors, keys, about = read_vectors(out)
     assert list(keys) == files[:3] and about["of"] == "images" and not (tmp_path / "x.npz.parts").exists()
+    assert main(["embed", str(run), *files, "--out", str(out), "--json"]) == 1  # made before: nothing is done again
+    said = capsys.readouterr()
+    assert "holds these 3 vectors already" in said.err and json.loads(said.out)["errors"] == 1
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert (
         main(["search", str(run), "a red circle", "--index", str(out), "--like", files[1], "--top", "2", "--json"]) == 0
@@ -96,10 +102,14 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     np.testing.assert_allclose(
         read_vectors(tmp_path / "t.npz")[0][0], engine.embed_texts(["a red circle"])[0], atol=1e-6
     )
+    assert main(["search", str(run), "a red circle", "--index", str(tmp_path / "t.npz")]) == 1
+    assert "holds vectors of texts" in capsys.readouterr().err
+    assert main(["search", str(run), "--like", files[3], "--index", str(out)]) == 1
+    assert "broken.png: " in capsys.readouterr().err
 
 
 def test_an_index_of_other_weights_is_refused(run, tmp_path, capsys):
-    about = np.asarray(json.dumps({"run": "elsewhere", "step": 7, "weights": "0"}))
+    about = np.asarray(json.dumps({"run": "elsewhere", "step": 7, "weights": "0", "of": "images"}))
     job.write_arrays(tmp_path / "x.npz", embeddings=np.eye(3), keys=np.asarray(["a", "b", "c"]), about=about)
     assert main(["search", str(run), "a cat", "--index", str(tmp_path / "x.npz")]) == 1
     assert "made by other weights (elsewhere, step 7)" in capsys.readouterr().err
@@ -147,9 +157,40 @@ def test_a_part_that_is_there_is_not_made_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed_parts(source, Pixels(16), broken, **how)
     assert merge(how["folder"], tmp_path / "x.npz") is None
-    embed_parts(source, Pixels(16), vectors, **how)
-    assert merge(how["folder"], tmp_path / "x.npz") == (len(source), [])
-    assert sum(asked) == len(source)
+    assert embed_parts(source, Pixels(16), vectors, **how) == []
+    assert merge(how["folder"], tmp_path / "x.npz") == len(source)
+    assert sum(asked) == len(source) and not how["folder"].exists()
+    assert merge(how["folder"], tmp_path / "x.npz") is None  # as for whoever comes second
+
+
+def test_processes_that_begin_and_end_together(tmp_path):
+    """Eight at once share the manifest, and one of them makes the file."""
+    import subprocess
+    import sys
+
+    code = """
+import sys, numpy as np
+from pathlib import Path
+from simvlm_jax.jobs.embed import FileList, embed_parts, merge
+folder, i = Path(sys.argv[1]), int(sys.argv[2])
+class Source(FileList):
+    def __getitem__(self, index): return {"image": np.full((1, 1, 1, 3), index, np.uint8)}
+    def __repr__(self): return "numbers"
+source = Source([str(n) for n in range(64)])
+embed = lambda images: images.reshape(len(images), -1).astype(np.float32)
+embed_parts(source, lambda e, _: e, embed, folder / "parts", {}, 2, lambda part: part % 8 == i)
+print(merge(folder / "parts", folder / "x.npz"))
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for i in range(8)
+    ]
+    said = [p.communicate(timeout=120)[0].strip() for p in processes]
+    assert all(p.returncode == 0 for p in processes) and sorted(said) == ["64", *["None"] * 7]
+    vectors, keys, _ = read_vectors(tmp_path / "x.npz")
+    assert vectors[:, 0].astype(int).tolist() == list(range(64)) == [int(k) for k in keys]
 
 
 @pytest.mark.parametrize("top", [1, 5, 700])
@@ -158,6 +199,7 @@ def test_the_exact_search_is_a_sort(run, top, monkeypatch):
     monkeypatch.setattr("simvlm_jax.eval.search.BLOCK", 100)
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(n, 128)).astype(np.float32) for n in (250, 3))
+    queries[0] = 2 * vectors[-1]  # whose block is filled up with copies of it
     scores, places = exact(engine, vectors, queries, top)
     everything = queries @ vectors.T
     order = np.argsort(-everything, axis=1)[:, :top]
@@ -177,6 +219,8 @@ def test_the_approximate_search_agrees_and_its_graph_is_kept(tmp_path):
         assert (places[:, 0] == np.arange(50)).all()
     best = np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :5]
     found = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(best, places, strict=True)])
-    assert found > 0.95 and (tmp_path / "x.npz.hnsw").exists()
+    assert found > 0.95 and len(list(tmp_path.glob("x.npz.*.hnsw"))) == 1
+    approximate(vectors[::-1], vectors[:5], 1, index)  # another index under the same name has a graph of its own
+    assert len(list(tmp_path.glob("x.npz.*.hnsw"))) == 2
     with pytest.raises(ValueError, match="search exactly"):
         approximate(np.zeros((2, 3, 4)), vectors[:1], 1, index)

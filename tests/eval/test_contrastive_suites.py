@@ -17,7 +17,7 @@ from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.engine import MissingCapability
-from simvlm_jax.eval.final import make_examples
+from simvlm_jax.eval.final import evaluate, make_examples
 from simvlm_jax.eval.neighbours import NearestNeighbours
 from simvlm_jax.eval.retrieval import Retrieval, ranks
 from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
@@ -225,6 +225,35 @@ def test_pictures_in_a_folder_a_class(tmp_path):
     assert [(r["label"], r["image"] == png("red")) for r in (rows[0], rows[1])] == [("cat", True), ("dog", False)]
     with pytest.raises(FileNotFoundError, match="no split 'train'"):
         class_archive(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="has no split 'validation'; it has train, test"):
+        open_source(str(tmp_path / "folders"), "validation")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(png("red"))
+    (tmp_path / "mine" / "labels.csv").write_text("image,label\na.png,red\n")  # a table of one's own, by a known name
+    assert open_source(str(tmp_path / "mine"), "test")[0]["label"] == "red"
+
+
+def test_vectors_that_are_not_finite_are_refused(tok):
+    class Diverged(Knows):
+        def embed_image(self, params, extra, batch):
+            return super().embed_image(params, extra, batch) * jnp.nan
+
+    with pytest.raises(ValueError, match="1 of 1 pictures have vectors that are not finite"):
+        scores(Retrieval(), Diverged(tok), tok, [{"first": 0, "captions": ["red"]}])
+
+
+def test_names_that_the_data_does_not_use_are_told(tok):
+    rows = [{"first": (0, 2), "label": "n0123"}, {"first": (1, 3), "label": "blue dog"}]
+    suite = ZeroShot(classes=("red cat", "blue dog"))
+    asked = engine(Knows(tok), tok)
+    _, outcome = evaluate(asked, "zero_shot", suite, examples(suite, rows), 1, controls=False, say=lambda text: None)
+    assert outcome.scores["accuracy"] == 0.5 and asked.notes["truths_not_among_classes"] == 1
+
+
+def test_a_suite_with_data_of_its_own_is_validated_on_it():
+    from simvlm_jax.eval.final import own_validation
+
+    assert repr(own_validation(ZeroShot(path="scenes/classes-8_8_8_8"))).endswith(":validation")
 
 
 def test_real_labelled_pictures(shared):

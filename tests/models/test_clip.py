@@ -38,7 +38,8 @@ def test_accumulated_at_64(float64, text_batch):
     """8 x 8, with rows that are padding, and classes whose rows are each other's positives."""
     batch = text_batch(64)
     batch["weight"][5:9] = 0
-    batch["label"] = np.random.default_rng(0).integers(0, 9, 64).astype(np.int32)
+    batch["label"] = np.random.default_rng(0).integers(-1, 9, 64).astype(np.int32)
+    batch["id"] = np.arange(64)
     laws.accumulated_is_whole(CLIP(V, 32, positives="label"), batch)
 
 

@@ -65,6 +65,22 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
     assert int(terms["caption"].count) == batch["text_mask"][real].sum()  # pieces and EOS; neither CLS nor padding
 
 
+def test_a_loss_of_weight_zero_is_not_made(float64, text_batch):
+    batch = text_batch(4)
+    model, params = laws.make(CoCa(V, 32), batch)
+    both = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    pairs = dataclasses.replace(model, caption_weight=0.0)
+    features, terms, _ = pairs.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    assert terms == {}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), features, both[0])
+    alone = dataclasses.replace(model, contrastive_weight=0.0)
+    features, terms, _ = alone.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    assert features == {} and float(terms["caption"].sum) == pytest.approx(float(both[1]["caption"].sum), rel=1e-12)
+    assert alone.across_batch(params, {}, features, step=0, train=True) == ({}, {})
+    costs = [m.train_flops(batch) for m in (model, pairs, alone)]
+    assert costs[0] > max(costs[1:])
+
+
 def test_cls_sees_pieces_alone_and_nothing_sees_it(float64, text_batch):
     batch = text_batch(4)
     model, params = laws.make(CoCa(V, 32), batch)
