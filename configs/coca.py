@@ -33,9 +33,7 @@ def get_config(variant: str = ""):
     config.optimizer.bounds = parts.TEMPERATURE
     captions = parts.captioning()
     if variant not in ("photos", "smoke"):
-        # captions want more and smaller steps, and more scenes of three objects
-        config.train.update(steps=800, batch_size=128, accumulate=1)
-        config.data.train.split = "train[:75%]"
+        config.train.update(steps=800, batch_size=128, accumulate=1)  # captions want more and smaller steps
         few = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
         captions.update(path="scenes/captions", splits=few)
     config.eval.suites = dict(captions=captions, **config.eval.suites)

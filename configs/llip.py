@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         return paper(variant)
     if variant not in ("", "photos", "smoke"):
         raise ValueError(f"llip has no variant {variant!r}; it has photos, smoke, {', '.join(SIZES)}")
-    config = parts.contrastive(model("tiny", scan=False, temperature=1.0), variant)
+    config = parts.contrastive(model("tiny", scan=False), variant)
     if not variant:
         config.train.update(
             steps=420, batch_size=256, accumulate=2

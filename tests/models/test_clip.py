@@ -30,8 +30,9 @@ def test_the_laws_of_the_family(float64, text_batch):
     laws.scanned_is_unrolled(CLIP(V, 32), batch)
 
 
-def test_any_mesh(float64, text_batch):
-    laws.any_mesh_is_one_device(CLIP(V, 32, smoothing=0.1), text_batch(16))
+@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
+def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
+    laws.any_mesh_is_one_device(CLIP(V, 32, smoothing=0.1), text_batch(16), devices, tensor, accumulate)
 
 
 def test_accumulated_at_64(float64, text_batch):

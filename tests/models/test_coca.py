@@ -32,8 +32,9 @@ def test_the_laws_of_the_family(float64, text_batch):
     laws.every_parameter_learns(CoCa(V, 32, cascade=False), batch)
 
 
-def test_any_mesh(float64, text_batch):
-    laws.any_mesh_is_one_device(CoCa(V, 32), text_batch(16))
+@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
+def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
+    laws.any_mesh_is_one_device(CoCa(V, 32), text_batch(16), devices, tensor, accumulate)
 
 
 def test_parameter_counts_are_the_papers():

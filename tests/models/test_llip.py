@@ -24,8 +24,9 @@ def test_the_laws_of_the_family(float64, text_batch):
     laws.scanned_is_unrolled(Llip(V, 32), batch)
 
 
-def test_any_mesh(float64, text_batch):
-    laws.any_mesh_is_one_device(Llip(V, 32), text_batch(16))
+@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
+def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
+    laws.any_mesh_is_one_device(Llip(V, 32), text_batch(16), devices, tensor, accumulate)
 
 
 def test_the_loss_is_a_sigmoid_over_mixtures_written_out(float64, text_batch):

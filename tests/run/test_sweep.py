@@ -10,9 +10,10 @@ import pytest
 from simvlm_jax.cli import main
 from simvlm_jax.cli.sweep import END
 from simvlm_jax.core.build import load_config
-from simvlm_jax.run.sweep import Summary, Trial, check, figure, spread, ticks, trials, verdict
+from simvlm_jax.run.sweep import Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
 
+FAMILY = str(ROOT / "configs" / "sweeps" / "family.py")
 ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
 
 
@@ -34,6 +35,59 @@ def test_every_claim_is_about_an_arm():
     sweep = load_config(ABLATIONS)
     names = {arm.name for arm in sweep.arms}
     assert {c.better for c in sweep.claims} | {c.worse for c in sweep.claims} == names
+
+
+def test_the_family_differs_in_the_model_alone():
+    sweep = load_config(FAMILY)
+    check(sweep, FAMILY)
+    made = [t.stages[0] for t in trials(sweep, Path("runs"), Path("tokenizer")) if t.seed == 0]
+    assert len(made) == 13
+    assert all(s.flops == pytest.approx(made[0].flops, rel=0.01) for s in made)
+    shared = (
+        "train.batch_size",
+        "data.train.path",
+        "data.train.split",
+        "data.image_size",
+        "text.length",
+        "text.spelling",
+    )
+    shared += (
+        "text.model",
+        "optimizer.name",
+        "optimizer.learning_rate",
+        "optimizer.weight_decay",
+        "optimizer.schedule",
+    )
+    for field in shared:
+        values = set()
+        for stage in made:
+            value = stage.config
+            for part in field.split("."):
+                value = value[part]
+            values.add(value)
+        assert len(values) == 1, field
+    assert len({s.config.model.target for s in made}) == 5
+
+
+def test_what_an_arm_lacks_is_left_empty(tmp_path):
+    sweep = load_config(FAMILY)
+    (zero_shot, _), (generative, _) = sweep.scores[:2]
+    rest = {name: {} for name, _ in sweep.scores[2:]}
+    rows = [
+        Summary("simvlm", "SimVLM", {zero_shot: {}, generative: {0: 0.5, 1: 0.6}, **rest}, 1e12, "1", 1, 1),
+        Summary("clip", "CLIP", {zero_shot: {0: 0.9, 1: 0.8}, generative: {}, **rest}, 1e12, "1", 1, 1),
+        Summary("siglip", "SigLIP", {zero_shot: {0: 0.95, 1: 0.86}, generative: {}, **rest}, 1e12, "1", 1, 1),
+    ]
+    page = markdown(sweep, rows, "f.svg")
+    assert "| SimVLM | – | 0.550 ± 0.071 | – |" in page and "| CLIP | 0.850 ± 0.071 | – |" in page
+    claim = next(line for line in page.splitlines() if line.startswith("| SigLIP is as good"))
+    assert "(zero-shot, by similarity)" in claim and "+0.055" in claim
+    sweep.figure = (zero_shot, generative)
+    drawn = figure(sweep, rows)
+    assert drawn.count("<g ") == 2 and drawn.count("<circle") == 6
+    sweep.claims[0].score = "taste"
+    with pytest.raises(ValueError, match="'taste' is not one of the sweep's scores"):
+        check(sweep, "x.py")
 
 
 def test_verdicts_are_paired_by_seed():
