@@ -20,9 +20,8 @@ def get_config(variant: str = ""):
         raise ValueError(f"llip has no variant {variant!r}; it has photos, smoke, {', '.join(SIZES)}")
     config = parts.contrastive(model("tiny", scan=False), variant)
     if not variant:
-        config.train.update(
-            steps=420, batch_size=256, accumulate=2
-        )  # mixtures of all pairs cost with the square of a batch
+        # mixtures of all pairs cost with the square of a batch
+        config.train.update(steps=480, batch_size=256, accumulate=1)
     return config
 
 

@@ -61,13 +61,13 @@ class Network(nn.Module):
         )
         self.caption_pool = AttentionalPool(queries, D, upper.heads, m.compute)
         self.contrast_pool = AttentionalPool(1, D, upper.heads, m.compute)
-        table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("V", "D"))
+        table = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), ("V", "D"))
         self.embedding = self.param("embedding", table, (m.vocabulary.size, D))
         if not tied:
             self.softmax = self.param("softmax", table, (m.vocabulary.size, D))
-        positions = nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, "D"))
+        positions = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), (None, "D"))
         self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))
-        self.cls = LearnedTokens(1, D, dtype, nn.initializers.normal(0.02))
+        self.cls = LearnedTokens(1, D, dtype, nn.initializers.normal(1.0))
         self.lower = Stack(lower, m.compute, dropout=m.dropout)
         self.cls_norm = LayerNorm(dtype)
         self.upper = Stack(upper, m.compute, cross=True, dropout=m.dropout)
@@ -91,7 +91,8 @@ class Network(nn.Module):
         dtype = self.model.compute.activation_dtype
         # looked up before the cast, so that the gradient of a row is summed in float32
         pieces, places = in_use(self.embedding, "VD")[inputs], in_use(self.text_position, (None, "D"))[positions]
-        return constrain(pieces.astype(dtype) + places.astype(dtype), "BTD")
+        scale = jnp.asarray(pieces.shape[-1] ** 0.5, dtype)  # unit variance, as everything that a block adds has
+        return constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
 
     def read(self, inputs, valid):
         """The lower half: (states [B,T,D], the text's vector [B,D])."""

@@ -28,7 +28,10 @@ class LearnedTokens(nn.Module):
 
 
 class AttentionalPool(nn.Module):
-    """Q learned queries look at a sequence once, [B,S,W] -> [B,Q,D], with a norm after (arXiv 2205.01917, section 3.2)."""
+    """Q learned queries look at a sequence once, [B,S,W] -> [B,Q,D], with a norm after (arXiv 2205.01917, section 3.2).
+
+    Queries begin at unit variance, as what they look at has: smaller ones would look everywhere alike for long.
+    """
 
     queries: int
     width: int
@@ -40,7 +43,7 @@ class AttentionalPool(nn.Module):
     def __call__(self, x, seen=None):
         """seen: bool [B,S], which of the sequence is there; None for all."""
         dtype = self.compute.activation_dtype
-        queries = LearnedTokens(self.queries, self.width, dtype, name="query")(x.shape[0])
+        queries = LearnedTokens(self.queries, self.width, dtype, nn.initializers.normal(1.0), name="query")(x.shape[0])
         visible = None if seen is None else jnp.broadcast_to(seen[:, None], (x.shape[0], self.queries, x.shape[1]))
         pooled, _ = Attention(self.heads, dtype, self.style.key_bias, name="attention")(queries, x, visible)
         return LayerNorm(dtype, self.style.epsilon, name="norm")(pooled)
