@@ -12,7 +12,7 @@ from PIL import Image
 
 from simvlm_jax.data.assemble import make_labels
 from simvlm_jax.data.images import decode
-from simvlm_jax.data.questions import _unpacked, arrange_boxes
+from simvlm_jax.data.questions import arrange_boxes, unpacked
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import (
     BadExample,
@@ -72,7 +72,7 @@ def test_daquar_split_is_by_image(shared):
 
 def test_permuted_boxes_are_those_the_authors_drew(shared):
     """Where no shape crosses a box's edge, their second picture is one of the six orders of the first."""
-    files = _unpacked(shared("nlvr") / "test_images_perm0-1.tar.gz")
+    files = unpacked(shared("nlvr") / "test_images_perm0-1.tar.gz")
     same = 0
     for name in [n for n in sorted(files) if n.endswith("-0.png")][:30]:
         other = np.asarray(decode(arrange_boxes(files[name.replace("-0.png", "-1.png")], [0, 1, 2])))
