@@ -9,9 +9,10 @@ one a slot, all causal; CLS comes after the last slot and sees BOS and pieces, n
 off before the upper half. Slot t predicts piece t, the last one EOS. L = 1 L_con + 2 L_cap, L_con the sum (not the mean) of both
 directions.
 
-What the paper does not state, and our choice: pieces and positions go into the decoder at unit variance; a pooler ends in a norm (nn/pool.py); the vectors are the pooled query and the
-normalised CLS, without further projection; L_cap is a mean over all pieces of the batch, where the printed formula sums over
-those of a text. Embedding and softmax share a table where the paper's parameter counts say so (2b).
+What the paper does not state, and our choice: pieces and positions go into the decoder at unit variance; a pooler ends in a norm
+(nn/pool.py); the vectors are the pooled query and the normalised CLS, without further projection; L_cap is a mean over all
+pieces of the batch, where the printed formula sums over those of a text. Embedding and softmax share a table where the paper's
+parameter counts say so (2b).
 
 To classify with the encoder frozen, or not (section 4.2), one more pooler of one query and a linear head look at the encoder.
 """
