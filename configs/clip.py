@@ -37,22 +37,15 @@ def paper(variant: str):
     """Section 2.5 and appendix F: 32 epochs of 400M pairs, batches of 32,768, random square crops."""
     size, _, high = variant.partition("@")
     rate, pixels = PAPER[size]
-    config = parts.base()
-    config.model = model(size, remat="full")
-    config.data.image_size = int(high or pixels)
-    config.data.train.transforms = parts.pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
-    config.data.threads = 16
-    config.text.update(vocabulary=49_408, length=76, corpus=10_000_000, spelling="lower")
+    config = parts.web_pairs(model(size, remat="full"), int(high or pixels))
+    config.text.update(vocabulary=49_408, length=76, spelling="lower")
     b2, epsilon = (0.999, 1e-8) if size.startswith("RN") else (0.98, 1e-6)
     config.optimizer.update(learning_rate=rate, b1=0.9, b2=b2, epsilon=epsilon, schedule="cosine", warmup=2000.0)
     config.optimizer.update(weight_decay=0.2, clip=None, bounds=parts.TEMPERATURE)
-    config.train.update(steps=32 * 400_000_000 // 32_768, batch_size=32_768)
+    config.train.steps = 32 * 400_000_000 // 32_768
     if high:
         config.optimizer.learning_rate = 2e-5
         config.train.update(steps=400_000_000 // 32_768, init_from=("runs/clip-L14",))
-    config.eval.suites = parts.contrastive_suites()
-    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
-    config.log.every = 50
     return config
 
 

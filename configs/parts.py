@@ -89,6 +89,21 @@ def contrastive_suites() -> dict:
     return dict(zero_shot=zero_shot(), retrieval=retrieval(limit=1000), compositional=compositional())
 
 
+def web_pairs(model: ConfigDict, image_size: int) -> ConfigDict:
+    """Pairs from the web at a paper's scale: batches of 32,768, crops of 90 % of the area, all that is examined by default."""
+    config = base()
+    config.model = model
+    config.data.image_size = image_size
+    config.data.train.transforms = pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
+    config.data.threads = 16
+    config.text.corpus = 10_000_000
+    config.train.batch_size = 32_768
+    config.eval.suites = contrastive_suites()
+    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
+    config.log.every = 50
+    return config
+
+
 def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
     """The built-in run of a contrastive model; `photos` on real photographs, `smoke` in seconds."""
     config = base()

@@ -3,9 +3,8 @@
     python -m simvlm_jax.main --config configs/siglip.py
 
 trains a tiny SigLIP on the built-in scenes. Variants: `photos` (real photographs, named by --config.data.train.path), `smoke`,
-the released models' sizes and recipe `B/16`, `L/16`, `So400m/14` (256 patches), each also `@384` (their second stage), and table
-4's starts on the built-in data:
-`no_bias`, `scale1` (t' = log 1), `bias0` (b = 0), `bias0_scale1`.
+the released models' sizes and recipe `B/16`, `L/16`, `So400m/14` (256 patches), each also `@384` (a second stage), and the
+paper's other starts (table 4) on the built-in data: `no_bias`, `scale1` (t' = log 1), `bias0` (b = 0), `bias0_scale1`.
 """
 
 from configs import parts
@@ -40,22 +39,15 @@ def paper(variant: str):
     The first learning rate and weight decay, the clipped gradient and the crops are not the paper's.
     """
     size, _, high = variant.partition("@")
-    config = parts.base()
-    config.model = model(size, remat="full")
-    config.data.image_size = int(high or PAPER[size])
-    config.data.train.transforms = parts.pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
-    config.data.threads = 16
+    config = parts.web_pairs(model(size, remat="full"), int(high or PAPER[size]))
     config.mesh.fsdp = 1 if size == "B/16" else 8
-    config.text.update(vocabulary=32_000, length=64, corpus=10_000_000, spelling="plain")
+    config.text.update(vocabulary=32_000, length=64, spelling="plain")
     config.optimizer.update(name="adafactor", learning_rate=1e-3, b1=0.9, b2=0.95, schedule="rsqrt", warmup=20_000.0)
     config.optimizer.weight_decay = 1e-4
-    config.train.update(steps=40_000_000_000 // 32_768, batch_size=32_768)
+    config.train.steps = 40_000_000_000 // 32_768
     if high:
         config.optimizer.update(learning_rate=1e-5, weight_decay=0.0)
         config.train.update(steps=5_000_000_000 // 32_768, init_from=(f"runs/siglip-{size.replace('/', '')}",))
-    config.eval.suites = parts.contrastive_suites()
-    config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
-    config.log.every = 50
     return config
 
 

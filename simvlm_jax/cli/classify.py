@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
             if vectors is not None:
                 scores = engine.logit_scale() * engine.similarity(engine.embed_images(images), vectors)
             else:  # a captioner: how likely it is to say so
-                scores = engine.likelihoods(images, [""] * len(seen), [said(templates[0], name) for name in labels])
+                texts = [said(t, name) for name in labels for t in templates]  # of one template
+                scores = engine.likelihoods(images, [""] * len(seen), texts)
             for name, likely in zip(names, probabilities(scores), strict=True):
                 best = np.argsort(-likely, kind="stable")[: args.top]
                 told = [{"label": labels[j], "probability": round(float(likely[j]), 4)} for j in best]

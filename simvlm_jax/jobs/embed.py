@@ -4,6 +4,7 @@ A part is an .npz of so many rows beside a manifest that says of what and by who
 that cannot be read has no vector: its key and the reason stand in its part, and in the file.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -118,11 +119,13 @@ def merge(folder: Path, out: Path) -> int | None:
         paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
         if not all(p.exists() for p in paths):
             return None
-        with (folder / "merging").open("x"):
-            pass
-    except (FileNotFoundError, FileExistsError):
+        lock = (folder / "merging").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with its process, whatever ends that
+    except (FileNotFoundError, BlockingIOError):
         return None
-    try:
+    with lock:
+        if not all(p.exists() for p in paths):  # another has just made it
+            return None
         keys, errors, shape = [], [], ()
         for p in paths:
             with np.load(p) as part:
@@ -134,7 +137,7 @@ def merge(folder: Path, out: Path) -> int | None:
             first = next(e for e in errors if len(e))[0]
             raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
         about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
-        partial = out.with_name(f"{out.name}.{os.getpid()}.npz")
+        partial = out.with_name(f"{out.name}.partial.npz")
         np.savez(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
         with zipfile.ZipFile(partial, "a") as archive, archive.open("embeddings.npy", "w", force_zip64=True) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
@@ -144,9 +147,7 @@ def merge(folder: Path, out: Path) -> int | None:
                     with np.load(p) as part:
                         file.write(np.ascontiguousarray(part["embeddings"], "<f4").tobytes())
         partial.replace(out)
-    finally:
-        (folder / "merging").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return count
 
 
@@ -155,8 +156,9 @@ def made_before(out: Path, source: Source, about: dict[str, Any]) -> int | None:
     if not out.is_file():
         return None
     try:
-        _, keys, before = read_vectors(out)
-    except ValueError:
+        with np.load(out) as file:
+            keys, before = file["keys"], json.loads(str(file["about"]))
+    except (KeyError, ValueError, zipfile.BadZipFile):
         return None
     wanted = {"source": repr(source), "examples": len(source), **about}
     return len(keys) if before == wanted else None

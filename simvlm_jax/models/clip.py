@@ -110,9 +110,8 @@ class CLIP(DualEncoder):
         features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
         if self.positives:
             label = jnp.asarray(batch["label"])
-            group = jnp.where(
-                label < 0, -1 - jnp.asarray(batch["id"]).astype(label.dtype), label
-            )  # a class unknown is no class
+            alone = -1 - jnp.asarray(batch["id"]).astype(label.dtype)  # a class unknown is no class
+            group = jnp.where(label < 0, alone, label)
             features = {k: {**v, "group": group} for k, v in features.items()}
         return features, terms, aux
 

@@ -56,10 +56,10 @@ class Scale(nn.Module):
 class DualEncoder(BaseModel):
     """A model with an image tower and a text tower that meet in a space.
 
-    A model of this kind gives its table of SIZES (image tower and patch come first), its network and `across_batch`. The
-    network has the methods `image(pixels)` ->
-    features [B,...] of the shared space, of length 1; `text(tokens, valid)` -> [B,E] likewise; `pooled(pixels)` -> [B,D]
-    before the projection, for probing; `scale()` -> what logits are made with; and `everything(...)`, to make parameters.
+    A model of this kind gives its table of SIZES (image tower and patch come first), its network and `across_batch`. The network
+    has the methods `image(pixels)` -> [B,E] in the shared space, of length 1 (or what its own `similarity` takes);
+    `text(tokens, valid)` -> [B,E], of length 1; `pooled(pixels)` -> [B,D] before the projection, for probing; `scale()` -> what
+    logits are made with; and `everything(pixels, tokens, valid)`, to make parameters.
     """
 
     vocabulary: Vocabulary
