@@ -44,7 +44,8 @@ def probe():
     """Section 4.2, frozen: a pooler of one query and a linear head learn on the encoder of the built-in run."""
     config = parts.contrastive(model("tiny", scan=False))
     config.data.train.update(path="scenes/classes")
-    config.data.eval.update(path="scenes/classes", splits=dict(test="test"))
+    config.data.eval.path = "scenes/classes"
+    config.data.eval.splits = dict(test="test")
     pixels = spec(f"{parts.TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"))
     config.data.train.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"))
     config.data.labels.size = 64
@@ -52,7 +53,7 @@ def probe():
         steps=200, batch_size=128, accumulate=1, trainable=(("probe_", True), (".*", False)), init_from=("runs/coca",)
     )
     config.optimizer.update(name="adamw", learning_rate=3e-3)
-    config.eval.suites = dict(classify=spec("simvlm_jax.eval.answering:Classification", transforms=()))
+    config.eval.suites = dict(classify=spec("simvlm_jax.eval.answering:ClassHead"))
     return config
 
 

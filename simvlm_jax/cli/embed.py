@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print one JSON object about what was written")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if sum(map(bool, (args.images, args.data, args.texts))) != 1:
         parser.error("name image files, or --data, or --texts")
     index, _, shards = args.shard.partition("/")

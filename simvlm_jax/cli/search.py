@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--json", action="store_true", help='one line a query: {"query", "found": [{"key", "score"}]}')
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # queries may come after --index
     if not args.queries and not args.like:
         parser.error("name a text, or an image by --like")
     if args.top < 1:

@@ -141,8 +141,7 @@ class Classification(Answering):
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
             engine.note("texts_cut", sum(e.pop("cut", 0) > 0 for e in rows))
-            asked = [k for k in ("text", "text_mask", "prefix_length") if k in rows[0]]  # none, of a picture alone
-            batch = {k: np.stack([e.pop(k) for e in rows]) for k in asked}
+            batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
             if self.images and images is not None:
                 batch["image"] = images
             likely = probabilities(engine.over(("classify", self.images), classify, batch))
@@ -154,6 +153,19 @@ class Classification(Answering):
             for transform in self.transforms:
                 row = transform(row, NO_DRAWS)
             yield row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassHead(Classes):
+    """A classifier of pictures alone, over the run's list of classes."""
+
+    def answers(self, engine: Engine, examples: Examples) -> Answered:
+        classify = engine.needs("classification", "classify")["classify"]
+        out: Answered = []
+        for rows, images in examples.chunks(engine.batch_size):
+            likely = probabilities(engine.over("classify", classify, {"image": images}))
+            out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
+        return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

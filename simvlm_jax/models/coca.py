@@ -337,12 +337,12 @@ class CoCa(DualEncoder):
         return out
 
     def train_flops(self, batch):
-        """Of encoder, poolers and both halves; of a probe as if the encoder learned too."""
+        """Of encoder, poolers and both halves; of a probe with the encoder frozen, which is then run forward alone."""
         encoder, patch, lower, upper, queries, _ = self.sizes
         D, P = lower.width, self.image_tokens
         seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=self.stem)
         if "label" in batch:
-            return 3.0 * len(batch["label"]) * (seen + pool_flops(1, encoder.width, P))
+            return len(batch["label"]) * (seen + 3.0 * pool_flops(1, encoder.width, P))
         B, T = batch["text"].shape
         each, pairs = seen + pool_flops(queries, D, P) + stack_flops(lower, T + 1), 0.0
         if self.caption_weight:
