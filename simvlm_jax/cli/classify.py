@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help='one line an image: {"image", "labels": [{"label", "probability"}]} or "error"',
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.top < 1 or args.batch_size < 1:
         parser.error("--top and --batch-size must be at least 1")
 

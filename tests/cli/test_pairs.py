@@ -88,7 +88,7 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     assert "holds these 3 vectors already" in said.err and json.loads(said.out)["errors"] == 1
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert (
-        main(["search", str(run), "a red circle", "--index", str(out), "--like", files[1], "--top", "2", "--json"]) == 0
+        main(["search", str(run), "--index", str(out), "a red circle", "--like", files[1], "--top", "2", "--json"]) == 0
     )
     text, picture = lines(capsys)
     engine, _ = load_engine(str(run))
