@@ -122,8 +122,8 @@ def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
         config.data.train.update(split="train", cache=False)
         config.text.update(vocabulary=4000, length=24)
         config.optimizer.weight_decay = 0.05
-        config.train.update(steps=1500, batch_size=256, accumulate=2)
-        config.eval.every = 500
+        config.train.update(steps=500, batch_size=256, accumulate=2)
+        config.eval.every = 100
         config.eval.suites = dict(retrieval=retrieval())
     if variant == "smoke":
         config.data.train.update(path="scenes/captions-80_8_32_16", cache=False)

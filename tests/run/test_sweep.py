@@ -41,7 +41,7 @@ def test_the_family_differs_in_the_model_alone():
     sweep = load_config(FAMILY)
     check(sweep, FAMILY)
     made = [t.stages[0] for t in trials(sweep, Path("runs"), Path("tokenizer")) if t.seed == 0]
-    assert len(made) == 13
+    assert len(made) == 14
     assert all(s.flops == pytest.approx(made[0].flops, rel=0.01) for s in made)
     shared = (
         "train.batch_size",
