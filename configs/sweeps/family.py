@@ -48,7 +48,7 @@ def get_config():
         "checkpoint.every": 0,
         "checkpoint.latest": 1,
         "train.batch_size": 256,
-        "train.steps": 140,
+        "train.steps": 120,
         "data.train.split": "train[:37%]",
         "optimizer.warmup": 20.0,
         "optimizer.learning_rate": 1e-2,

@@ -41,7 +41,7 @@ from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
 SIZES: dict[str, tuple[Size, int, Size, Size, int, bool]] = {  # encoder, patch, lower and upper half, Q, tied (table 1)
-    "tiny": (TOWERS["tiny"], 16, Size(128, 1, 2, 256), TOWERS["tiny"], 16, True),
+    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], TOWERS["tiny"], 16, True),
     "base": (TOWERS["B"], 18, TOWERS["768"], TOWERS["768"], 256, False),
     "large": (TOWERS["L"], 18, TOWERS["1024"], TOWERS["1024"], 256, False),
     "2b": (TOWERS["1B"], 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
@@ -252,13 +252,17 @@ class CoCa(DualEncoder):
         return self.told(params, {"contrastive": Term(found.loss, found.count, self.contrastive_weight)}, aux)
 
     def capabilities(self):
-        able = {
-            **super().capabilities(),
-            "prefill": self.prefill,
-            "extend": self.extend,
-            "score_text": self.score_text,
-            "attention": self.attention,
-        }
+        """What it is trained to do: with a loss at 0, nothing that this loss teaches."""
+        able = super().capabilities()
+        if not self.contrastive_weight:
+            able = {k: v for k, v in able.items() if k in ("features", "pair_features")}
+        if self.caption_weight:
+            able |= {
+                "prefill": self.prefill,
+                "extend": self.extend,
+                "score_text": self.score_text,
+                "attention": self.attention,
+            }
         return {**able, "classify": self.classify} if self.classes else able
 
     def classify(self, params, extra, batch):
@@ -309,7 +313,9 @@ class CoCa(DualEncoder):
         return logits, {**new.state, "layers": layers}
 
     def pair_features(self, params, extra, batch):
-        """Features [B,D] fp32 of an image with a text, for probing: the decoder's state at the text's end."""
+        """Features fp32 of an image with a text, for probing: the decoder's state [B,D] at the text's end, if it learns."""
+        if not self.caption_weight:
+            return super().pair_features(params, extra, batch)
         found = self.apply(params, "together", batch["image"], *self.lay_out(batch["text"], batch["text_mask"]))
         return found.astype(statistics_dtype(found.dtype))
 

@@ -99,12 +99,16 @@ class DualEncoder(BaseModel):
 
     def lay_out(self, text, valid):
         """Pieces [B,T] as the text tower takes them, (tokens, valid): BOS before them, and an EOS where a text was cut."""
-        text = jnp.asarray(text)
-        text = text.at[:, -1].set(jnp.where(jnp.asarray(valid)[:, -1], self.vocabulary.eos, text[:, -1]))
+        text = self.ended(text, valid)
         start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
         return jnp.concatenate([start, text], axis=1), jnp.pad(
             jnp.asarray(valid), ((0, 0), (1, 0)), constant_values=True
         )
+
+    def ended(self, text, valid):
+        """Pieces [B,T] with an EOS at the end of those that were cut."""
+        text = jnp.asarray(text)
+        return text.at[:, -1].set(jnp.where(jnp.asarray(valid)[:, -1], self.vocabulary.eos, text[:, -1]))
 
     def init(self, rng, batch):
         pixels = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)

@@ -27,8 +27,9 @@ def info_nce(logits_BB, targets_BB, weight_B=None):
     weight = jnp.ones(logits_BB.shape[0]) if weight_B is None else weight_B
     loss = 0.0
     for logits, targets in ((logits_BB, targets_BB), (logits_BB.T, targets_BB.T)):
-        share = targets / targets.sum(1, keepdims=True)
-        loss += (weight * (jax.nn.logsumexp(logits, axis=1) - (share * logits).sum(1))).sum()
+        total = targets.sum(1, keepdims=True)
+        share = targets / jnp.where(total > 0, total, 1)  # padding has no target
+        loss += jnp.where(weight > 0, weight * (jax.nn.logsumexp(logits, axis=1) - (share * logits).sum(1)), 0).sum()
     return loss, weight.sum()
 
 
@@ -82,9 +83,12 @@ def softmax_pairs(
     matched, real = _matched(logits, params, images, texts), weight > 0
     most = [largest - 1e-5 * jnp.abs(largest) for largest in (normal.row_max, normal.column_max)]  # but for rounding
     right = [(real & (matched >= m)).sum() for m in most]
-    losses = jnp.where(real, weight * (normal.rows + normal.columns), 0).sum()
-    if "group" not in images and not smoothing and teacher is None:
-        return Contrast(losses - 2 * jnp.where(real, weight * matched, 0).sum(), weight.sum(), *right)
+    soft = "group" in images or smoothing or teacher is not None
+    # row by row against a row's own logit, for sums over the batch would cancel; soft targets are told relative to it below
+    beside = jax.lax.stop_gradient(matched) if soft else matched
+    losses = jnp.where(real, weight * (normal.rows + normal.columns - 2 * beside), 0).sum()
+    if not soft:
+        return Contrast(losses, weight.sum(), *right)
 
     sides: list[dict[str, Any]] = [{"of": side} for side in (images, texts)]
     if "group" in images:
@@ -97,25 +101,31 @@ def softmax_pairs(
         taught: Any = log_normalisers(_taught(logits), teacher, images, texts, tile)
         sides = [{**side, "taught": n} for side, n in zip(sides, taught[:2], strict=True)]
     sides = [{**jax.lax.stop_gradient({k: v for k, v in s.items() if k != "of"}), "of": s["of"]} for s in sides]
-    sides = [{**side, "weight": side["of"]["weight"]} for side in sides]
+    sides = [{**side, "weight": side["of"]["weight"], "matched": beside} for side in sides]
 
     def attraction(params, r, c):
-        """The sum of (target of the row + target of the column) * logit."""
+        """The sum of target * (logit - matched logit), of rows and of columns."""
 
         def target(beside, by):
-            """weight * target of each pair, where `exp(by - its normaliser)` is the share."""
+            """weight * target of each pair by its row and by its column, where `exp(by - its normaliser)` is the share."""
             rows = r["weight"][:, None] * jnp.exp(by - r[beside][:, None])
-            return rows + c["weight"][None] * jnp.exp(by - c[beside][None])
+            return rows, c["weight"][None] * jnp.exp(by - c[beside][None])
 
-        own = target("alike", _among_pairs(_alike)({}, r["of"], c["of"]))
-        every = jnp.where(_counts(r, c), r["weight"][:, None] + c["weight"][None], 0) / params["pairs"]
-        own = (1 - smoothing) * own + smoothing * every
+        def mixed(first, second, share):
+            return [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
+
+        every = [
+            jnp.where(_counts(r, c), w, 0) / params["pairs"] for w in (r["weight"][:, None], c["weight"][None])
+        ]
+        targets = mixed(target("alike", _among_pairs(_alike)({}, r["of"], c["of"])), every, smoothing)
         if "teacher" in params:
             told = target("taught", _taught(logits)(params["teacher"], r["of"], c["of"]))
-            own = (1 - teacher_share) * own + teacher_share * told
-        return (jax.lax.stop_gradient(own) * _among_pairs(logits)(params["own"], r["of"], c["of"])).sum()
+            targets = mixed(targets, told, teacher_share)
+        by_row, by_column = jax.lax.stop_gradient(targets)
+        block = _among_pairs(logits)(params["own"], r["of"], c["of"])
+        return (by_row * (block - r["matched"][:, None]) + by_column * (block - c["matched"][None])).sum()
 
-    known = {"own": params, "pairs": real.sum().astype(weight.dtype)} | (
+    known = {"own": params, "pairs": jnp.maximum(real.sum(), 1).astype(weight.dtype)} | (
         {} if teacher is None else {"teacher": teacher}
     )
     attracted: Any = pair_sum(attraction, known, *sides, tile)

@@ -14,6 +14,9 @@ from simvlm_jax.parallel.mesh import placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
 
+HEAD = "(^|/)(probe_head/|head_)"
+"""Of parameters that mean answers."""
+
 
 def initialiser(
     model: Model, tokenizer: str, labels: Sequence[str], sources: Sequence[Any], mesh: jax.sharding.Mesh
@@ -43,7 +46,7 @@ def initialiser(
             loaded = _renamed(_load(source["run"], source.get("step"), mesh), source.get("map") or ())
             if any("embedding" in name for name in loaded):
                 _same_tokenizer(source["run"], tokenizer)
-            if any(re.search(r"(^|/)(probe_)?head(_|/)", name) for name in loaded):
+            if any(re.search(HEAD, name) for name in loaded):
                 _same_labels(source["run"], tuple(labels))
             loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
             wrong = [
@@ -69,7 +72,8 @@ def tokenizer_of(sources: Sequence[Any]) -> Path | None:
                 f"config.train.init_from names {source['run']!r}, which is not a run directory; train it first, name "
                 'another ("(\'RUN\',)"), or start from nothing ("()")'
             )
-        if "embedding" in _renamed({"embedding": None}, source.get("map") or ()):
+        names = _renamed(dict.fromkeys(RunDir(source["run"]).letters() or ("embedding",)), source.get("map") or ())
+        if any("embedding" in name for name in names):
             return RunDir(source["run"]).tokenizer
     return None
 
@@ -94,7 +98,7 @@ def _same_labels(path: str, own: tuple[str, ...]) -> None:
         raise ValueError(
             f"init_from: {path} classifies into other answers ({len(theirs)}: {', '.join(theirs[:3])} ...; here {len(own)}: "
             f"{', '.join(own[:3])} ...), so its head means others; drop it with `map`, as in "
-            f"({{'run': {path!r}, 'map': (('head_', None),)}},)"
+            f"({{'run': {path!r}, 'map': (({HEAD!r}, None),)}},)"
         )
 
 

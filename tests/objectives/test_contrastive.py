@@ -182,6 +182,24 @@ def test_in_float32(devices):
     check(found, reference, 2e-6)
 
 
+def test_in_float32_with_features_that_agree():
+    """At the largest scale a loss is a small difference of large numbers, which must not be summed first."""
+    rows = 4096
+    x = np.asarray(unit(rows, 64, seed=1))
+    y = x + 1.2 * np.asarray(unit(rows, 64, seed=2))
+    x, y = (np.asarray(v / np.linalg.norm(v, axis=1, keepdims=True), np.float32) for v in (x, y))
+    logits = 100 * x.astype(np.float64) @ y.astype(np.float64).T
+    expected = -sum(np.diag(v - np.logaddexp.reduce(v, 1, keepdims=True)).sum() for v in (logits, logits.T))
+    assert 1e-4 < expected / rows < 1
+    weight = jnp.ones(rows, jnp.float32)
+    with jax.enable_x64(False):
+        sets = [{"features": jnp.asarray(v), "weight": weight} for v in (x, y)]
+        for how in ({}, {"smoothing": 1e-9}):  # the two ways a loss is summed
+            found = softmax_pairs({"scale": jnp.float32(100)}, *sets, **how).loss
+            # a log-sum-exp of logits near 100 is itself rounded to 8e-6, against losses a pair of 1e-2 and less
+            assert float(found) == pytest.approx(expected, rel=5e-5)
+
+
 def test_right_answers_are_counted():
     images, texts = sides(padding=4)
     texts["features"] = images["features"].at[0].set(images["features"][1])
@@ -209,12 +227,22 @@ def test_nce_is_logistic_regression_and_info_nce_a_softmax():
     assert float(info_nce(jnp.asarray(logits), jnp.eye(2))[0]) == pytest.approx(by_hand, abs=1e-12)
 
 
-def test_without_a_single_pair_the_loss_is_zero_and_its_gradient_finite():
-    images, texts = sides(8, padding=5)
+def test_rows_of_weight_zero_have_no_loss_and_are_negatives_still():
+    logits, weight = jnp.asarray([[2.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.5, 3.0, 0.0]]), jnp.asarray([1.0, 1.0, 0.0])
+    loss, count = info_nce(logits, jnp.diag(weight), weight)
+    l = np.asarray(logits)  # noqa: E741
+    by_hand = sum(np.logaddexp.reduce(l[i]) + np.logaddexp.reduce(l[:, i]) - 2 * l[i, i] for i in (0, 1))
+    assert (float(loss), float(count)) == (pytest.approx(by_hand, abs=1e-12), 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_single_pair_the_loss_is_zero_and_its_gradient_finite(kind):
+    more, how = KINDS[kind]
+    images, texts = sides(8, padding=5, **more)
     images["weight"] = texts["weight"] = jnp.zeros(8)
 
     def loss(x):
-        found = softmax_pairs({"scale": jnp.asarray(9.0)}, {**images, "features": x}, texts)
+        found = softmax_pairs({"scale": jnp.asarray(9.0)}, {**images, "features": x}, texts, **how)
         return found.loss + sigmoid_pairs(params(), {**images, "features": x}, texts)[0]
 
     value, gradient = jax.value_and_grad(loss)(images["features"])

@@ -14,6 +14,7 @@ from simvlm_jax.core.layout import constrain, in_use, laid_out
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
+from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.parallel.mesh import MeshLayout, layout_of, make_mesh, mesh_shape, place_batch, placement
 from simvlm_jax.parallel.program import Program
 from simvlm_jax.run.checkpoints import Checkpoints
@@ -220,6 +221,18 @@ def test_flops_are_counted_through_loops_and_recomputation():
         return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     assert count_flops(convolve, image, kernel) == 2.0 * 2 * 64 * 4 * 27
+
+
+def test_flops_of_a_program_that_is_written_for_a_device_are_those_of_all():
+    x = jnp.ones((64, 16))
+    side = {"features": x, "weight": jnp.ones(64)}
+
+    def loss(x):
+        return softmax_pairs({"scale": jnp.asarray(9.0)}, {**side, "features": x}, side, tile=8).loss
+
+    alone = count_flops(jax.grad(loss), x)
+    with laid_out(layout_of(make_mesh(jax.devices()[:8]))):
+        assert count_flops(jax.grad(loss), x) == pytest.approx(alone, rel=0.02)
 
 
 def test_a_program_is_read_as_the_compiler_counts_it():
