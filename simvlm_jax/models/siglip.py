@@ -97,7 +97,9 @@ class SigLIP(DualEncoder):
         """No BOS, an EOS where a text was cut, and padding up to T that is seen like any piece."""
         missing = self.vocabulary.length - text.shape[1]
         text = jnp.pad(
-            jnp.where(valid, self.ended(text, valid), self.vocabulary.pad), ((0, 0), (0, missing)), constant_values=self.vocabulary.pad
+            jnp.where(valid, self.ended(text, valid), self.vocabulary.pad),
+            ((0, 0), (0, missing)),
+            constant_values=self.vocabulary.pad,
         )
         return text, jnp.ones(text.shape, bool)
 

@@ -114,9 +114,7 @@ def softmax_pairs(
         def mixed(first, second, share):
             return [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
 
-        every = [
-            jnp.where(_counts(r, c), w, 0) / params["pairs"] for w in (r["weight"][:, None], c["weight"][None])
-        ]
+        every = [jnp.where(_counts(r, c), w, 0) / params["pairs"] for w in (r["weight"][:, None], c["weight"][None])]
         targets = mixed(target("alike", _among_pairs(_alike)({}, r["of"], c["of"])), every, smoothing)
         if "teacher" in params:
             told = target("taught", _taught(logits)(params["teacher"], r["of"], c["of"]))

@@ -10,7 +10,7 @@ import pytest
 from simvlm_jax.core.types import BaseModel
 from simvlm_jax.data.labelled import class_archive, class_folders
 from simvlm_jax.data.scenes.examples import make_example
-from simvlm_jax.data.scenes.graph import Scene
+from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
 from simvlm_jax.data.scenes.judge import judge
 from simvlm_jax.data.scenes.twins import KINDS, twins
 from simvlm_jax.data.sources import open_source
@@ -144,19 +144,35 @@ def test_neighbours_vote(tok, tmp_path, monkeypatch):
         answer()
 
 
-def test_twins_are_wrong_and_alike():
-    found = dict.fromkeys(KINDS, 0)
-    for i in range(300):
-        scene = Scene.from_json(make_example("captions", "test", i, 400, 16, 0)["scene"])
+SINGULAR = {shape + ending: shape for shape in SHAPES for ending in ("s", "es")} | {"an": "a"}
+
+
+@pytest.mark.parametrize("split", ["test", "compositional"])
+def test_twins_are_wrong_and_alike(split):
+    found: dict[str, list] = {kind: [] for kind in KINDS}
+    for i in range(1200):
+        scene = Scene.from_json(make_example("captions", split, i, 1600, 16, 0)["scene"])
         for kind, true, false in twins(scene, np.random.default_rng(i)):
             assert judge(scene, true).accurate and not judge(scene, false).accurate
-            assert (
-                (sorted(true.split()) == sorted(false.split()))
-                or kind in ("relation", "count")
-                or " an " in f" {true} {false} "
+            words = [sorted(SINGULAR.get(w, w) for w in text.split()) for text in (true, false)]
+            assert words[0] == words[1] or kind == "relation"
+            found[kind].append((true, false))
+    assert min(map(len, found.values())) > 30
+    seen = {f"{colour} {shape}" for colour, shape in HELD_OUT}
+    rules = {  # what can be said of a text alone, which must be of no use
+        "unseen pairs": lambda t: sum(name in t for name in seen),
+        "length": len,
+        "larger number first": lambda t: t.startswith("two"),
+        "alphabet": lambda t: t,
+        "left or above": lambda t: "left" in t or "above" in t,
+    }
+    for kind, pairs in found.items():
+        for name, rule in rules.items():
+            right, wrong = (
+                sum((rule(t) > rule(f)) == way and rule(t) != rule(f) for t, f in pairs) for way in (True, False)
             )
-            found[kind] += 1
-    assert min(found.values()) > 100
+            # three standard deviations of a fair coin
+            assert abs(right - wrong) <= 3 * max(right + wrong, 1) ** 0.5, (kind, name, right, wrong)
 
 
 class Believes(Knows):

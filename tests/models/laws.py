@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from simvlm_jax.core.layout import with_layout
 from simvlm_jax.core.types import TrainState, Vocabulary
 from simvlm_jax.nn.sizes import Compute
+from simvlm_jax.nn.vit import resize_positions
 from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
 from simvlm_jax.train.step import make_train_step
 
@@ -100,14 +102,28 @@ def neighbours_and_padding_do_not_matter(model, batch):
 
 
 def adapts_to_another_size(make_model, batch):
-    """Positions follow a larger image and a longer text, and what was learned stays where nothing changes."""
+    """Positions follow a larger image and a longer text: a grid is resized, learned text rows stay, fresh ones come after."""
     small, params = make(make_model(V, 32), batch)
     larger = dataclasses.replace(make_model(dataclasses.replace(V, length=16), 64), compute=small.compute)
     target, _ = jax.eval_shape(larger.init, jax.random.key(0), batch)
-    target = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.unbox(target))
+    target = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), nn.unbox(target))
     fitted = larger.adapt(params, target)
     assert jax.tree.map(jnp.shape, fitted) == jax.tree.map(jnp.shape, target)
-    jax.tree.map(np.testing.assert_array_equal, small.adapt(params, params), params)
+    found, learned = flatten_dict(fitted, sep="/"), flatten_dict(params, sep="/")
+    tables = {k for k in learned if k.endswith("position")}
+    assert len(tables) == 2
+    for name in tables:
+        if "text" in name:
+            kept = len(learned[name])
+            np.testing.assert_array_equal(found[name][:kept], learned[name])
+            assert len(found[name]) > kept and (np.asarray(found[name][kept:]) == 7).all()
+        else:
+            resized = resize_positions(learned[name], larger.image_tokens)
+            np.testing.assert_array_equal(found[name], resized)
+    for name in set(learned) - tables:
+        np.testing.assert_array_equal(found[name], learned[name])
+    again = small.adapt(params, jax.tree.map(lambda x: jnp.full(x.shape, 7.0), params))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def scanned_is_unrolled(model, batch):

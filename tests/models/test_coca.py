@@ -154,6 +154,22 @@ def test_the_probe_learns_alone(float64, text_batch):
         dataclasses.replace(model, classes=0).per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
 
 
+def test_it_claims_what_it_was_trained_for(float64, text_batch):
+    captions, pairs = (
+        {"prefill", "extend", "score_text", "attention"},
+        {"embed_image", "embed_text", "similarity", "logit_scale"},
+    )
+    able = lambda **weights: set(CoCa(V, 32, **weights).capabilities())  # noqa: E731
+    assert captions | pairs <= able()
+    assert not able(caption_weight=0.0) & captions and pairs <= able(caption_weight=0.0)
+    assert not able(contrastive_weight=0.0) & pairs and captions <= able(contrastive_weight=0.0)
+    batch = text_batch(2)
+    model, params = laws.make(CoCa(V, 32, caption_weight=0.0), batch)
+    image, text = (getattr(model, f"embed_{k}")(params, {}, batch) for k in ("image", "text"))
+    expected = np.concatenate([image, text, image * text], axis=1)  # of what was learned alone
+    np.testing.assert_array_equal(model.pair_features(params, {}, batch), expected)
+
+
 def test_where_words_look(float64, text_batch):
     batch = text_batch(3)
     model, params = laws.make(CoCa(V, 32), batch)

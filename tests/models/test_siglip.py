@@ -94,6 +94,7 @@ def test_it_is_the_network_of_transformers(monkeypatch):
     tokens = np.zeros((5, 12), np.int32)
     for row, n in zip(tokens, (3, 12, 7, 5, 2), strict=True):
         row[:n] = rng.integers(3, 50, n)
+    tokens[1, -1] = model.vocabulary.eos  # as texts end that fill every slot
     pixels_in = (image[:, 0] / np.float32(127.5) - 1).transpose(0, 3, 1, 2)
     with torch.no_grad():
         out = theirs(input_ids=torch.tensor(tokens).long(), pixel_values=torch.tensor(pixels_in), return_loss=True)
@@ -105,6 +106,15 @@ def test_it_is_the_network_of_transformers(monkeypatch):
     features, _, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
     term = model.across_batch(params, {}, features, step=0, train=True)[0]["contrastive"]
     assert float(term.sum / term.count) == pytest.approx(float(out.loss), rel=1e-5)
+
+
+def test_a_text_that_was_cut_ends_in_eos(text_batch):
+    text, valid = np.arange(4, 28).reshape(2, 12), np.arange(12) < np.asarray([[12], [5]])
+    found, seen = SigLIP(V, 32).lay_out(text, valid)
+    expected = np.where(valid, text, V.pad)
+    expected[0, -1] = V.eos
+    np.testing.assert_array_equal(found, expected)
+    assert np.asarray(seen).all()
 
 
 def test_bad_fields_are_named():

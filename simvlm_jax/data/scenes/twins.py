@@ -1,9 +1,12 @@
 """Captions of a scene and their minimally wrong twins: what a model must know of a picture to tell them apart.
 
 After Winoground (Thrush et al., arXiv 2204.03162) and ARO (Yuksekgonul et al., arXiv 2210.01936): a bag of words will not do.
-Here every twin is false by the scene graph, and but for `count` and `relation` both captions hold the same words.
+Here every twin is false by the scene graph; but for `relation`, which has its opposite word, both captions hold the same words
+(but for articles and plurals); and neither is the likelier text: what is true of one scene is the twin of another as often,
+and a twin has as many pairs of colour and shape that captions for training never hold as its caption has.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +23,7 @@ def twins(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, st
     """(kind, true caption, false twin) as far as a scene has any, at most one a kind.
 
     attribute: two things change their colours. relation: the opposite word. order: two things change places in the sentence.
-    count: one more, or one less.
+    count: two of this and one of that change their numbers.
     """
     for kind, make in (("attribute", _attribute), ("relation", _relation), ("order", _order), ("count", _count)):
         made = make(scene, rng)
@@ -43,6 +46,9 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     if (two := _two(scene, rng)) is None:
         return None
     a, b = two
+    true, swapped = ((a.colour, a.shape), (b.colour, b.shape)), ((b.colour, a.shape), (a.colour, b.shape))
+    if len(graph.HELD_OUT & set(true)) != len(graph.HELD_OUT & set(swapped)):
+        return None
     return (
         f"{_named(a.colour, a.shape)} and {_named(b.colour, b.shape)}",
         f"{_named(b.colour, a.shape)} and {_named(a.colour, b.shape)}",
@@ -69,7 +75,14 @@ def _order(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    shape = graph.pick(rng, scene.objects).shape
-    number = sum(o.shape == shape for o in scene.objects)
-    other = number + (1 if number < 3 or rng.random() < 0.5 else -1)  # of two circles, "a circle" would be true
-    return noun_phrase(Phrase(count=number, shape=shape)), noun_phrase(Phrase(count=other, shape=shape))
+    numbers = Counter(o.shape for o in scene.objects)
+    two, one = ([shape for shape, n in numbers.items() if n == k] for k in (2, 1))
+    if not two or not one:
+        return None
+    shapes = [graph.pick(rng, two), graph.pick(rng, one)]
+    order = (0, 1) if rng.random() < 0.5 else (1, 0)
+
+    def said(counts: tuple[int, int]) -> str:
+        return " and ".join(noun_phrase(Phrase(count=counts[i], shape=shapes[i])) for i in order)
+
+    return said((2, 1)), said((1, 2))
