@@ -121,14 +121,21 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         mine = functools.partial(rows_of_process, mesh)
         pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, mine)
         first = next(iter(suites.values()), None)
+        asked = None
+        if first is not None and (e.every or keep.best):
+            asked = own_validation(first) if first.path else assemble.validation_source(config)
+            if asked is None:
+                told = f"{first.path!r} has no validation split, so there are no scores before the last"
+                if keep.best:
+                    raise ValueError(f"checkpoint.best={keep.best!r} goes by the first suite, but {told}")
+                say(told)
 
         def validate(params, extra):
             """The scores of the first suite on the validation data: the run's, or the suite's own."""
-            if first is None:
+            if first is None or asked is None:
                 return {}
             bad = config.data.quarantine
-            source = assemble.validation_source(config) if not first.path else own_validation(first)
-            examples = make_examples(first, "validation", source, pixels, e.examples or 200, bad, directory.quarantine)
+            examples = make_examples(first, "validation", asked, pixels, e.examples or 200, bad, directory.quarantine)
             now = engine.with_weights(params, extra)
             return first.outcome(now, first.answers(now, examples)).scores
 

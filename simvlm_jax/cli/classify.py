@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
     labels = tuple(dict.fromkeys(name.strip() for name in (args.labels or "").split(",") if name.strip()))
     templates: tuple[str, ...] = tuple(args.template or ("{a} {name}",))
     if args.prompts:
-        labels, given = read_prompts(Path(args.prompts).expanduser(), labels)
+        named, given = read_prompts(Path(args.prompts).expanduser(), labels)
+        labels = tuple(dict.fromkeys(named))  # CLIP's own list names two classes twice
         templates = tuple(args.template or given)
     check_templates(templates)
     if len(labels) < 2:
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
     if by_text and len(templates) > 1:
         raise ValueError(f"{args.run} is a captioner, which says one sentence a name; give one --template")
     vectors = None if by_text else class_vectors(engine, labels, templates)
+    engine.tell_cuts()
     pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):
         seen, names, answers = [], [], {}

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-PART_BYTES = 2**28
+PART, PART_BYTES = 512, 2**28
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="a run directory")
     parser.add_argument("images", nargs="*", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
     parser.add_argument("--data", help="a data set in place of files: tars, a folder, a table, a TFDS name")
-    parser.add_argument("--split", default="train", help="of --data")
+    parser.add_argument("--split", help="of --data (default: train)")
     parser.add_argument("--texts", help="a text file, a text a line, in place of pictures")
     parser.add_argument("--out", required=True, help="the .npz to write: embeddings [N,...], keys [N], errors, about")
     parser.add_argument(
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         "--part",
         type=int,
         default=0,
-        help="pictures a part (default: by their vectors' size); finished parts are not made again",
+        help=f"pictures a part (default: {PART}, or fewer that are large); finished parts are not made again",
     )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -37,6 +37,12 @@ def main(argv: list[str]) -> int:
         parser.error(f"--shard {args.shard!r} is not I/N with I below N, such as 0/4")
     if args.batch_size < 1 or args.part < 0:
         parser.error("--batch-size must be at least 1, and --part not below 0")
+    if args.split and not args.data:
+        parser.error("--split is a split of --data")
+    if args.texts and (args.part or args.shard != "0/1"):
+        parser.error("texts are embedded at once; --part and --shard are for pictures")
+    if Path(args.out).is_dir():
+        parser.error(f"--out {args.out!r} is a folder; name the .npz to write")
 
     import jax
     import numpy as np
@@ -45,7 +51,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
-    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, write_arrays
+    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, stamp, write_arrays
     from simvlm_jax.main import setup_jax
 
     setup_jax()
@@ -58,6 +64,7 @@ def main(argv: list[str]) -> int:
         if not texts:
             raise ValueError(f"{args.texts!r} holds no text")
         vectors = engine.embed_texts(texts)
+        engine.tell_cuts()
         about |= {"of": "texts"}
         write_arrays(
             out,
@@ -69,10 +76,10 @@ def main(argv: list[str]) -> int:
         made, errors = len(texts), []
     else:
         able = engine.needs("embedding images", "embed_image")
-        source = open_source(args.data, args.split) if args.data else FileList(args.images)
+        source = open_source(args.data, args.split or "train") if args.data else FileList(args.images)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
-        about |= {"of": "images", "pixels": repr(pixels)}
-        if (before := made_before(out, source, about)) is not None:
+        about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data) if args.data else ""}
+        if (before := made_before(out, folder, source, about)) is not None:
             print(f"{out} holds these {before} vectors already", file=sys.stderr)
             told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
             print(json.dumps(told) if args.json else f"{before} vectors in {out}")
@@ -80,7 +87,7 @@ def main(argv: list[str]) -> int:
         side = run.config.data.image_size
         one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
         shape = jax.eval_shape(able["embed_image"], run.params, run.extra, one)
-        rows = args.part or max(min(10_000, PART_BYTES // (shape.size * 4)), 1)
+        rows = args.part or max(min(PART, PART_BYTES // (shape.size * 4)), 1)
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
         errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
         for key, why in errors:

@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
         parser.error("name a text, or an image by --like")
     if args.top < 1:
         parser.error("--top must be at least 1")
+    if not all(q.strip() for q in args.queries):
+        parser.error("a query is empty")
 
     import numpy as np
 
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> int:
     asked = []
     if args.queries:
         asked.append(engine.embed_texts(args.queries))
+        engine.tell_cuts()
     if args.like:
         if vectors.ndim > 2:
             raise ValueError("this model gives an image a vector only for a text, so pictures cannot be compared")

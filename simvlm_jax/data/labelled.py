@@ -6,16 +6,19 @@ from pathlib import Path
 from simvlm_jax.data.files import IMAGE_SUFFIXES, read_table
 from simvlm_jax.data.questions import Questions, needed, unpacked
 
-SPLITS = ("train", "validation", "val", "test")
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "dev"), "test": ("test", "testing")}
+"""How splits are named by people."""
+LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 
 def class_folders(folder: Path, split: str) -> Questions:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    root = folder / split if (folder / split).is_dir() else folder
-    others = [s for s in SPLITS if (folder / s).is_dir()]
-    if root == folder and others:
-        raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(others)}")
-    pictures = sorted(p for p in root.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    there = [s for names in SPLITS.values() for s in names if _pictures(folder / s, "*/*")]
+    root = next((folder / s for s in SPLITS.get(split, (split,)) if s in there), folder)
+    if root == folder and there:
+        raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(there)}")
+    if not (pictures := _pictures(root, "*/*")):
+        raise FileNotFoundError(f"{str(folder)!r} holds no pictures as {LAYOUT}")
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
     ]
@@ -26,9 +29,12 @@ def class_folders(folder: Path, split: str) -> Questions:
 
 def class_archive(folder: Path, split: str) -> Questions:
     """SPLIT.tar.gz of CLASS/picture, as CIFAR-10 is given away as JPEG."""
-    path = needed(folder / f"{split}.tar.gz", split)
-    pictures = sorted(unpacked(path, whole=True))
-    rows = [{"image": name, "label": name.split("/")[-2], "key": f"{split}/{name}"} for name in pictures if "/" in name]
+    names = SPLITS.get(split, (split,))
+    path = needed(
+        next((p for s in names if (p := folder / f"{s}.tar.gz").is_file()), folder / f"{split}.tar.gz"), split
+    )
+    pictures = [n for n in sorted(unpacked(path, whole=True)) if n.removeprefix("./").count("/")]
+    rows = [{"image": name, "label": name.split("/")[-2], "key": f"{split}/{name}"} for name in pictures]
     return Questions(f"{folder.name}/{split}", rows, _member_of(path), split)
 
 
@@ -52,19 +58,24 @@ def _member_of(path: Path) -> Callable[[str], bytes]:
     return read
 
 
+def _pictures(root: Path, pattern: str) -> list[Path]:
+    return sorted(p for p in root.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def holds_class_folders(folder: Path) -> bool:
     """Whether pictures lie one or two folders deep."""
-    found = (p for pattern in ("*/*", "*/*/*") for p in folder.glob(pattern))
-    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in found)
+    return any(_pictures(folder, pattern) for pattern in ("*/*", "*/*/*"))
 
 
-def known(folder: Path) -> Callable[[Path, str], Questions] | None:
-    """What reads a folder of labelled pictures that has neither tars of its own kind nor a table for pictures beside it."""
-    table, archive = folder / "labels.csv", next(iter(sorted(folder.glob("*.tar.gz"))), None)
-    if (folder / "images.tar").is_file() and table.is_file():
-        with table.open(encoding="utf-8", errors="replace") as lines:
-            if {"file", "clip_class_name"} <= set(lines.readline().strip().split(",")):
-                return imagenet_samples
-    if archive is not None and any("/" in name for name in unpacked(archive, whole=True)):
-        return class_archive
-    return None
+def holds_class_archives(folder: Path) -> bool:
+    """Whether there is an archive named by a split."""
+    return any((folder / f"{s}.tar.gz").is_file() for names in SPLITS.values() for s in names)
+
+
+def holds_imagenet_samples(folder: Path) -> bool:
+    """Whether there is a table of CLIP's names beside an archive of pictures."""
+    table = folder / "labels.csv"
+    if not (folder / "images.tar").is_file() or not table.is_file():
+        return False
+    with table.open(encoding="utf-8", errors="replace") as lines:
+        return {"file", "clip_class_name"} <= set(lines.readline().strip().split(","))

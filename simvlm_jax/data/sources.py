@@ -169,7 +169,7 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
 
     With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
     folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or of
-    labelled.known; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
+    data/labelled.py; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
     (train.jsonl, dev-0000.tar), `split` is read.
 
     A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
@@ -179,7 +179,7 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     """
     here = Path(path).expanduser()
     if any(c in path for c in "*?[{"):
-        tars = [p for pattern in _ranges(str(here)) for p in _glob(Path(pattern)) if p.suffix == ".tar"]
+        tars = [p for pattern in ranges(str(here)) for p in _glob(Path(pattern)) if p.suffix == ".tar"]
         if not tars:
             raise FileNotFoundError(f"path {path!r} matches no .tar file; expected shards like train-0000.tar")
         return WebDatasetSource(tars)
@@ -198,13 +198,15 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     if here.is_dir():
         if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
             return known(here, split)
-        if known := labelled.known(here):
-            return known(here, split)
+        if labelled.holds_imagenet_samples(here):
+            return labelled.imagenet_samples(here, split)
         if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
             tables = [read_table(p) for p in _of_split(found, split)]
             return _rows(here, tables) if images else TextSource(here, tables)
         if tars := sorted(here.glob("*.tar")):
             return WebDatasetSource(_of_split(tars, split))
+        if labelled.holds_class_archives(here):
+            return labelled.class_archive(here, split)
         if labelled.holds_class_folders(here):
             return labelled.class_folders(here, split)
         raise ValueError(f"path {path!r} holds neither .tar shards, nor a table of captions, nor a folder a class")
@@ -213,16 +215,12 @@ def open_source(path: str, split: str = "train", images: bool = True) -> Source:
     return TfdsSource(path, split)
 
 
-_SPLITS = ("train", "training", "val", "validation", "dev", "test")
-
-
 def _of_split(files: list[Path], split: str) -> list[Path]:
     """Those files of a folder that belong to a split, if they are named by splits: train.jsonl, dev-0000.tar."""
     of = {p: re.split(r"[-_.]", p.stem)[0].lower() for p in files}
-    if not set(of.values()) & set(_SPLITS):
+    if not set(of.values()) & {name for names in labelled.SPLITS.values() for name in names}:
         return files
-    alike = {"validation": ("validation", "val", "dev"), "train": ("train", "training")}
-    wanted = [p for p in files if of[p] in alike.get(split, (split,))]
+    wanted = [p for p in files if of[p] in labelled.SPLITS.get(split, (split,))]
     if not wanted:
         raise FileNotFoundError(
             f"{str(files[0].parent)!r} has no split {split!r}; its files are named {', '.join(sorted(set(of.values())))}"
@@ -235,14 +233,14 @@ def _rows(folder: Path, tables: list[Table]) -> Source:
     return questions.from_tables(folder, tables) if asks else FolderSource(folder, tables)
 
 
-def _ranges(path: str) -> list[str]:
+def ranges(path: str) -> list[str]:
     """ "x-{08..10}.tar" as its three paths."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", path)
     if found is None:
         return [path]
     first, last = found.groups()
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    paths = [p for n in numbers for p in _ranges(path[: found.start()] + n + path[found.end() :])]
+    paths = [p for n in numbers for p in ranges(path[: found.start()] + n + path[found.end() :])]
     if missing := [p for p in paths if not any(c in p for c in "*?[") and not Path(p).is_file()]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} shards of {path!r} are missing, such as {missing[0]!r}"

@@ -1,6 +1,7 @@
 """A model that can be asked: batches of any number of rows, padded to one compiled size, answered exactly once a row."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -231,6 +232,11 @@ class Engine:
         """Adds to one of the counts in `notes`."""
         if count:
             self.notes[what] = self.notes.get(what, 0) + int(count)
+
+    def tell_cuts(self) -> None:
+        """Says on stderr how many texts lost their end, if any did."""
+        if cut := self.notes.get("texts_cut"):
+            print(f"{cut} of the texts lost their end, at {self.vocabulary.length} pieces", file=sys.stderr)
 
     def room_before(self, answer: int) -> int:
         """Pieces left for a prompt when an answer of so many is to follow.

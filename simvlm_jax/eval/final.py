@@ -1,5 +1,6 @@
 """The evaluation at the end of a run: every suite on every split, the controls, `results.json`, and the page."""
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.assemble import is_scenes
 from simvlm_jax.data.sources import Source, open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
@@ -88,11 +88,18 @@ def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]
     return dict(sorted(chosen.items(), key=lambda item: item[0] != "test"))
 
 
-def own_validation(suite: Suite) -> Source:
-    """What a suite with data of its own is asked while a run trains: the validation split of `scenes`, else its first."""
-    if is_scenes(suite.path):
-        return open_source(suite.path, "validation")
-    return next(iter(suite_sources(suite, {}).values()))
+def own_validation(suite: Suite) -> Source | None:
+    """What a suite with data of its own is asked while a run trains: their validation split, None if there is none.
+
+    Never what is reported in the end, for checkpoints are chosen by it.
+    """
+    reported = {repr(source) for source in suite_sources(suite, {}).values()}
+    for split in ("validation", "val"):
+        with contextlib.suppress(ValueError, OSError):
+            source = open_source(suite.path, split)
+            if repr(source) not in reported:
+                return source
+    return None
 
 
 def make_examples(

@@ -53,6 +53,9 @@ class Retrieval(Suite):
             **{f"text_to_image_r{k}": float((to_image < k).mean()) for k in RECALLS},
             **{f"chance_r{k}": min(k / len(answered), 1.0) for k in RECALLS},
         }
+        own = np.asarray([len(e["ranks"]["to_image"]) for e, _ in answered])
+        if own.max() > 1:  # with several texts an image, one of k is an image's own a little more seldom than k of N
+            scores |= {f"image_to_text_chance_r{k}": float(_hit_by_chance(own, k).mean()) for k in RECALLS[1:]}
         items = [
             Item(
                 e,
@@ -70,6 +73,13 @@ class Retrieval(Suite):
 
     def decoding(self) -> dict[str, Any]:
         return {"captions_an_image": self.captions or "all"}
+
+
+def _hit_by_chance(own: np.ndarray, k: int) -> np.ndarray:
+    """The probability that k texts drawn of all hold one of an image's `own` ones."""
+    rest = own.sum() - own
+    drawn = np.arange(k)[:, None]
+    return 1 - np.prod(np.maximum(rest - drawn, 0) / np.maximum(own.sum() - drawn, 1), axis=0)
 
 
 def ranks(alike: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

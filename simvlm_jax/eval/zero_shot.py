@@ -85,10 +85,15 @@ def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...],
         raise FileNotFoundError(f"prompts {str(path)!r} does not exist")
     if path.suffix != ".json":
         return classes, tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    given = json.loads(path.read_text())
-    if not isinstance(given, dict) or not isinstance(given.get("templates"), list):
-        raise ValueError(f'prompts {str(path)!r} must hold {{"classes": [...], "templates": [...]}}')
-    return classes or tuple(given.get("classes", ())), tuple(given["templates"])
+    try:
+        given = json.loads(path.read_text())
+        told, templates = given.get("classes", []), given["templates"]
+        fits = all(isinstance(x, list) and all(isinstance(word, str) for word in x) for x in (told, templates))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f'prompts {str(path)!r} must hold {{"classes": [...], "templates": [...]}}, lists of texts')
+    return classes or tuple(told), tuple(templates)
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -102,7 +107,7 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         try:
             fits = said(template, "\0") != said(template, "\1")
-        except (KeyError, IndexError, ValueError):
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             fits = False
         if not fits:
             raise ValueError(

@@ -5,17 +5,19 @@ that cannot be read has no vector: its key and the reason stand in its part, and
 """
 
 import fcntl
+import glob
 import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.sources import Source
+from simvlm_jax.data.sources import Source, ranges
 from simvlm_jax.run.progress import Countdown
 
 MANIFEST = "manifest.json"
@@ -63,14 +65,14 @@ def embed_parts(
       ValueError: the folder holds parts of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"source": repr(source), "examples": len(source), "rows": rows, **about}
+    manifest = {**_of_what(source, about), "rows": rows}
     path = folder / MANIFEST
     if not path.exists():  # several processes may be here at once, with the same to say
         partial = path.with_name(f"{MANIFEST}.{os.getpid()}")
         partial.write_text(json.dumps(manifest))
         partial.replace(path)
     before = json.loads(path.read_text())
-    if changed := sorted(k for k in {*manifest, *before} if before.get(k) != manifest.get(k)):
+    if changed := sorted(k for k in {*manifest, *before} - {"run"} if before.get(k) != manifest.get(k)):
         raise ValueError(
             f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
         )
@@ -135,6 +137,7 @@ def merge(folder: Path, out: Path) -> int | None:
         count = sum(map(len, keys))
         if not count:
             first = next(e for e in errors if len(e))[0]
+            shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
             raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
         about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
         partial = out.with_name(f"{out.name}.partial.npz")
@@ -151,17 +154,35 @@ def merge(folder: Path, out: Path) -> int | None:
     return count
 
 
-def made_before(out: Path, source: Source, about: dict[str, Any]) -> int | None:
-    """The number of vectors in `out` if it holds just what is asked for."""
-    if not out.is_file():
-        return None
+def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) -> int | None:
+    """The number of vectors in `out` if it holds just what is asked for. A folder of parts that `out` was made of ends."""
     try:
         with np.load(out) as file:
             keys, before = file["keys"], json.loads(str(file["about"]))
-    except (KeyError, ValueError, zipfile.BadZipFile):
+    except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
         return None
-    wanted = {"source": repr(source), "examples": len(source), **about}
-    return len(keys) if before == wanted else None
+    if (folder / MANIFEST).is_file():  # its end was cut short
+        parts = json.loads((folder / MANIFEST).read_text())
+        if {k: v for k, v in parts.items() if k != "rows"} == before:
+            shutil.rmtree(folder, ignore_errors=True)
+    wanted = _of_what(source, about)
+    return len(keys) if {**before, "run": ""} == {**wanted, "run": ""} else None
+
+
+def stamp(path: str) -> str:
+    """A number of the names, sizes and times of all files that a path names, where it is one of files: "" of a TFDS name."""
+    here = Path(path).expanduser()
+    if here.is_dir():
+        files = {str(p.relative_to(here)): p.stat() for p in here.rglob("*") if p.is_file()}
+    else:
+        found = [Path(p) for pattern in ranges(str(here)) for p in glob.glob(pattern)]
+        files = {p.name: p.stat() for p in found if p.is_file()}
+    lines = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(files.items()))
+    return f"{zlib.crc32(lines.encode()):08x}" if files else ""
+
+
+def _of_what(source: Source, about: dict[str, Any]) -> dict[str, Any]:
+    return {"source": repr(source), "examples": len(source), **about}
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:

@@ -216,8 +216,8 @@ def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[
                 float(np.mean(took)),
             )
         )
-    if missing := [name for name, _ in sweep.scores if not any(s.scores[name] for s in out)]:
-        raise ValueError(f"no arm of {sweep.name} has a score {missing[0]!r}; see the results.json of its runs")
+    if not any(values for s in out for values in s.scores.values()):
+        raise ValueError(f"no arm of {sweep.name} has any of its scores; see the results.json of its runs")
     return out
 
 
@@ -249,14 +249,16 @@ def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in summaries:
         cells = []
+        seeds = max(map(len, s.scores.values()))
         for name, _ in sweep.scores:
             mean, deviation = spread(s.scores[name])
             if not s.scores[name]:
                 cells.append("–")
                 continue
-            cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if math.isfinite(deviation) else ""))
+            few = f" ({len(s.scores[name])})" if len(s.scores[name]) < seeds else ""
+            cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if math.isfinite(deviation) else "") + few)
         cells += [
-            str(max(map(len, s.scores.values()))),
+            str(seeds),
             s.steps,
             f"{s.flops / 1e12:.1f}",
             f"{s.parameters:,}",
@@ -280,6 +282,8 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
     """An SVG: a panel a score of `sweep.figure` (by default the first score), one below the other."""
     titles, panels, top, wide = dict(sweep.scores), [], 0, 0
     for name in sweep.get("figure", ()) or (sweep.scores[0][0],):
+        if not any(s.scores[name] for s in summaries):
+            continue
         drawn, width, height = _panel(sweep, summaries, name, titles[name])
         panels.append(f'<g transform="translate(0,{top})">{drawn}</g>')
         top, wide = top + height, max(wide, width)

@@ -62,7 +62,7 @@ def test_classify(run, pictures, capsys):
     assert "broken.png" in said.err and said.out.count("%") == 1
     with pytest.raises(SystemExit):
         main(["classify", str(run), files[0], "--labels", "one"])
-    for template in ("nothing", "a {colour} thing", "{0} {1}"):
+    for template in ("nothing", "a {colour} thing", "{0} {1}", "{name.foo}", "{name[x]}"):
         assert main(["classify", str(run), files[0], "--labels", "a,b", "--template", template]) == 1
         assert f"template {template!r} must have one place for the name" in capsys.readouterr().err
 
@@ -106,6 +106,51 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     assert "holds vectors of texts" in capsys.readouterr().err
     assert main(["search", str(run), "--like", files[3], "--index", str(out)]) == 1
     assert "broken.png: " in capsys.readouterr().err
+
+
+def test_vectors_are_those_of_what_is_there_now(run, pictures, tmp_path, capsys):
+    """Another folder of the same names, a picture that was mended, and one that failed at first."""
+    for folder, name in (("a", "0.png"), ("b", "1.png")):
+        (tmp_path / folder / "photos" / "dog").mkdir(parents=True)
+        (tmp_path / folder / "photos" / "dog" / "1.png").write_bytes((pictures / name).read_bytes())
+    out, found = str(tmp_path / "x.npz"), []
+    for folder in "ab":
+        assert main(["embed", str(run), "--data", str(tmp_path / folder / "photos"), "--out", out]) == 0
+        found.append(read_vectors(tmp_path / "x.npz")[0])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    dog = tmp_path / "b" / "photos" / "dog" / "1.png"
+    dog.write_bytes(b"no picture")
+    assert main(["embed", str(run), "--data", str(tmp_path / "b" / "photos"), "--out", out]) == 1
+    assert "none of 1 pictures could be read" in capsys.readouterr().err
+    dog.write_bytes((pictures / "1.png").read_bytes())
+    assert main(["embed", f"{run}/", "--data", str(tmp_path / "b" / "photos"), "--out", out]) == 0
+    np.testing.assert_array_equal(read_vectors(tmp_path / "x.npz")[0], found[1])
+    parts = tmp_path / "x.npz.parts"
+    parts.mkdir()  # as if the process had been killed between the file and the end of its parts
+    (parts / "manifest.json").write_text(json.dumps({**read_vectors(tmp_path / "x.npz")[2], "rows": 512}))
+    assert main(["embed", str(run), "--data", str(tmp_path / "a" / "photos"), "--out", out]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--texts", "t.txt", "--shard", "1/2"], "--part and --shard are for pictures"),
+        (["x.png", "--split", "test"], "--split is a split of --data"),
+        (["x.png", "--out", "."], "is a folder"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(run, words, why, capsys):
+    with pytest.raises(SystemExit):
+        main(["embed", str(run), *words, *(() if "--out" in words else ("--out", "y.npz"))])
+    assert why in capsys.readouterr().err
+
+
+def test_cut_and_empty_queries_are_told(run, pictures, tmp_path, capsys):
+    assert main(["embed", str(run), str(pictures / "0.png"), "--out", str(tmp_path / "x.npz")]) == 0
+    assert main(["search", str(run), "a red circle " * 40, "--index", str(tmp_path / "x.npz")]) == 0
+    assert "1 of the texts lost their end, at 24 pieces" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["search", str(run), " ", "--index", str(tmp_path / "x.npz")])
 
 
 def test_an_index_of_other_weights_is_refused(run, tmp_path, capsys):

@@ -19,7 +19,7 @@ from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.engine import MissingCapability
 from simvlm_jax.eval.final import evaluate, make_examples
 from simvlm_jax.eval.neighbours import NearestNeighbours
-from simvlm_jax.eval.retrieval import Retrieval, ranks
+from simvlm_jax.eval.retrieval import Retrieval, _hit_by_chance, ranks
 from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
 from tests.eval.stub import ListSource, Stub, engine, tokenizer
 
@@ -90,9 +90,10 @@ def test_the_published_prompts_are_read(tok, tmp_path, shared):
     assert (len(classes), len(templates)) == (1000, 80) and templates[0].format(classes[0]) == "a bad photo of a tench."
     (tmp_path / "mine.txt").write_text("a photo of {}\n\na drawing of {a} {name}\n")
     assert read_prompts(tmp_path / "mine.txt", ("x",)) == (("x",), ("a photo of {}", "a drawing of {a} {name}"))
-    (tmp_path / "odd.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold"):
-        read_prompts(tmp_path / "odd.json", ())
+    for odd in ("[]", "{", '{"classes": "abc", "templates": ["{}"]}', '{"templates": [1]}', '{"classes": ["a"]}'):
+        (tmp_path / "odd.json").write_text(odd)
+        with pytest.raises(ValueError, match=r"odd\.json' must hold"):
+            read_prompts(tmp_path / "odd.json", ())
     with pytest.raises(FileNotFoundError, match=r"none\.json' does not exist"):
         ZeroShot(prompts="none.json").decoding()
 
@@ -108,6 +109,9 @@ def test_retrieval_of_the_whole_set(tok):
     # of five texts: "a red cat" and "a blue dog" find theirs; "is it a cat?" ties with the third image, which is lost
     assert outcome.scores["text_to_image_r1"] == pytest.approx(2 / 5)
     assert outcome.scores["chance_r1"] == pytest.approx(1 / 3) and outcome.scores["chance_r5"] == 1
+    assert _hit_by_chance(np.asarray([2, 1, 2]), 2) == pytest.approx(
+        [1 - 3 / 10, 1 - 6 / 10, 1 - 3 / 10]
+    )  # of 10 draws
     assert [e["ranks"]["to_text"] == 0 for e, _ in answered] == [True, True, False]
     first = Retrieval(captions=1)
     assert len(scores(first, Knows(tok), tok, rows)[1][0][0]["ranks"]["to_image"]) == 1
@@ -243,10 +247,17 @@ def test_pictures_in_a_folder_a_class(tmp_path):
         class_archive(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="has no split 'validation'; it has train, test"):
         open_source(str(tmp_path / "folders"), "validation")
+    with pytest.raises(FileNotFoundError, match="FOLDER/SPLIT/CLASS/picture"):
+        class_folders(tmp_path / "folders" / "train" / "cat", "train")
+    (tmp_path / "places" / "train").mkdir(parents=True)  # a class of that name
+    (tmp_path / "places" / "train" / "1.png").write_bytes(png("red"))
+    assert open_source(str(tmp_path / "places"), "test")[0]["label"] == "train"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.png").write_bytes(png("red"))
     (tmp_path / "mine" / "labels.csv").write_text("image,label\na.png,red\n")  # a table of one's own, by a known name
     assert open_source(str(tmp_path / "mine"), "test")[0]["label"] == "red"
+    (tmp_path / "test.tar.gz").rename(tmp_path / "mine" / "test.tar.gz")  # the table is still what tells
+    assert len(open_source(str(tmp_path / "mine"), "test")) == 1
 
 
 def test_vectors_that_are_not_finite_are_refused(tok):
@@ -266,10 +277,12 @@ def test_names_that_the_data_does_not_use_are_told(tok):
     assert outcome.scores["accuracy"] == 0.5 and asked.notes["truths_not_among_classes"] == 1
 
 
-def test_a_suite_with_data_of_its_own_is_validated_on_it():
+def test_a_suite_with_data_of_its_own_is_validated_on_it(tmp_path):
     from simvlm_jax.eval.final import own_validation
 
     assert repr(own_validation(ZeroShot(path="scenes/classes-8_8_8_8"))).endswith(":validation")
+    (tmp_path / "labels.csv").write_text("image,label\na.png,red\n")  # without splits it is what is reported
+    assert own_validation(ZeroShot(path=str(tmp_path))) is None
 
 
 def test_real_labelled_pictures(shared):

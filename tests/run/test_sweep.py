@@ -4,12 +4,16 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from simvlm_jax.cli import main
 from simvlm_jax.cli.sweep import END
 from simvlm_jax.core.build import load_config
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.nn.sizes import TOWERS, Size
+from simvlm_jax.run.load import build_model
 from simvlm_jax.run.sweep import Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
 
@@ -57,6 +61,9 @@ def test_the_family_differs_in_the_model_alone():
         "optimizer.learning_rate",
         "optimizer.weight_decay",
         "optimizer.schedule",
+        "optimizer.b2",
+        "optimizer.clip",
+        "optimizer.warmup",
     )
     for field in shared:
         values = set()
@@ -67,6 +74,9 @@ def test_the_family_differs_in_the_model_alone():
             values.add(value)
         assert len(values) == 1, field
     assert len({s.config.model.target for s in made}) == 5
+    towers = [build_model(s.config, SimpleNamespace(vocabulary=Vocabulary(384, 24)), ()).sizes for s in made]
+    for sizes in towers:  # every Size of every model: an image tower or encoder, and what reads or writes text
+        assert {x for x in sizes if isinstance(x, Size)} == {TOWERS["tiny"]}
 
 
 def test_what_an_arm_lacks_is_left_empty(tmp_path):
@@ -80,7 +90,7 @@ def test_what_an_arm_lacks_is_left_empty(tmp_path):
     ]
     page = markdown(sweep, rows, "f.svg")
     assert "| SimVLM | – | 0.550 ± 0.071 | – |" in page and "| CLIP | 0.850 ± 0.071 | – |" in page
-    claim = next(line for line in page.splitlines() if line.startswith("| SigLIP is as good"))
+    claim = next(line for line in page.splitlines() if line.startswith("| SigLIP beats CLIP"))
     assert "(zero-shot, by similarity)" in claim and "+0.055" in claim
     sweep.figure = (zero_shot, generative)
     drawn = figure(sweep, rows)

@@ -130,6 +130,20 @@ def test_adamw_is_optax_adamw():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), a, b)
 
 
+def test_epsilon_and_the_decay_of_second_moments():
+    kwargs = dict(learning_rate=0.1, warmup=0.0, weight_decay=0.0, schedule="constant", clip=None, decay=())
+    params = {"mlp": {"kernel": jnp.full((4, 4), 1e-4)}}
+    ours, theirs = (
+        Optimizer(epsilon=1e-3, **kwargs).make(params, 10),
+        optax.adamw(0.1, b2=0.999, eps=1e-3, weight_decay=0.0),
+    )
+    a, b = (tx.update(params, tx.init(params), params)[0]["mlp"]["kernel"] for tx in (ours, theirs))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    decay = Optimizer(name="adafactor", b2=0.95)._second_moment_decay
+    # 1 - t^-0.8 of the step t that is made, and b2 where that is smaller
+    assert [float(decay(t - 1, 0.8)) for t in (1, 10, 1000)] == pytest.approx([0.0, 1 - 10**-0.8, 0.95])
+
+
 def test_muon_is_orthogonal_on_matrices_and_adam_elsewhere():
     """Singular values of its updates lie near one value, also of scanned layers; biases get what Adam gives them."""
     rng = np.random.default_rng(0)

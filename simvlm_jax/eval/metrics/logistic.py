@@ -29,25 +29,36 @@ def fit(
     start: where to begin; the minimum is one, so that it changes the time alone.
     """
     n, d = x.shape
-    x = x.astype(np.float64)
     scale = 1.0 / (c * n)
+    # In coordinates u in which features do not hang together the same minimum is found in far fewer steps: x is centred, for
+    # the bias is free, and turned by `turn`, whose columns are orthogonal, so that |weights|^2 stays a sum over u.
+    middle = x.astype(np.float64).mean(0)
+    centred = x - middle
+    spread, directions = np.linalg.eigh(centred.T @ centred / n)
+    stretch = 1 / np.sqrt(np.maximum(spread, 0) / 4 + scale)  # a softmax's curvature is a quarter at most
+    turn = directions * stretch
+    z, penalty = centred @ turn, scale * stretch[:, None] ** 2
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w, b = flat[: d * classes].reshape(d, classes), flat[d * classes :]
-        logits = x @ w + b
+        u, b = flat[: d * classes].reshape(d, classes), flat[d * classes :]
+        logits = z @ u + b
         top = logits.max(1, keepdims=True)
         p = np.exp(logits - top)
         total = p.sum(1, keepdims=True)
-        loss = (np.log(total[:, 0]) + top[:, 0] - logits[np.arange(n), y]).mean() + 0.5 * scale * (w * w).sum()
+        loss = (np.log(total[:, 0]) + top[:, 0] - logits[np.arange(n), y]).mean() + 0.5 * (penalty * u * u).sum()
         p /= total
         p[np.arange(n), y] -= 1
         p /= n
-        return loss, np.concatenate([(x.T @ p + scale * w).ravel(), p.sum(0)])
+        return loss, np.concatenate([(z.T @ p + penalty * u).ravel(), p.sum(0)])
 
-    begin = np.zeros((d + 1) * classes) if start is None else np.concatenate([start.weights.ravel(), start.bias])
+    begin = np.zeros((d + 1) * classes)
+    if start is not None:
+        weights = (directions / stretch).T @ start.weights
+        begin = np.concatenate([weights.ravel(), start.bias + middle @ start.weights])
     options = {"maxiter": iterations, "ftol": 64 * np.finfo(float).eps, "gtol": 1e-6, "maxfun": 2 * iterations}
     found = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options).x
-    return Logistic(found[: d * classes].reshape(d, classes), found[d * classes :])
+    weights = turn @ found[: d * classes].reshape(d, classes)
+    return Logistic(weights, found[d * classes :] - middle @ weights)
 
 
 def best_c(
