@@ -78,7 +78,8 @@ def table(found: dict[str, dict], rows: list[tuple[str, str, str]]) -> list[str]
             f"{r['flops_per_device'] / 1e12:.1f} | {(r['bytes_accessed_per_device'] or 0) / 1e9:.0f} | {links:.1f} | "
             f"{1e3 * (r['step_time_estimate_s'] or 0):.0f} ms | {r['bound_by']} | {r['compile_s']:.0f} s |"
         )
-    commands = [f"    simvlm {' '.join(command(*row))}" for row in rows]
+    commands = [c for row in rows if (c := "simvlm " + " ".join(command(*row))) in found]
+    commands = [f"    {c}" for c in commands]
     return [*lines, "", "The commands:", "", *commands]
 
 
@@ -111,7 +112,7 @@ def accumulated_table(found: dict[str, dict]) -> list[str]:
                 f"{'' if r['fits'] else ' **does not fit**'} | {r['hbm_bytes'] / 2**30:.0f} | {r['flops_per_device'] / 1e12:.0f} | "
                 f"{r['compile_s']:.0f} s |"
             )
-    return [*lines, "", *(f"    simvlm {' '.join(command(*row))}" for row in ACCUMULATED)]
+    return [*lines, "", "Such as:", "", f"    simvlm {' '.join(command(*ACCUMULATED[-1]))}"]
 
 
 def figure(found: dict[str, dict]) -> str:

@@ -35,7 +35,10 @@ def get_config(variant: str = ""):
 
 
 def paper(variant: str):
-    """Section 2.5 and appendix F: 32 epochs of 400M pairs, batches of 32,768, random square crops."""
+    """Section 2.5 and appendix F: 32 epochs of 400M pairs, batches of 32,768, random square crops.
+
+    The paper decays all weights but gains and biases; position tables are not decayed here either.
+    """
     size, _, high = variant.partition("@")
     rate, pixels = PAPER[size]
     config = parts.web_pairs(model(size, remat="full"), int(high or pixels))

@@ -67,7 +67,7 @@ def probe():
 def paper(variant: str):
     """Section 4.1: 65,536 pairs a batch, 500k steps; Adafactor, decay 0.01, 8e-4 after 2 %, linear decay; 64k pieces.
 
-    The text's length is not stated; 64 pieces are our choice.
+    The text's length is not stated; 64 pieces, the clipped gradient, the crops and the bounds of the temperature are our choice.
     """
     size, _, high = variant.partition("@")
     config = parts.web_pairs(model(size, remat="full"), int(high or 288))

@@ -38,7 +38,8 @@ def paper(variant: str):
     """Section 4 and the released models: 40B examples of 256 patches in batches of 32,768; Adafactor with b2 0.95, for 0.999 is
     unstable at that size; then 5B more at a higher resolution, with a hundredth of the learning rate and no weight decay.
 
-    The first learning rate and weight decay, the clipped gradient and the crops are not the paper's.
+    The first learning rate with its schedule and warm-up, the weight decay, the clipped gradient and the crops are not the
+    paper's.
     """
     size, _, high = variant.partition("@")
     config = parts.web_pairs(model(size, remat="full"), int(high or PAPER[size]))
