@@ -322,8 +322,8 @@ def test_hallucination_by_hand(tok):
     )
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_linear_probe_learns_from_other_examples_than_it_is_asked_about(tok, monkeypatch, overlap):
+@pytest.mark.parametrize("kind", ["three splits", "no validation", "overlap"])
+def test_a_linear_probe_learns_from_other_examples_than_it_is_asked_about(tok, monkeypatch, kind):
     """The features are the first three pixels; the class is the largest of them."""
     rng = np.random.default_rng(0)
 
@@ -340,19 +340,26 @@ def test_a_linear_probe_learns_from_other_examples_than_it_is_asked_about(tok, m
             return f"{self.name}/{index}"
 
     sources = {
-        name: Named("all" if overlap else name, rows(n))
+        name: Named("all" if kind == "overlap" else name, rows(n))
         for name, n in (("train", 200), ("validation", 60), ("test", 60))
     }
-    monkeypatch.setattr("simvlm_jax.eval.probe.open_source", lambda path, split: sources[split])
+
+    def opened(path, split):
+        if kind == "no validation" and split == "validation":
+            raise FileNotFoundError("no such split")
+        return sources[split]
+
+    monkeypatch.setattr("simvlm_jax.eval.probe.open_source", opened)
     suite, asked = LinearProbe(path="somewhere"), engine(Stub(tok), tok, LABELS)
     found = make_examples(suite, "test", sources["test"], Pixels(8), 0, 0.05, None)
-    if overlap:
+    if kind == "overlap":
         with pytest.raises(ValueError, match="asked about what it has learned from"):
             suite.answers(asked, found)
         return
     outcome = suite.outcome(asked, suite.answers(asked, found))
     assert outcome.scores["accuracy"] > 0.93 and set(outcome.scores) == {"accuracy"}
-    assert asked.notes["probe"]["classes"] == 3 and set(asked.notes["probe"]["learned_from"]) == {"train", "validation"}
+    learned = {"train"} if kind == "no validation" else {"train", "validation"}
+    assert asked.notes["probe"]["classes"] == 3 and set(asked.notes["probe"]["learned_from"]) == learned
 
 
 def test_differences_of_provenance():

@@ -177,7 +177,12 @@ def test_flops_are_those_of_the_traced_network():
     assert resnet_flops(size, 64, 24) == pytest.approx(count_flops(net.apply, nn.unbox(params), image), rel=0.02)
 
 
-def test_bad_fields_are_named():
+def test_bad_fields_are_named(text_batch):
+    batch = text_batch(2)
+    model = CLIP(V, 32, positives="label")
+    params, _ = model.init(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match=r"needs rows with a label: add transforms\.Label"):
+        model.per_example(nn.unbox(params), {}, batch, rngs=jax.random.key(0), step=0, train=True)
     with pytest.raises(ValueError, match="size 'B/31' is not one of tiny, B/32"):
         CLIP(V, 32, size="B/31")
     with pytest.raises(ValueError, match="positives 'captions'"):
