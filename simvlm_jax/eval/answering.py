@@ -163,6 +163,7 @@ class ClassHead(Classes):
         classify = engine.needs("classification", "classify")["classify"]
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
+            assert images is not None  # this suite is asked with pictures
             likely = probabilities(engine.over("classify", classify, {"image": images}))
             out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
         return out
