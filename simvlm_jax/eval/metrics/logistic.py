@@ -68,9 +68,8 @@ def fit(
         weights = (directions / stretch).T @ start.weights
         begin = np.concatenate([weights.ravel(), start.bias + middle @ start.weights])
     options = {"maxiter": iterations, "ftol": tolerance, "gtol": 1e-6, "maxfun": 2 * iterations}
-    few = (
-        1 if n * d * classes < THREADED else None
-    )  # threads that wait for each other made small fits nine times slower
+    # threads that wait for each other made small fits nine times slower
+    few = 1 if n * d * classes < THREADED else None
     with threadpool_limits(few, user_api="blas"):
         found = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options).x
     weights = turn @ found[: d * classes].reshape(d, classes)
