@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     if variant not in ("", "photos", "smoke", *ABLATIONS):
         known = ", ".join(["photos", "smoke", "base", "large", "2b", "2b@576", "probe", *ABLATIONS])
         raise ValueError(f"coca has no variant {variant!r}; it has {known}")
-    # at 2 to 1 the contrastive loss holds the captions of so small a model back: 0.87 of them true, not 0.98
+    # at 2 to 1 the contrastive loss holds the captions of so small a model back: 0.87 of them true, not 0.97
     fields = ABLATIONS.get(variant, {"caption_weight": 20.0})
     config = parts.contrastive(model("tiny", scan=False, **fields), variant)
     config.optimizer.bounds = parts.TEMPERATURE

@@ -26,8 +26,11 @@ def _of_equation(e: Any) -> float:
         taps = math.prod(kernel.shape[i] for i in spec[1:])  # input features and window
         dilated = math.prod(params["lhs_dilation"])  # holes that a strided convolution's gradient puts in
         return 2.0 * e.outvars[0].aval.size * taps / dilated
-    # what is written for a device runs on each of the mesh
-    times = {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}.get(name, lambda: 1)()
+    times = 1
+    if name == "scan":
+        times = params["length"]
+    elif name == "shard_map":  # written for one device, run by each of the mesh
+        times = params["mesh"].size
     branches = [_of(b.jaxpr) for b in params.get("branches", ())]
     inner = [v for k, v in params.items() if k in ("jaxpr", "call_jaxpr", "body_jaxpr", "fun_jaxpr")]
     return times * sum(_of(getattr(j, "jaxpr", j)) for j in inner) + max(branches, default=0.0)

@@ -1,6 +1,6 @@
 """Pictures with a class each: folders of classes, archives of them, and a table of labels beside an archive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simvlm_jax.data.files import IMAGE_SUFFIXES, read_table
@@ -13,11 +13,11 @@ LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 def class_folders(folder: Path, split: str) -> Questions:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    there = [s for names in SPLITS.values() for s in names if _pictures(folder / s, "*/*")]
+    there = [s for names in SPLITS.values() for s in names if any(_pictures(folder / s, "*/*"))]
     root = next((folder / s for s in SPLITS.get(split, (split,)) if s in there), folder)
     if root == folder and there:
         raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(there)}")
-    if not (pictures := _pictures(root, "*/*")):
+    if not (pictures := sorted(_pictures(root, "*/*"))):
         raise FileNotFoundError(f"{str(folder)!r} holds no pictures as {LAYOUT}")
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
@@ -58,13 +58,13 @@ def _member_of(path: Path) -> Callable[[str], bytes]:
     return read
 
 
-def _pictures(root: Path, pattern: str) -> list[Path]:
-    return sorted(p for p in root.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
+def _pictures(root: Path, pattern: str) -> Iterator[Path]:
+    return (p for p in root.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def holds_class_folders(folder: Path) -> bool:
     """Whether pictures lie one or two folders deep."""
-    return any(_pictures(folder, pattern) for pattern in ("*/*", "*/*/*"))
+    return any(any(_pictures(folder, pattern)) for pattern in ("*/*", "*/*/*"))
 
 
 def holds_class_archives(folder: Path) -> bool:

@@ -155,11 +155,12 @@ def test_the_probe_learns_alone(float64, text_batch):
 
 
 def test_it_claims_what_it_was_trained_for(float64, text_batch):
-    captions, pairs = (
-        {"prefill", "extend", "score_text", "attention"},
-        {"embed_image", "embed_text", "similarity", "logit_scale"},
-    )
-    able = lambda **weights: set(CoCa(V, 32, **weights).capabilities())  # noqa: E731
+    captions = {"prefill", "extend", "score_text", "attention"}
+    pairs = {"embed_image", "embed_text", "similarity", "logit_scale"}
+
+    def able(**weights):
+        return set(CoCa(V, 32, **weights).capabilities())
+
     assert captions | pairs <= able()
     assert not able(caption_weight=0.0) & captions and pairs <= able(caption_weight=0.0)
     assert not able(contrastive_weight=0.0) & pairs and captions <= able(contrastive_weight=0.0)

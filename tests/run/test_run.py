@@ -15,7 +15,7 @@ from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.load import load_run
 from simvlm_jax.text.tokenizer import Tokenizer
-from simvlm_jax.train.init_from import initialiser
+from simvlm_jax.train.init_from import initialiser, tokenizer_of
 from tests.conftest import SCENES
 
 
@@ -108,6 +108,16 @@ def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only
     assert not np.asarray(dropped["embedding"]).any()
     assert not any(np.asarray(v).any() for v in jax.tree.leaves(dropped["encoder"]))
     jax.tree.map(np.testing.assert_array_equal, dropped["decoder"], old.params["decoder"])
+
+
+def test_whose_tokenizer_comes_with_the_weights(tmp_path):
+    """That of a run whose embedding is taken, wherever a model keeps it."""
+    run = RunDir(tmp_path / "pairs")
+    run.path.mkdir()
+    (run.path / "config.json").write_text("{}")
+    run.write_letters({"image_tower/norm/scale": ("D",), "text_tower/embedding": ("V", "D")})
+    assert tokenizer_of((str(run.path),)) == run.tokenizer
+    assert tokenizer_of(({"run": str(run.path), "map": (("text_tower", None),)},)) is None
 
 
 def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path, trained_only):
