@@ -132,8 +132,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
 
         def validate(params, extra):
             """The scores of the first suite on the validation data: the run's, or the suite's own."""
-            if first is None or asked is None:
-                return {}
+            assert first is not None and asked is not None
             bad = config.data.quarantine
             examples = make_examples(first, "validation", asked, pixels, e.examples or 200, bad, directory.quarantine)
             now = engine.with_weights(params, extra)
@@ -166,7 +165,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
             trainable=config.train.trainable,
             threads=config.data.threads,
             initialise=initialiser(model, tokenizer.sha256, labels, config.train.init_from, mesh),
-            evaluate=validate,
+            evaluate=None if asked is None else validate,
             heart=heart,
         )
         for cut in pipeline.told_of_cuts():

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         "--part",
         type=int,
         default=0,
-        help=f"pictures a part (default: {PART}, or fewer that are large); finished parts are not made again",
+        help=f"pictures a part (default: whole batches, {PART} or fewer that are large); finished parts are not made again",
     )
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the best, or the newest)")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         able = engine.needs("embedding images", "embed_image")
         source = open_source(args.data, args.split or "train") if args.data else FileList(args.images)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
-        about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data) if args.data else ""}
+        about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
         if (before := made_before(out, folder, source, about)) is not None:
             print(f"{out} holds these {before} vectors already", file=sys.stderr)
             told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
@@ -87,7 +87,8 @@ def main(argv: list[str]) -> int:
         side = run.config.data.image_size
         one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
         shape = jax.eval_shape(able["embed_image"], run.params, run.extra, one)
-        rows = args.part or max(min(PART, PART_BYTES // (shape.size * 4)), 1)
+        batches = min(PART, PART_BYTES // (shape.size * 4)) // engine.batch_size
+        rows = args.part or max(batches, 1) * engine.batch_size
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
         errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
         for key, why in errors:

@@ -286,6 +286,10 @@ def _delimited(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from rows(quoting=csv.QUOTE_NONE)
 
 
+class NoSuchSplit(FileNotFoundError, ValueError):
+    """The data is there, but not the split that was asked for."""
+
+
 class _Unpaired(ValueError):
     """Quotes that do not pair up."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from simvlm_jax.data.files import IMAGE_SUFFIXES, read_table
+from simvlm_jax.data.files import IMAGE_SUFFIXES, NoSuchSplit, read_table
 from simvlm_jax.data.questions import Questions, needed, unpacked
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "dev"), "test": ("test", "testing")}
@@ -13,18 +13,19 @@ LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 def class_folders(folder: Path, split: str) -> Questions:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    there = [s for names in SPLITS.values() for s in names if any(_pictures(folder / s, "*/*"))]
-    root = next((folder / s for s in SPLITS.get(split, (split,)) if s in there), folder)
+    wanted = SPLITS.get(split, (split,))
+    names = dict.fromkeys((*(s for names in SPLITS.values() for s in names), *wanted))
+    there = [s for s in names if any(_pictures(folder / s, "*/*"))]
+    root = next((folder / s for s in wanted if s in there), folder)
     if root == folder and there:
-        raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(there)}")
+        raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(there)}")
     if not (pictures := sorted(_pictures(root, "*/*"))):
         raise FileNotFoundError(f"{str(folder)!r} holds no pictures as {LAYOUT}")
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
     ]
-    return Questions(
-        f"{folder.name}/{split}", rows, lambda name: (root / name).read_bytes(), split if root != folder else ""
-    )
+    name = f"{folder.name}/{root.name}" if root != folder else folder.name
+    return Questions(name, rows, lambda picture: (root / picture).read_bytes(), split if root != folder else "")
 
 
 def class_archive(folder: Path, split: str) -> Questions:
@@ -34,8 +35,11 @@ def class_archive(folder: Path, split: str) -> Questions:
         next((p for s in names if (p := folder / f"{s}.tar.gz").is_file()), folder / f"{split}.tar.gz"), split
     )
     pictures = [n for n in sorted(unpacked(path, whole=True)) if n.removeprefix("./").count("/")]
-    rows = [{"image": name, "label": name.split("/")[-2], "key": f"{split}/{name}"} for name in pictures]
-    return Questions(f"{folder.name}/{split}", rows, _member_of(path), split)
+    if not pictures:
+        raise ValueError(f"{str(path)!r} holds no CLASS/picture")
+    own = path.name.removesuffix(".tar.gz")  # not the name it was asked by, for one file may have several
+    rows = [{"image": name, "label": name.split("/")[-2], "key": f"{own}/{name}"} for name in pictures]
+    return Questions(f"{folder.name}/{own}", rows, _member_of(path), split)
 
 
 def imagenet_samples(folder: Path, split: str) -> Questions:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.files import IMAGE_COLUMNS, IMAGE_SUFFIXES, Table, texts
+from simvlm_jax.data.files import IMAGE_COLUMNS, IMAGE_SUFFIXES, NoSuchSplit, Table, texts
 
 Row = dict[str, Any]
 
@@ -220,10 +220,10 @@ def needed(path: Path, split: str) -> Path:
     """A file of a split.
 
     Raises:
-      FileNotFoundError: it is not there, so there is no such split.
+      NoSuchSplit: it is not there.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path.parent)!r} has no split {split!r} ({path.name} is missing)")
+        raise NoSuchSplit(f"{str(path.parent)!r} has no split {split!r} ({path.name} is missing)")
     return path
 
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simvlm_jax.data import labelled, questions
-from simvlm_jax.data.files import TABLE_SUFFIXES, FolderSource, Table, TextSource, WebDatasetSource, read_table, texts
+from simvlm_jax.data.files import (
+    TABLE_SUFFIXES,
+    FolderSource,
+    NoSuchSplit,
+    Table,
+    TextSource,
+    WebDatasetSource,
+    read_table,
+    texts,
+)
 from simvlm_jax.text.tokenizer import clean
 
 
@@ -49,7 +58,7 @@ class TfdsSource:
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
         except ValueError as e:
-            raise ValueError(
+            raise NoSuchSplit(
                 f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"
             ) from e
         self._name, self.split = f"{name}/{split}", split
@@ -222,7 +231,7 @@ def _of_split(files: list[Path], split: str) -> list[Path]:
         return files
     wanted = [p for p in files if of[p] in labelled.SPLITS.get(split, (split,))]
     if not wanted:
-        raise FileNotFoundError(
+        raise NoSuchSplit(
             f"{str(files[0].parent)!r} has no split {split!r}; its files are named {', '.join(sorted(set(of.values())))}"
         )
     return wanted

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from simvlm_jax.data.files import NoSuchSplit
 from simvlm_jax.data.sources import Source, open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
@@ -94,10 +96,10 @@ def own_validation(suite: Suite) -> Source | None:
     Never what is reported in the end, for checkpoints are chosen by it.
     """
     reported = {repr(source) for source in suite_sources(suite, {}).values()}
+    asked = {name for split in suite.splits.values() for name in re.findall(r"\w+", split)}  # "validation[:50%]" too
     for split in ("validation", "val"):
-        with contextlib.suppress(ValueError, OSError):
-            source = open_source(suite.path, split)
-            if repr(source) not in reported:
+        with contextlib.suppress(NoSuchSplit):
+            if split not in asked and repr(source := open_source(suite.path, split)) not in reported:
                 return source
     return None
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simvlm_jax.data.files import NoSuchSplit
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
@@ -111,7 +112,7 @@ class LinearProbe(Frozen):
 
     def _has_validation(self, examples: Examples) -> bool:
         """Whether the data has that split; data without splits gives the same rows for all."""
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(NoSuchSplit):
             return open_source(self.path, self.validation).key(0) != examples.source.key(0)
         return False
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.data.files import TABLE_SUFFIXES
 from simvlm_jax.data.sources import Source, ranges
 from simvlm_jax.run.progress import Countdown
 
@@ -169,16 +170,28 @@ def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) 
     return len(keys) if {**before, "run": ""} == {**wanted, "run": ""} else None
 
 
-def stamp(path: str) -> str:
-    """A number of the names, sizes and times of all files that a path names, where it is one of files: "" of a TFDS name."""
+def stamp(path: str, out: Path) -> str:
+    """A number of the names, sizes and times of all files that a path names, where it is one of files: "" of a TFDS name.
+
+    Of a table, those of its folder, where its pictures are. `out`, where vectors are written, does not count, nor do hidden
+    files.
+    """
     here = Path(path).expanduser()
+    if here.is_file() and here.suffix.lower() in TABLE_SUFFIXES:
+        here = here.parent
     if here.is_dir():
-        files = {str(p.relative_to(here)): p.stat() for p in here.rglob("*") if p.is_file()}
+        found = here.rglob("*")
+    elif here.is_file():
+        found = [here]
     else:
         found = [Path(p) for pattern in ranges(str(here)) for p in glob.glob(pattern)]
-        files = {p.name: p.stat() for p in found if p.is_file()}
-    lines = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(files.items()))
-    return f"{zlib.crc32(lines.encode()):08x}" if files else ""
+    written = str(out.absolute())  # and its parts
+    counts = [
+        p for p in found if not str(p.absolute()).startswith(written) and not p.name.startswith(".") and p.is_file()
+    ]
+    stats = sorted((os.path.relpath(p, here if here.is_dir() else None), p.stat()) for p in counts)
+    lines = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats)
+    return f"{zlib.crc32(lines.encode()):08x}" if stats else ""
 
 
 def _of_what(source: Source, about: dict[str, Any]) -> dict[str, Any]:

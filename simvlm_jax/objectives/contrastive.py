@@ -28,7 +28,7 @@ def info_nce(logits_BB, targets_BB, weight_B=None):
     loss = 0.0
     for logits, targets in ((logits_BB, targets_BB), (logits_BB.T, targets_BB.T)):
         total = targets.sum(1, keepdims=True)
-        share = targets / jnp.where(total > 0, total, 1)  # padding has no target
+        share = targets / jnp.where(weight[:, None] > 0, total, 1)  # padding has no target
         loss += jnp.where(weight > 0, weight * (jax.nn.logsumexp(logits, axis=1) - (share * logits).sum(1)), 0).sum()
     return loss, weight.sum()
 

@@ -234,7 +234,7 @@ def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, flo
     """
     pairs = [better[s] - worse[s] for s in sorted({*better} & {*worse})]
     if len(pairs) < 2:
-        return "too few seeds", math.nan, math.nan
+        return "too few seeds" if better and worse else "no score", math.nan, math.nan
     mean, error = float(np.mean(pairs)), float(np.std(pairs, ddof=1) / math.sqrt(len(pairs)))
     half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error
     if abs(mean) <= half:
@@ -265,6 +265,8 @@ def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
             f"{s.seconds:.0f} s",
         ]
         lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
+    if missing := [name for name, _ in sweep.scores if not any(s.scores[name] for s in summaries)]:
+        lines += ["", f"No arm has a score {', '.join(f'`{name}`' for name in missing)}."]
     out = [*lines, "", f"![{sweep.name}]({figure})", ""]
     out += ["| the paper's direction | difference, 95 % interval | here |", "|---|---|---|"]
     titles = dict(sweep.scores)

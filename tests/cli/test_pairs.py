@@ -13,7 +13,7 @@ from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import load_engine
 from simvlm_jax.eval.search import approximate, exact
 from simvlm_jax.jobs import embed as job
-from simvlm_jax.jobs.embed import embed_parts, merge, read_vectors
+from simvlm_jax.jobs.embed import embed_parts, merge, read_vectors, stamp
 from tests.conftest import ROOT, SCENES
 
 
@@ -129,6 +129,35 @@ def test_vectors_are_those_of_what_is_there_now(run, pictures, tmp_path, capsys)
     parts.mkdir()  # as if the process had been killed between the file and the end of its parts
     (parts / "manifest.json").write_text(json.dumps({**read_vectors(tmp_path / "x.npz")[2], "rows": 512}))
     assert main(["embed", str(run), "--data", str(tmp_path / "a" / "photos"), "--out", out]) == 0
+
+
+def test_vectors_beside_their_pictures(run, pictures, tmp_path, capsys):
+    """What is written into the folder that is read is not taken for a change of it; shards of one folder agree."""
+    for i in range(3):
+        (tmp_path / "dog").mkdir(exist_ok=True)
+        (tmp_path / "dog" / f"{i}.png").write_bytes((pictures / f"{i}.png").read_bytes())
+    words = ["embed", str(run), "--data", str(tmp_path), "--out", str(tmp_path / "x.npz"), "--part", "1"]
+    for shard in range(3):
+        assert main([*words, "--shard", f"{shard}/3"]) == 0
+    assert len(read_vectors(tmp_path / "x.npz")[0]) == 3 and not (tmp_path / "x.npz.parts").exists()
+    capsys.readouterr()
+    assert main(words) == 0 and "holds these 3 vectors already" in capsys.readouterr().err
+
+
+def test_the_stamp_of_what_is_read(tmp_path):
+    out = tmp_path / "x.npz"
+    for name in ("a/0.tar", "b/0.tar", "t.csv", "1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def changed(path, file):
+        before = stamp(str(tmp_path / path), out)
+        (tmp_path / file).write_text("another size")
+        return stamp(str(tmp_path / path), out) != before
+
+    assert changed("*/0.tar", "a/0.tar") and changed("t.csv", "1.png") and changed("a/0.tar", "a/0.tar")
+    assert not changed(".", "x.npz") and not changed(".", ".hidden") and not changed("a/0.tar", "1.png")
+    assert stamp("scenes/captions", out) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """Zero-shot, retrieval, neighbours and compositional probes against models whose answers are known, and official counts."""
 
+import io
 import json
+import shutil
+import tarfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from simvlm_jax.core.types import BaseModel
+from simvlm_jax.data.files import NoSuchSplit
 from simvlm_jax.data.labelled import class_archive, class_folders
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
@@ -19,6 +24,7 @@ from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.engine import MissingCapability
 from simvlm_jax.eval.final import evaluate, make_examples
 from simvlm_jax.eval.neighbours import NearestNeighbours
+from simvlm_jax.eval.probe import LinearProbe
 from simvlm_jax.eval.retrieval import Retrieval, _hit_by_chance, ranks
 from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
 from tests.eval.stub import ListSource, Stub, engine, tokenizer
@@ -218,11 +224,6 @@ def test_what_a_model_lacks_is_said(tok):
 
 
 def test_pictures_in_a_folder_a_class(tmp_path):
-    import io
-    import tarfile
-
-    from PIL import Image
-
     def png(colour):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), colour).save(buffer, format="PNG")
@@ -243,10 +244,12 @@ def test_pictures_in_a_folder_a_class(tmp_path):
             tar.addfile(member, io.BytesIO(data))
     rows = class_archive(tmp_path, "test")
     assert [(r["label"], r["image"] == png("red")) for r in (rows[0], rows[1])] == [("cat", True), ("dog", False)]
-    with pytest.raises(FileNotFoundError, match="no split 'train'"):
+    with pytest.raises(NoSuchSplit, match="no split 'train'"):
         class_archive(tmp_path, "train")
-    with pytest.raises(FileNotFoundError, match="has no split 'validation'; it has train, test"):
+    with pytest.raises(NoSuchSplit, match="has no split 'validation'; it has train, test"):
         open_source(str(tmp_path / "folders"), "validation")
+    (tmp_path / "folders" / "test").rename(tmp_path / "folders" / "novel")  # a split by a name of its own
+    assert open_source(str(tmp_path / "folders"), "novel").key(0) == "novel/dog/1.png"
     with pytest.raises(FileNotFoundError, match="FOLDER/SPLIT/CLASS/picture"):
         class_folders(tmp_path / "folders" / "train" / "cat", "train")
     (tmp_path / "places" / "train").mkdir(parents=True)  # a class of that name
@@ -281,8 +284,41 @@ def test_a_suite_with_data_of_its_own_is_validated_on_it(tmp_path):
     from simvlm_jax.eval.final import own_validation
 
     assert repr(own_validation(ZeroShot(path="scenes/classes-8_8_8_8"))).endswith(":validation")
+    half = ZeroShot(path="scenes/classes-8_8_8_8", splits={"test": "validation[:50%]"})
+    assert own_validation(half) is None
     (tmp_path / "labels.csv").write_text("image,label\na.png,red\n")  # without splits it is what is reported
     assert own_validation(ZeroShot(path=str(tmp_path))) is None
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "validation.csv").write_bytes(b"image,label\n\xff.png,red\n")
+    (tmp_path / "damaged" / "test.csv").write_text("image,label\na.png,red\n")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        own_validation(ZeroShot(path=str(tmp_path / "damaged")))
+
+
+def test_a_split_of_several_names_is_one_split(tok, tmp_path):
+    """`val` is found by "validation" too: then it is neither chosen by nor learned from where it is reported."""
+    from simvlm_jax.eval.final import own_validation
+
+    picture = Image.new("RGB", (8, 8), "red")
+    for form in ("folders", "archives"):
+        here = tmp_path / form
+        for split in ("train", "val"):
+            for i, name in enumerate(("cat", "dog")):
+                place = here / split / name
+                place.mkdir(parents=True)
+                picture.save(place / f"{i}.png")
+            if form == "archives":
+                with tarfile.open(here / f"{split}.tar.gz", "w:gz") as tar:
+                    tar.add(here / split, ".")
+                shutil.rmtree(here / split)
+        val, validation = (open_source(str(here), split) for split in ("val", "validation"))
+        assert [val.key(i) for i in (0, 1)] == [validation.key(i) for i in (0, 1)] and repr(val) == repr(validation)
+        assert own_validation(ZeroShot(path=str(here), splits={"test": "val"})) is None
+        assert own_validation(ZeroShot(path=str(here), splits={"test": "train"})) is not None
+        probe = LinearProbe(path=str(here))
+        asked = engine(Stub(tok, 3), tok)
+        probe.answers(asked, make_examples(probe, "val", val, Pixels(8), 0, 0.05, None))
+        assert list(asked.notes["probe"]["learned_from"]) == ["train"]
 
 
 def test_real_labelled_pictures(shared):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.types import BaseModel
+from simvlm_jax.data.files import NoSuchSplit
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import Scene
@@ -346,7 +347,7 @@ def test_a_linear_probe_learns_from_other_examples_than_it_is_asked_about(tok, m
 
     def opened(path, split):
         if kind == "no validation" and split == "validation":
-            raise FileNotFoundError("no such split")
+            raise NoSuchSplit("no such split")
         return sources[split]
 
     monkeypatch.setattr("simvlm_jax.eval.probe.open_source", opened)

@@ -233,6 +233,7 @@ def test_rows_of_weight_zero_have_no_loss_and_are_negatives_still():
     rows, columns, both = np.logaddexp.reduce(logits, 1), np.logaddexp.reduce(logits, 0), np.diag(logits)
     by_hand = (rows + columns - 2 * both)[:2].sum()
     assert (float(loss), float(count)) == (pytest.approx(by_hand, abs=1e-12), 2)
+    assert jnp.isnan(info_nce(logits, jnp.diag(weight))[0])  # a row that counts and has no target is no row of padding
 
 
 @pytest.mark.parametrize("kind", KINDS)

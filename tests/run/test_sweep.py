@@ -95,6 +95,7 @@ def test_what_an_arm_lacks_is_left_empty(tmp_path):
     sweep.figure = (zero_shot, generative)
     drawn = figure(sweep, rows)
     assert drawn.count("<g ") == 2 and drawn.count("<circle") == 6
+    assert "\nNo arm has a score `retrieval/test/image_to_text_r1`, " in page
     sweep.claims[0].score = "taste"
     with pytest.raises(ValueError, match="'taste' is not one of the sweep's scores"):
         check(sweep, "x.py")
@@ -106,7 +107,7 @@ def test_verdicts_are_paired_by_seed():
     assert verdict(better, {k: v + 0.1 + 0.01 * k for k, v in better.items()})[0] == "reversed"
     assert verdict(better, {0: 0.6, 1: 0.6, 2: 0.9})[0] == "not separated"
     assert verdict(better, {0: 0.4, 1: 0.67, 2: 0.85})[0] == "not separated"  # 3 standard errors are few for 3 seeds
-    assert verdict(better, {0: 0.1})[0] == "too few seeds"
+    assert verdict(better, {0: 0.1})[0] == "too few seeds" and verdict(better, {})[0] == "no score"
     mean, deviation = spread({0: 1.0, 1: 3.0})
     assert mean == 2.0 and deviation == pytest.approx(math.sqrt(2)) and math.isnan(spread({})[0])
 

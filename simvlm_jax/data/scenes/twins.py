@@ -22,8 +22,8 @@ KINDS = ("attribute", "relation", "order", "count")
 def twins(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
     """(kind, true caption, false twin) as far as a scene has any, at most one a kind.
 
-    attribute: two things change their colours. relation: the opposite word. order: two things change places in the sentence.
-    count: two of this and one of that change their numbers.
+    attribute: two things change their colours; no pair that training never shows takes part, or a text alone would tell. relation:
+    the opposite word. order: two things change places in the sentence. count: two of this and one of that change their numbers.
     """
     for kind, make in (("attribute", _attribute), ("relation", _relation), ("order", _order), ("count", _count)):
         made = make(scene, rng)
@@ -46,8 +46,7 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     if (two := _two(scene, rng)) is None:
         return None
     a, b = two
-    true, swapped = ((a.colour, a.shape), (b.colour, b.shape)), ((b.colour, a.shape), (a.colour, b.shape))
-    if len(graph.HELD_OUT & set(true)) != len(graph.HELD_OUT & set(swapped)):
+    if graph.HELD_OUT & {(x.colour, y.shape) for x in two for y in two}:
         return None
     return (
         f"{_named(a.colour, a.shape)} and {_named(b.colour, b.shape)}",

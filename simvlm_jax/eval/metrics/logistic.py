@@ -37,8 +37,8 @@ def fit(
 ) -> Logistic:
     """The minimum of `c * sum of cross-entropies + |weights|^2 / 2`; the bias is free. x [N,D], y [N] ints, in float64.
 
-    start: where to begin; the minimum is one, so that it changes the time alone. tolerance: the relative change of the loss in
-    a step that is none any more.
+    start: where to begin; the minimum is one, so that it changes the time alone, as far as `tolerance` goes: the change of the
+    mean loss in a step (of a loss above 1, relative) that is none any more.
     """
     n, d = x.shape
     scale = 1.0 / (c * n)
