@@ -110,7 +110,13 @@ def get_config():
                 ("compositional/test/accuracy_order", "twins: order"),
                 ("compositional/test/accuracy_count", "twins: count"),
             ),
-            figure=(ZERO_SHOT, "retrieval/test/image_to_text_r1", VQA, "compositional/test/accuracy_order"),
+            figure=(
+                ZERO_SHOT,
+                "retrieval/test/image_to_text_r1",
+                "captions/test/scene_accuracy",
+                VQA,
+                "compositional/test/accuracy_attribute",
+            ),
             claims=tuple(_dict(text=text, better=a, worse=b, score=score) for text, a, b, score in directions),
         )
     )
