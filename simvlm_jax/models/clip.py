@@ -17,11 +17,10 @@ the update.
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
@@ -45,7 +44,7 @@ SIZES: dict[str, tuple[Size | ResNetSize, int, Size, int]] = {  # image tower, p
 }
 
 
-class Network(nn.Module):
+class Network(DualNetwork):
     """The two towers and their projections."""
 
     model: "CLIP"
@@ -71,15 +70,6 @@ class Network(nn.Module):
     def image(self, pixels):
         pooled = self.pooled(pixels)
         return unit(pooled if isinstance(self.model.sizes[0], ResNetSize) else self.image_projection(pooled))
-
-    def text(self, tokens, valid):
-        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
-
-    def scale(self):
-        return self.logit_scale()
-
-    def everything(self, pixels, tokens, valid):
-        return self.image(pixels), self.text(tokens, valid), self.scale()
 
 
 @dataclasses.dataclass(frozen=True)

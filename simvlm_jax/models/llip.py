@@ -15,12 +15,11 @@ the query is a linear map of the caption's unit vector (scaled to unit variance)
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style, statistics_dtype
 from simvlm_jax.nn.stack import stack_flops
@@ -43,7 +42,7 @@ SIZES: dict[
 }
 
 
-class Network(nn.Module):
+class Network(DualNetwork):
     """The two towers and what mixes an image's tokens."""
 
     model: "Llip"
@@ -72,9 +71,6 @@ class Network(nn.Module):
         found = self.keys_values(self._mixture_tokens(pixels))
         return found.astype(statistics_dtype(found.dtype))
 
-    def text(self, tokens, valid):
-        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
-
     def mixed(self, images, texts):
         """The vectors [r,c,E] of images [r,Q,2E] as texts [c,E] see them, of length 1."""
         heads, E = self.model.sizes[5], texts.shape[-1]
@@ -86,9 +82,6 @@ class Network(nn.Module):
     def similarity(self, images, texts):
         """Cosines [r,c] of every image, as each text sees it, with that text."""
         return jnp.einsum("rcE,cE->rc", self.mixed(images, texts), texts, precision=jax.lax.Precision.HIGHEST)
-
-    def scale(self):
-        return self.logit_scale()
 
     def everything(self, pixels, tokens, valid):
         return self.similarity(self.image(pixels), self.text(tokens, valid)), self.scale()

@@ -13,11 +13,10 @@ configs say so to the tokenizer).
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, unit
+from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
 from simvlm_jax.nn.stack import stack_flops
@@ -34,7 +33,7 @@ SIZES: dict[str, tuple[Size, int]] = {  # both towers, patch; E is their width
 }
 
 
-class Network(nn.Module):
+class Network(DualNetwork):
     """The two towers, the linear map after the text's, scale and bias."""
 
     model: "SigLIP"
@@ -54,15 +53,6 @@ class Network(nn.Module):
 
     def image(self, pixels):
         return unit(self.pooled(pixels))
-
-    def text(self, tokens, valid):
-        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
-
-    def scale(self):
-        return self.logit_scale()
-
-    def everything(self, pixels, tokens, valid):
-        return self.image(pixels), self.text(tokens, valid), self.scale()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,19 @@ class Scale(nn.Module):
         return found if self.bias is None else {**found, "bias": number("bias", self.bias)}
 
 
+class DualNetwork(nn.Module):
+    """What networks of two towers have in common; `setup` makes `text_tower`, `text_projection` and `logit_scale`."""
+
+    def text(self, tokens, valid):
+        return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
+
+    def scale(self):
+        return self.logit_scale()
+
+    def everything(self, pixels, tokens, valid):
+        return self.image(pixels), self.text(tokens, valid), self.scale()
+
+
 @dataclasses.dataclass(frozen=True)
 class DualEncoder(BaseModel):
     """A model with an image tower and a text tower that meet in a space.

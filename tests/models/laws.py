@@ -57,6 +57,16 @@ def same(found, reference, tolerance=1e-10):
         assert norm(a - b) <= tolerance * max(norm(b), 1e-2 * every), jax.tree_util.keystr(path)
 
 
+def all_hold(make_model, batch, still=()):
+    """Every law but that of meshes. make_model: of a vocabulary and an image size. still: parameters that need not learn."""
+    model = make_model(V, 32)
+    every_parameter_learns(model, batch, still)
+    accumulated_is_whole(model, batch)
+    neighbours_and_padding_do_not_matter(model, batch)
+    adapts_to_another_size(make_model, batch)
+    scanned_is_unrolled(model, batch)
+
+
 def every_parameter_learns(model, batch, still=()):
     """A finite loss whose gradient reaches every parameter but those named."""
     model, params = make(model, batch)

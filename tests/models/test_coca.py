@@ -16,20 +16,9 @@ from tests.models import laws
 from tests.models.laws import V
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_the_laws_of_the_family(float64, text_batch):
-    batch = text_batch(16)
-    laws.every_parameter_learns(CoCa(V, 32), batch)
-    laws.accumulated_is_whole(CoCa(V, 32), batch)
-    laws.neighbours_and_padding_do_not_matter(CoCa(V, 32), batch)
-    laws.adapts_to_another_size(CoCa, batch)
-    laws.scanned_is_unrolled(CoCa(V, 32), batch)
-    laws.every_parameter_learns(CoCa(V, 32, cascade=False), batch)
+    laws.all_hold(CoCa, text_batch(16))
+    laws.every_parameter_learns(CoCa(V, 32, cascade=False), text_batch(16))
 
 
 @pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)

@@ -9,19 +9,8 @@ from tests.models import laws
 from tests.models.laws import V
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_the_laws_of_the_family(float64, text_batch):
-    batch = text_batch(16)
-    laws.every_parameter_learns(Llip(V, 32), batch)
-    laws.accumulated_is_whole(Llip(V, 32), batch)
-    laws.neighbours_and_padding_do_not_matter(Llip(V, 32), batch)
-    laws.adapts_to_another_size(Llip, batch)
-    laws.scanned_is_unrolled(Llip(V, 32), batch)
+    laws.all_hold(Llip, text_batch(16))
 
 
 @pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)

@@ -14,19 +14,8 @@ from tests.models import from_torch, laws
 from tests.models.laws import V
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_the_laws_of_the_family(float64, text_batch):
-    batch = text_batch(16)
-    laws.every_parameter_learns(SigLIP(V, 32), batch, still=("key_bias",))
-    laws.accumulated_is_whole(SigLIP(V, 32), batch)
-    laws.neighbours_and_padding_do_not_matter(SigLIP(V, 32), batch)
-    laws.adapts_to_another_size(SigLIP, batch)
-    laws.scanned_is_unrolled(SigLIP(V, 32), batch)
+    laws.all_hold(SigLIP, text_batch(16), still=("key_bias",))
 
 
 @pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)

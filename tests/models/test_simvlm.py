@@ -159,13 +159,6 @@ def test_documents_never_touch_the_conv_stem(text_batch):
     assert not grads["image_position"].any() and grads["text_position"].any()
 
 
-@pytest.fixture
-def float64():
-    """Equalities in float64, where 1e-10 means equal."""
-    with jax.enable_x64(True):
-        yield
-
-
 def equal(a, b):
     (loss_a, grads_a), (loss_b, grads_b) = a, b
     np.testing.assert_allclose(loss_a, loss_b, rtol=1e-12)
