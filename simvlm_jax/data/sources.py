@@ -61,7 +61,10 @@ class TfdsSource:
             raise NoSuchSplit(
                 f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"
             ) from e
-        self._name, self.split = f"{name}/{split}", split
+        self._path, self._name, self.split = name, f"{name}/{split}", split
+        whole = builder.info.splits
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(whole)  # None: from the start, to the end
+        self._slices = [(p.splitname, range(whole[p.splitname].num_examples)[p.from_ : p.to]) for p in parts]
         self._fingerprint = f"{name}:{builder.version}:{split}"
 
     def __len__(self):
@@ -69,6 +72,14 @@ class TfdsSource:
 
     def key(self, index: int) -> str:
         return f"{self._name}/{index}"
+
+    def origin(self, index: int) -> str:
+        """The example's name in the whole of its split, whatever slice it was reached by."""
+        for name, rows in self._slices:
+            if index < len(rows):
+                return f"{self._path}/{name}/{rows[index]}"
+            index -= len(rows)
+        raise IndexError(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
@@ -101,6 +112,11 @@ def _prepared(name: str) -> Any:
             f"path {name!r} is neither a file or folder here nor a TFDS data set prepared in {place}; "
             "name a .tar, a folder, a table, or prepare the data set (file_format array_record)"
         ) from e
+
+
+def origin(source: Source, index: int) -> str:
+    """What tells that two examples are one, though sources may name them by different slices."""
+    return getattr(source, "origin", source.key)(index)
 
 
 class HashSplit:

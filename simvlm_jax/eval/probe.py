@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simvlm_jax.data.files import NoSuchSplit
-from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.sources import open_source, origin
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
@@ -52,7 +52,7 @@ class Frozen(Classes):
         learned = [examples.like(split, open_source(self.path, split), self.train_limit) for split in splits]
         seen: set[str] = set()
         for part in (*learned, examples):
-            keys = {part.source.key(i) for i in part.indices}
+            keys = {origin(part.source, i) for i in part.indices}
             if shared := sorted(seen & keys):
                 raise ValueError(
                     f"{what} would be asked about what it has learned from: {self.path!r} has {shared[0]!r} in more than one "

@@ -18,7 +18,7 @@ from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
 from simvlm_jax.data.scenes.judge import judge
 from simvlm_jax.data.scenes.twins import KINDS, twins
-from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.sources import open_source, origin
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.engine import MissingCapability
@@ -261,6 +261,23 @@ def test_pictures_in_a_folder_a_class(tmp_path):
     assert open_source(str(tmp_path / "mine"), "test")[0]["label"] == "red"
     (tmp_path / "test.tar.gz").rename(tmp_path / "mine" / "test.tar.gz")  # the table is still what tells
     assert len(open_source(str(tmp_path / "mine"), "test")) == 1
+
+
+def test_a_slice_of_what_was_learned_from_is_not_asked(tok):
+    path = "scenes/classes-8_8_8_8"
+    both = open_source(path, "test[6:]+train[:2]")
+    assert [origin(both, i).removeprefix(path) for i in range(4)] == ["/test/6", "/test/7", "/train/0", "/train/1"]
+
+    def answer(split, **how):
+        probe = LinearProbe(path=path, **how)
+        return probe.answers(
+            engine(Stub(tok, 3), tok), make_examples(probe, "test", open_source(path, split), Pixels(8), 0, 0.05, None)
+        )
+
+    for split in ("validation[:50%]", "validation[50%:]", "train[4:]"):
+        with pytest.raises(ValueError, match="asked about what it has learned from"):
+            answer(split)
+    assert len(answer("train[6:]", train="train[:6]")) == 2
 
 
 def test_vectors_that_are_not_finite_are_refused(tok):
