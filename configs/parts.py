@@ -64,9 +64,17 @@ def base() -> ConfigDict:
             data=dict(
                 image_size=64,
                 whole=False,
-                train=dict(path="scenes/captions", split="train", transforms=(), cache=False),
+                train=dict(
+                    path="scenes/captions", split="train", columns="", truncated=False, transforms=(), cache=False
+                ),
                 documents=dict(path="scenes/text", split="train", batch_size=0, transforms=text_transforms()),
-                eval=dict(path=config_dict.placeholder(str), split="validation", splits=dict(test="test")),
+                eval=dict(
+                    path=config_dict.placeholder(str),
+                    split="validation",
+                    columns="",
+                    truncated=False,
+                    splits=dict(test="test"),
+                ),
                 labels=dict(size=0, at_least=1),
                 held_out=0.05,
                 quarantine=0.05,

@@ -5,6 +5,7 @@ processes of a job join to one run. Exit codes: 0 done, 75 interrupted (state sa
 process was lost (the same command continues), 1 an error.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -13,6 +14,8 @@ import sys
 import traceback
 import zlib
 from pathlib import Path
+
+from simvlm_jax.core.build import add_config_folder, check_config_file, forget_current_folder
 
 EXIT_INTERRUPTED = 75
 
@@ -24,14 +27,20 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     """
     import jax
 
+    from simvlm_jax.core.schema import check
     from simvlm_jax.parallel.hosts import Heart, leave
-    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.run import schema
+    from simvlm_jax.run.directory import RunDir, recorded
+    from simvlm_jax.run.lock import held
     from simvlm_jax.train.loop import Interrupted
 
+    check(recorded(config, variant), schema.Config, "config")
     directory = RunDir(workdir, jax.process_index())
     heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
     try:
-        _run(config, directory, variant, mode, heart)
+        alone = held(directory.path) if not directory.process and mode != "eval" else contextlib.nullcontext()
+        with alone:
+            _run(config, directory, variant, mode, heart)
     except Interrupted:  # as agreed by all
         heart.end("stopped")
         raise
@@ -59,12 +68,13 @@ def _because_of(error: BaseException | None, kind: type) -> bool:
 def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.core.build import build
     from simvlm_jax.data import assemble
+    from simvlm_jax.data.sources import understood
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
     from simvlm_jax.parallel.hosts import agreed, meet, one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints
-    from simvlm_jax.run.load import build_model
+    from simvlm_jax.run.load import belongs_to, build_model
     from simvlm_jax.text.tokenizer import Tokenizer
     from simvlm_jax.train.init_from import initialiser, tokenizer_of
     from simvlm_jax.train.loop import Schedule, train
@@ -83,6 +93,11 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     if training and directory.results().get("trained") == config.train.steps:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
         return
+    if training and (done := directory.newest_step()) > config.train.steps:
+        raise ValueError(
+            f"{directory.path} is trained to step {done} already, and config.train.steps={config.train.steps} is fewer; set as "
+            "many at least, or use another --workdir"
+        )
     mesh = make_mesh(**config.mesh)
     meet(mesh)
 
@@ -94,13 +109,16 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     with one_first("data") as first_process:
         images, documents = assemble.train_source(config), assemble.documents_source(config)
         sources = assemble.eval_sources(config)
+        for name, source in {"training data": images, "documents": documents, **sources}.items():
+            if source is not None and not repr(source).startswith("scenes/"):
+                say(f"{name}: {understood(source).line()}")
         moved = directory.moved() if training else []
         if begun or not first_process:
             tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
         else:
             if origin and not config.text.model:
                 say(f"the tokenizer is that of {origin.parent}, as the weights are")
-            tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
+            tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin, say=say)
             labels = assemble.make_labels(config, images)
         if training:
             directory.start(config, variant)
@@ -114,9 +132,14 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     model = build_model(config, tokenizer, labels)
     e, keep = config.eval, config.checkpoint
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=e.batch_size, seed=config.seed)
-    suites = {name: build(suite, tokenizer=tokenizer, labels=labels) for name, suite in e.suites.items()}
+    suites = {
+        name: build(suite, f"config.eval.suites.{name}", tokenizer=tokenizer, labels=labels)
+        for name, suite in e.suites.items()
+    }
+    optimizer = build(config.optimizer, "config.optimizer")
     pixels = assemble.eval_pixels(config)
-    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, read_only=not training)
+    about = belongs_to(config, tokenizer, labels)
+    checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, not training, about)
     if training:
         mine = functools.partial(rows_of_process, mesh)
         pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents, directory.quarantine, mine)
@@ -136,7 +159,12 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
             bad = config.data.quarantine
             examples = make_examples(first, "validation", asked, pixels, e.examples or 200, bad, directory.quarantine)
             now = engine.with_weights(params, extra)
-            return first.outcome(now, first.answers(now, examples)).scores
+            scores = first.outcome(now, first.answers(now, examples)).scores
+            if keep.best and keep.best not in scores:
+                raise ValueError(
+                    f"checkpoint.best={keep.best!r} is no score of the first suite; it has {', '.join(scores)}"
+                )
+            return scores
 
         pipeline.batch(0)
         for cut in pipeline.told_of_cuts():
@@ -149,7 +177,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         params, extra = train(
             model,
             pipeline,
-            build(config.optimizer),
+            optimizer,
             directory,
             checkpoints,
             mesh,
@@ -239,18 +267,32 @@ def main(argv: list[str] | None = None) -> None:
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    from simvlm_jax.core.build import add_config_root
-
     argv = list(sys.argv if argv is None else argv)
-    for i, word in enumerate(argv):
-        if word in ("--config", "-config") and i + 1 < len(argv):
-            add_config_root(argv[i + 1].partition(":")[0])
-        elif word.startswith(("--config=", "-config=")):
-            add_config_root(word.partition("=")[2].partition(":")[0])
+    given = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config", "-config")]
+    given += [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]
+    try:
+        for file in (path.partition(":")[0] for path in given):
+            check_config_file(file)
+            add_config_folder(file)
+    except (ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
     config_flag = config_flags.DEFINE_config_file("config", None, "a config, FILE.py or FILE.py:VARIANT")
     workdir = flags.DEFINE_string("workdir", None, "the run directory; by default runs/CONFIG[-VARIANT]")
     mode = flags.DEFINE_enum("mode", "train", ["train", "fit", "eval"], "train and evaluate, or only one of the two")
+    trusted = flags.DEFINE_multi_string("trust", [], "a package whose classes the config of a run may name")
     flags.mark_flag_as_required("config")
+
+    def parse(words):
+        """Flags as absl reads them; what is wrong with one is a line."""
+        try:
+            rest = flags.FLAGS(words)
+            if len(rest) > 1:
+                raise ValueError(f"unrecognized argument {rest[1]!r}; fields are set as --config.FIELD=VALUE")
+            return rest
+        except Exception as e:  # absl and ml_collections raise many kinds, and a config is its author's code
+            if os.environ.get("SIMVLM_TRACEBACK"):
+                raise
+            sys.exit(f"error: {_line_of(e)}")
 
     def go(_):
         if not flags.FLAGS["verbosity"].present:
@@ -259,8 +301,11 @@ def main(argv: list[str] | None = None) -> None:
 
         # of Orbax's tasks, whose errors come out of save and wait
         standard.getLogger("asyncio").setLevel(standard.CRITICAL)
+        from simvlm_jax.core.trust import trust
         from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
+        for package in trusted.value:
+            trust(package)
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         file, _, variant = path.partition(":")
         name = Path(file).stem + (f"-{variant.replace('/', '')}" if variant else "")
@@ -278,16 +323,29 @@ def main(argv: list[str] | None = None) -> None:
         except Exception as e:
             import jax
 
-            plain = isinstance(e, ValueError | OSError | NonFiniteLoss)
-            if os.environ.get("SIMVLM_TRACEBACK") or not plain:
+            if os.environ.get("SIMVLM_TRACEBACK"):
                 if jax.process_count() == 1:
                     raise
                 traceback.print_exc()
-            leave(f"error: {e}", 1)  # without waiting for other processes, or for saves that have failed
+            # without waiting for other processes, or for saves that have failed
+            leave(f"error: {e if isinstance(e, ValueError | OSError | NonFiniteLoss) else unforeseen(e)}", 1)
 
-    app.run(go, argv)
+    app.run(go, argv, flags_parser=parse)
+
+
+def unforeseen(e: BaseException) -> str:
+    """An exception that nobody has made a message for, in a line, and how to see more."""
+    first = str(e).strip().partition("\n")[0]
+    return f"{type(e).__name__}: {first:.300} (SIMVLM_TRACEBACK=1 shows where)"
+
+
+def _line_of(e: Exception) -> str:
+    """What a flag's parser complains of."""
+    told = str(e).strip().strip('"').replace("\n", " ")
+    return told if isinstance(e, ValueError | OSError) or "lag" in type(e).__name__ else unforeseen(e)
 
 
 if __name__ == "__main__":
+    forget_current_folder()
     use_huge_pages()
     main()

@@ -1,6 +1,8 @@
 """The `simvlm` command. Each subcommand is one file here, imported only when it is called."""
 
 import importlib
+import io
+import os
 import sys
 
 COMMANDS = {
@@ -20,21 +22,50 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """`simvlm COMMAND ...`; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: simvlm COMMAND [options]\n\ncommands:")
-        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
-        print("\nTraining: python -m simvlm_jax.main --config configs/prefixlm.py")
+        print("\n".join(f"  {name:<15}{what}" for name, what in COMMANDS.items()))
+        print("\nEvery command that reads a run takes --trust PACKAGE: a package whose classes its config may name.")
+        print("Training: python -m simvlm_jax.main --config configs/prefixlm.py")
         return 0
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8; what JSON gets is their escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
     command = importlib.import_module(f"simvlm_jax.cli.{argv[0].replace('-', '_')}")
     try:
-        return command.main(argv[1:])
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        return command.main(_trusting(argv[1:]))
+    except BrokenPipeError:  # who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as e:
+        if os.environ.get("SIMVLM_TRACEBACK"):
+            raise
+        from simvlm_jax.main import unforeseen
+
+        print(f"error: {e if isinstance(e, ValueError | OSError) else unforeseen(e)}", file=sys.stderr)
         return 1
+
+
+def _trusting(argv: list[str]) -> list[str]:
+    """The words without --trust PACKAGE, which is heeded."""
+    from simvlm_jax.core.trust import trust
+
+    rest, words = [], iter(argv)
+    for word in words:
+        if word == "--trust":
+            trust(next(words, ""))
+        elif word.startswith("--trust="):
+            trust(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest

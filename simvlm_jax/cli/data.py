@@ -1,10 +1,10 @@
-"""`simvlm data prepare | tokenizer | inspect | web`: what training needs on disk, made ahead of time, and what it will see."""
+"""`simvlm data show | prepare | tokenizer | inspect | web`: what training needs on disk, made ahead of time, and what it will see."""
 
 import argparse
 import json
 import sys
 
-from simvlm_jax.cli import inspect_data, web_data
+from simvlm_jax.cli import inspect_data, show_data, web_data
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     tokenizer.add_argument("--vocabulary", type=int, default=32_000)
     tokenizer.add_argument("--length", type=int, default=256, help="text length of the runs that will use it")
     tokenizer.add_argument("--json", action="store_true")
+    show_data.add_arguments(commands.add_parser("show", help="what a path is understood as, and its rows"))
     inspect_data.add_arguments(commands.add_parser("inspect", help="print a training batch as a person reads it"))
     web_data.add_arguments(
         commands.add_parser("web", help="clean lists or tars of web pictures into a data set (Beam)")
@@ -34,7 +35,13 @@ def main(argv: list[str]) -> int:
         return web_data.prepare(args, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return {"prepare": _prepare, "tokenizer": _tokenizer, "inspect": inspect_data.inspect}[args.command](args)
+    commands_by_name = {
+        "prepare": _prepare,
+        "tokenizer": _tokenizer,
+        "inspect": inspect_data.inspect,
+        "show": show_data.show,
+    }
+    return commands_by_name[args.command](args)
 
 
 def _prepare(args) -> int:

@@ -40,11 +40,12 @@ def main(argv: list[str]) -> int:
         parser.error("name a run and a --suite (see --list)")
 
     from simvlm_jax.core.build import assign, build
+    from simvlm_jax.core.files import write_whole
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
     from simvlm_jax.main import setup_jax
-    from simvlm_jax.run.directory import RunDir, write_whole
+    from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import load_run
 
     config = RunDir(args.run).config()

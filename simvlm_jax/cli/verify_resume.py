@@ -202,8 +202,9 @@ def main(argv: list[str]) -> int:
     import jax
 
     from simvlm_jax.core.build import assign_flags, load_config
+    from simvlm_jax.core.files import write_whole
     from simvlm_jax.parallel.mesh import mesh_shape
-    from simvlm_jax.run.directory import environment, write_whole
+    from simvlm_jax.run.directory import environment
 
     config: Any = load_config(args.config)
     assign_flags(config, overrides)

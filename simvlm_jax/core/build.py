@@ -4,11 +4,16 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from simvlm_jax.core.files import read_bytes
+from simvlm_jax.core.trust import check_arguments
 
 TARGET = "target"
 """The field of a spec that names its constructor, "package.module:Name"."""
@@ -26,13 +31,15 @@ def spec(target: str, **kwargs: Any) -> ConfigDict:
     return ConfigDict({TARGET: target, **defaults, **kwargs})
 
 
-def build(config: Any, **extra: Any) -> Any:
+def build(config: Any, name: str = "", /, **extra: Any) -> Any:
     """Imports and calls what a spec names. `extra` are keywords that only the caller knows.
 
     Nested specs get them too. Keywords in `extra` that a constructor does not take are left out; unknown keywords of the
-    spec are an error.
+    spec are an error. name: of the field the spec stands in, for messages.
     """
-    target, kwargs = config[TARGET], {k: _built(v, extra) for k, v in config.items() if k != TARGET}
+    target = config[TARGET]
+    name = name or str(target).rpartition(":")[2]
+    kwargs = {k: _built(v, extra, f"{name}.{k}") for k, v in config.items() if k != TARGET}
     constructor = resolve(target)
     fields = inspect.signature(constructor).parameters
     if unknown := sorted(set(kwargs) - set(fields)):
@@ -41,6 +48,7 @@ def build(config: Any, **extra: Any) -> Any:
     missing = [k for k, p in fields.items() if p.default is p.empty and k not in kwargs and p.kind != p.VAR_KEYWORD]
     if missing:
         raise ValueError(f"{target} needs {', '.join(missing)}; its fields are {', '.join(fields)}")
+    check_arguments(constructor, kwargs, name)
     return constructor(**kwargs)
 
 
@@ -53,11 +61,13 @@ def resolve(target: str) -> Any:
         raise ValueError(f"config names {target!r}, which cannot be imported: {e}") from e
 
 
-def _built(value: Any, extra: dict[str, Any]) -> Any:
+def _built(value: Any, extra: dict[str, Any], name: str) -> Any:
     if isinstance(value, ConfigDict | dict):  # configs read back from JSON hold plain dicts in their lists
-        return build(value, **extra) if TARGET in value else {k: _built(v, extra) for k, v in value.items()}
+        if TARGET in value:
+            return build(value, name, **extra)
+        return {k: _built(v, extra, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_built(v, extra) for v in value)
+        return tuple(_built(v, extra, f"{name}[{i}]") for i, v in enumerate(value))
     return value
 
 
@@ -104,23 +114,68 @@ def assign_flags(config: ConfigDict, words: list[str]) -> None:
 def load_config(path: str) -> ConfigDict:
     """The config of "configs/x.py" or "configs/x.py:variant", from any working directory."""
     file, _, variant = str(path).partition(":")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"config file {file!r} does not exist")
-    add_config_root(file)
+    check_config_file(file)
+    add_config_folder(file)
     module_spec = importlib.util.spec_from_file_location(f"_config_{Path(file).stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
+    config = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config of {file!r} gives a {type(config).__name__}, not an ml_collections.ConfigDict")
+    return config
 
 
-def add_config_root(file: str) -> None:
-    """Puts the folder that holds `configs/` on sys.path, so that `from configs import parts` works.
+def check_config_file(file: str) -> None:
+    """Refuses what is no config, before it is run.
 
-    That is the grandparent of a config file, or what lies further up if the file is in a folder of `configs/`.
+    Raises:
+      ValueError: it is not there, is not Python, or defines no `get_config`.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"config file {file!r} does not exist; name FILE.py or FILE.py:VARIANT")
+    if not file.endswith(".py"):
+        raise ValueError(f"config file {file!r} is not a .py file; name one such as configs/prefixlm.py")
+    try:
+        tree = ast.parse(read_bytes(file))
+    except (SyntaxError, ValueError, RecursionError) as e:
+        at = f", line {e.lineno}" if isinstance(e, SyntaxError) and e.lineno else ""
+        raise ValueError(f"config file {file!r} is not Python{at}: {getattr(e, 'msg', e)}") from e
+    names = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    names |= {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    names |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    if "get_config" not in names:
+        raise ValueError(f"config file {file!r} defines no get_config(variant); see configs/prefixlm.py")
+
+
+def add_config_folder(file: str) -> None:
+    """Lets a config import the modules of its own folder, as in `from configs import parts`, and nothing else beside it.
+
+    That is the folder `configs/` the file lies in, at any depth, else the folder of the file.
     """
     path = Path(file).resolve()
-    homes = [p for p in path.parents if p.name == "configs"]
-    root = str((homes[-1] if homes else path.parent).parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    home = ([p for p in path.parents if p.name == "configs"] or [path.parent])[-1]
+    name = home.name
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, _OURS, False):
+        if str(home) not in known.__path__:
+            known.__path__.insert(0, str(home))
+            for other in [m for m in sys.modules if m.startswith(f"{name}.")]:  # those of another folder of that name
+                del sys.modules[other]
+    elif known is None and name.isidentifier() and (name == "configs" or importlib.util.find_spec(name) is None):
+        package = types.ModuleType(name, "The folder of the config that was named.")
+        package.__path__ = [str(home)]
+        setattr(package, _OURS, True)
+        sys.modules[name] = package
+
+
+_OURS = "_made_for_configs"
+
+
+def forget_current_folder() -> None:
+    """Takes the current folder off the path of imports, where `python -m` puts it; nothing that lies there is run by its name.
+
+    What has been imported from there, such as this package from its own checkout, goes on being found.
+    """
+    if not sys.flags.safe_path and sys.path and os.path.abspath(sys.path[0] or ".") == os.getcwd():
+        del sys.path[0]

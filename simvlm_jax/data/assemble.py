@@ -28,10 +28,15 @@ def eval_path(config: ConfigDict) -> str:
     return config.data.eval.path or config.data.train.path
 
 
+def _opened(how: ConfigDict, path: str, split: str) -> Source:
+    """The source of a path, read as a section of the config says."""
+    return open_source(path, split, columns=how.get("columns") or "", truncated=bool(how.get("truncated")))
+
+
 def train_source(config: ConfigDict) -> Source:
     """The training images; a share is held out where the evaluation names no data of its own."""
     data = config.data
-    source = open_source(data.train.path, data.train.split)
+    source = _opened(data.train, data.train.path, data.train.split)
     if data.eval.path is None and not is_scenes(data.train.path):
         return HashSplit(source, data.held_out, held_out=False)
     return source
@@ -43,8 +48,8 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
     if is_scenes(path):
         return {name: open_source(path, split) for name, split in data.eval.splits.items()}
     if data.eval.path is None:
-        return {"test": HashSplit(open_source(path, data.train.split), data.held_out, held_out=True)}
-    source = open_source(path, data.eval.split)
+        return {"test": HashSplit(_opened(data.train, path, data.train.split), data.held_out, held_out=True)}
+    source = _opened(data.eval, path, data.eval.split)
     return {getattr(source, "split", "") or "test": source}
 
 
@@ -104,12 +109,17 @@ def _unreadable(source: Source) -> str:
     return ""
 
 
-def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Path | None = None) -> Tokenizer:
+def make_tokenizer(
+    config: ConfigDict,
+    *sources: Source | None,
+    origin: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tokenizer:
     """The tokenizer a config names (a .model file or a tokenizer folder), else `origin`, that of the run it starts from,
     else one trained on the run's own text.
 
     A text length of 0 in the config is that of the folder or run; without one it becomes that of the longest text read,
-    rounded up to a multiple of 8.
+    rounded up to a multiple of 8; of a few texts that are far longer than all others, only that of the others, which is said.
     """
     text = config.text
     origin = text.model or origin
@@ -131,7 +141,15 @@ def make_tokenizer(config: ConfigDict, *sources: Source | None, origin: str | Pa
         tokenizer = Tokenizer.train(texts, text.vocabulary, length, text.spelling)
     if text.length:
         return tokenizer
-    longest = max(len(tokenizer.encode(t)) + 1 for t in texts)  # and EOS
+    lengths = sorted(len(tokenizer.encode(t)) + 1 for t in texts)  # and EOS
+    longest, most = lengths[-1], lengths[int(0.99 * (len(lengths) - 1))]
+    if longest > max(4 * most, 256):
+        cut = sum(n > -(-most // 8) * 8 for n in lengths)
+        say(
+            f"the text length is {-(-most // 8) * 8} pieces, in which {cut:,} of {len(lengths):,} texts lose their end: the "
+            f"longest, of {longest:,}, would make every row as long; config.text.length sets another"
+        )
+        longest = most
     return Tokenizer(tokenizer.model, -(-longest // 8) * 8, text.spelling)
 
 

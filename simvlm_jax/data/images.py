@@ -1,5 +1,7 @@
-"""Image bytes to RGB pixels, defensively: sizes are checked before decoding, every mode becomes 8-bit RGB."""
+"""Image bytes to RGB pixels, defensively: known formats only, sizes checked before decoding, every mode made 8-bit RGB."""
 
+import functools
+import importlib.util
 import io
 import warnings
 
@@ -8,6 +10,32 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 178_956_970
 """Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
+MAX_DECODED = 2**29
+"""Bytes that the pixels of a picture may take while it is made 8-bit RGB (Pillow keeps RGB in 4 bytes a pixel)."""
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 4, "I;16B": 4, "I;16L": 4, "I;16N": 4, "I": 5, "F": 5}
+"""Of a pixel of a mode, beside those of the RGB it becomes; 4 of the others."""
+FORMATS = (
+    *(
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "GIF",
+        "BMP",
+        "TIFF",
+        "AVIF",
+        "HEIF",
+        "MPO",
+        "JPEG2000",
+        "PPM",
+        "TGA",
+        "ICO",
+        "DIB",
+        "PCX",
+    ),
+    *("QOI", "DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FITS", "FLI", "PCD", "PIXAR", "GBR"),
+    *("BLP", "CUR", "DCX", "FTEX", "ICNS", "IPTC", "MCIDAS", "XVTHUMB", "IMT"),
+)
+"""What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not."""
 Box = tuple[float, float, float, float]
 """A region of a picture in pixels: left, top, right, bottom."""
 
@@ -24,7 +52,7 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
     at_least: a JPEG may be decoded at a reduced scale whose shorter side is still at least this, which is faster.
 
     Raises:
-      BadImage: empty, unreadable, truncated, or of more than `max_pixels`.
+      BadImage: empty, unreadable, truncated, of a format that is none of FORMATS, or of more than `max_pixels` or MAX_DECODED.
     """
     if isinstance(data, np.ndarray):
         return Image.fromarray(data)
@@ -33,14 +61,19 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_readable())
             if image.width * image.height > max_pixels:
                 raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {max_pixels}")
             if at_least is not None and image.format == "JPEG":
                 image.draft("RGB", (at_least, at_least))
+            memory = image.width * image.height * (4 if image.mode == "RGB" else 4 + _BYTES.get(image.mode, 4))
+            if memory > MAX_DECODED:
+                raise BadImage(
+                    f"{image.width} x {image.height} pixels ({image.mode}) take {memory:,} bytes to decode, more than the limit "
+                    f"of {MAX_DECODED:,}"
+                )
             image.load()
-            image = ImageOps.exif_transpose(image)
-            return _to_rgb(image)
+            return _to_rgb(_upright(image))
     except BadImage:
         raise
     except Image.DecompressionBombError as e:  # Pillow's own, at twice the limit, before the size can be asked
@@ -51,16 +84,36 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
         raise BadImage(f"cannot be decoded: {e}") from e
 
 
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads; HEIC too, where pillow-heif is installed."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF block says; a block that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises struct.error, SyntaxError, ValueError, TypeError and others
+        return image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 255
-        wide = np.asarray(image).astype(np.float64)
+        wide = np.asarray(image)
         top = 65535.0 if image.mode.startswith("I;16") or wide.max() > 255 else 255.0
-        image = Image.fromarray(np.clip(wide * (255.0 / top) + 0.5, 0, 255).astype(np.uint8), "L")
+        grey = np.empty(wide.shape, np.uint8)
+        for y in range(0, len(wide), 256):  # a strip at a time, for these are wide numbers
+            grey[y : y + 256] = np.clip(wide[y : y + 256].astype(np.float64) * (255.0 / top) + 0.5, 0, 255)
+        image = Image.fromarray(grey, "L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:

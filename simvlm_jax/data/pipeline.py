@@ -4,6 +4,7 @@ Row r of part p in step s is global example g = s * rows + r. Its place in the s
 draws depend on (seed, part, g) only, so hosts, devices and threads change nothing, and resuming is starting elsewhere.
 """
 
+import contextlib
 import dataclasses
 import threading
 import zlib
@@ -43,6 +44,8 @@ class Quarantine:
     """Bad examples: replaced, counted, handed to `record`, and fatal past a share of all examples drawn."""
 
     def __init__(self, limit: float = 0.05, record: Callable[[dict[str, Any]], None] | None = None):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"a quarantine limit of {limit} is not a share between 0 and 1")
         self.limit, self.record = limit, record
         self.bad, self.drawn = 0, 0
         self._seen: set[tuple[str, str]] = set()
@@ -82,12 +85,13 @@ class Pipeline:
 
         self.parts, self.seed = tuple(parts), seed
         self.quarantine = quarantine or Quarantine()
-        self._made, self._cut = Counter[str](), Counter[str]()
+        self._drawn, self._cut = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
         for p in self.parts:
             if not len(p.source):
                 raise ValueError(f"data source {p.name!r} is empty")
         self._mine = {p.name: mine(p.rows) for p in self.parts}
+        self._images: dict[str, int | None] = {}
         self._order: list[Any] = [
             grain.MapDataset.range(len(p.source)).seed(self._part_seed(p)).shuffle().repeat() for p in self.parts
         ]
@@ -107,7 +111,7 @@ class Pipeline:
             for place in self._mine[p.name]:
                 row = self._row(p, order, step * p.rows + place)
                 with self._lock:
-                    self._made[p.name] += 1
+                    self._drawn[p.name] += 1
                     self._cut[p.name] += bool(row.pop("cut", 0))
                 groups.setdefault(p.group, []).append(row)
         batch = _stack(groups.pop(""))
@@ -117,11 +121,11 @@ class Pipeline:
         """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
         with self._lock:
             out = [
-                f"{n:,} of {self._made[part]:,} {part} drawn have a text that is cut"
+                f"{n:,} of {self._drawn[part]:,} {part} drawn have a text that is cut"
                 for part, n in self._cut.items()
                 if n
             ]
-            self._made.clear()
+            self._drawn.clear()
             self._cut.clear()
         return out
 
@@ -132,19 +136,41 @@ class Pipeline:
             out += [p.source.key(int(order[g])) for g in range(step * p.rows, (step + 1) * p.rows)]
         return out
 
+    def _images_a_row(self, p: Part, order: Any) -> int | None:
+        """How many pictures a row of a part has: as many as most of the first rows of the whole sequence."""
+        with self._lock:
+            known = p.name in self._images
+        if not known:
+            counts = Counter[int]()
+            for index in range(min(p.rows, 8)):
+                with contextlib.suppress(Exception):  # which is told when it is drawn
+                    row = self._made(p, int(order[index]), np.random.default_rng((self._part_seed(p), index)))
+                    if "image" in row:
+                        counts[len(row["image"])] += 1
+            with self._lock:
+                self._images[p.name] = counts.most_common(1)[0][0] if counts else None
+        return self._images[p.name]
+
+    def _made(self, p: Part, position: int, rng: np.random.Generator) -> dict[str, Any]:
+        example = given = p.source[position]
+        for transform in p.transforms:
+            example = transform(example, rng)
+        # what no transform has made is a column of the data that happens to have the name
+        theirs = p.source.untouched(position) if isinstance(p.source, Cached) else given
+        row = {k: example[k] for k in _ROW_KEYS if k in example and example[k] is not theirs.get(k)}
+        return {**row, "id": np.int64(position), "weight": np.float32(1)}
+
     def _row(self, p: Part, order: Any, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self._part_seed(p), index))
         position = int(order[index])
+        images = self._images_a_row(p, order)
         for _ in range(_MAX_TRIES):
             try:
-                example = given = p.source[position]
-                for transform in p.transforms:
-                    example = transform(example, rng)
+                row = self._made(p, position, rng)
+                if "image" in row and images is not None and len(row["image"]) != images:
+                    raise ValueError(f"it has {len(row['image'])} images, where others have {images}")
                 self.quarantine.good()
-                # what no transform has made is a column of the data that happens to have the name
-                theirs = p.source.untouched(position) if isinstance(p.source, Cached) else given
-                row = {k: example[k] for k in _ROW_KEYS if k in example and example[k] is not theirs.get(k)}
-                return {**row, "id": np.int64(position), "weight": np.float32(1)}
+                return row
             except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)
                 position = int(rng.integers(len(p.source)))

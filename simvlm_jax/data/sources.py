@@ -4,25 +4,23 @@ An example is a dict with `key` (text) and, as far as there are any, `image` (en
 `text`, and whatever else the data set knows (`scene`).
 """
 
-import os
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from simvlm_jax.data import labelled, questions
-from simvlm_jax.data.files import (
-    TABLE_SUFFIXES,
-    FolderSource,
-    NoSuchSplit,
-    Table,
-    TextSource,
-    WebDatasetSource,
-    read_table,
-    texts,
-)
-from simvlm_jax.text.tokenizer import clean
+from simvlm_jax.core.files import BadFile
+from simvlm_jax.data.readers import annotations, classes, flickr, published, sidecars, tfds
+from simvlm_jax.data.readers.tables import from_tables
+from simvlm_jax.data.readers.tars import WebDatasetSource
+from simvlm_jax.data.readers.texts import TextSource
+from simvlm_jax.data.rows import NoSuchSplit, Refused, Understood, names_of, of_split, split_of
+from simvlm_jax.data.tables import TABLE_SUFFIXES, read_table
+
+MOST_SHARDS = 100_000
+"""Files that a pattern may stand for."""
 
 
 class Source(Protocol):
@@ -37,81 +35,9 @@ class Source(Protocol):
         ...
 
 
-class TfdsSource:
-    """A prepared TFDS data set in array_record form; `scenes` is prepared on first use. TensorFlow is never loaded."""
-
-    def __init__(self, name: str, split: str):
-        import tensorflow_datasets as tfds
-
-        if name.split("/")[0] == "scenes":
-            from simvlm_jax.data.scenes.builder import prepare
-
-            builder = prepare(name.partition("/")[2] or "captions")
-        else:
-            builder = _prepared(name)
-        if builder.info.file_format.value != "array_record":
-            raise ValueError(f"TFDS data set {name!r} is {builder.info.file_format.value}; prepare it as array_record")
-        features = builder.info.features
-        skip = tfds.decode.SkipDecoding()
-        raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
-        self._labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
-        try:
-            self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
-        except ValueError as e:
-            raise NoSuchSplit(
-                f"TFDS data set {name!r} has no split {split!r}; it has {list(builder.info.splits)}"
-            ) from e
-        self._path, self._name, self.split = name, f"{name}/{split}", split
-        whole = builder.info.splits
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(whole)  # None: from the start, to the end
-        self._slices = [(p.splitname, range(whole[p.splitname].num_examples)[p.from_ : p.to]) for p in parts]
-        self._fingerprint = f"{name}:{builder.version}:{split}"
-
-    def __len__(self):
-        return len(self._records)
-
-    def key(self, index: int) -> str:
-        return f"{self._name}/{index}"
-
-    def origin(self, index: int) -> str:
-        """The example's name in the whole of its split, whatever slice it was reached by."""
-        for name, rows in self._slices:
-            if index < len(rows):
-                return f"{self._path}/{name}/{rows[index]}"
-            index -= len(rows)
-        raise IndexError(index)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
-        example = {k: clean(v) if isinstance(v, bytes) and k != "image" else v for k, v in record.items()}
-        example.setdefault("key", self.key(index))
-        for name in ("captions", "caption"):
-            if name in record:
-                example["captions"] = texts(record[name])
-        for name, feature in self._labels.items():
-            example[name] = feature.int2str(int(record[name]))
-        return example
-
-    def __repr__(self):
-        return self._fingerprint
-
-
-def _prepared(name: str) -> Any:
-    """The TFDS builder of files on disk, without the data set's own code, which may want TensorFlow."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import naming
-
-    try:
-        if Path(name).is_dir():
-            return tfds.builder_from_directory(name)
-        bare, kwargs = naming.parse_builder_name_kwargs(name)
-        return tfds.core.read_only_builder.builder_from_files(str(bare), **kwargs)
-    except Exception as e:  # TFDS raises many kinds, and lists hundreds of names
-        place = os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
-        raise FileNotFoundError(
-            f"path {name!r} is neither a file or folder here nor a TFDS data set prepared in {place}; "
-            "name a .tar, a folder, a table, or prepare the data set (file_format array_record)"
-        ) from e
+def understood(source: Source) -> Understood:
+    """What a path was taken for, if the source tells."""
+    return getattr(source, "understood", None) or Understood(type(source).__name__, [], len(source))
 
 
 def origin(source: Source, index: int) -> str:
@@ -133,6 +59,15 @@ class HashSplit:
         if not self._indices:
             raise ValueError(f"{share:.0%} of {len(source)} examples leave none; name data.eval.path instead")
         self._label = f"{'held out' if held_out else 'without'} {share:.0%}"
+        told = understood(source)
+        self.understood = Understood(
+            told.reader,
+            told.files,
+            len(self._indices),
+            told.columns,
+            f"{told.split or 'all'}, {self._label}",
+            told.left_out,
+        )
 
     def text(self, index: int) -> dict[str, Any]:
         """An example without its pictures, as far as the source can tell them apart."""
@@ -162,6 +97,7 @@ class Cached:
 
     def __init__(self, source: Source, transforms: Sequence[Callable] = ()):
         self._source, self._transforms = source, tuple(transforms)
+        self.understood = understood(source)
         self._kept: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def __len__(self):
@@ -189,80 +125,182 @@ class Cached:
         return repr(self._source)
 
 
-def open_source(path: str, split: str = "train", images: bool = True) -> Source:
-    """The source a user means by a path.
+def open_source(
+    path: str, split: str = "train", images: bool = True, columns: str = "", truncated: bool = False
+) -> Source:
+    """The source a user means by a path (docs/data.md shows every layout as a tree).
 
-    With `images`: a .tar file, several of them ("train-*.tar", "train-{0000..0031}.tar") or a folder that holds some; a
-    folder with a table of captions or of questions, or the table itself; the folder of a data set of questions.KNOWN or of
-    data/labelled.py; pictures in a folder a class. Of a known data set, and of a folder whose files are named by splits
-    (train.jsonl, dev-0000.tar), `split` is read.
+    With `images`: .tar files ("x.tar", "train-*.tar", "train-{0000..0031}.tar") or a folder of them; tables of captions,
+    questions or labels (CSV, TSV, JSONL, Parquet, lists in JSON), or a folder with some; COCO's, Karpathy's, Flickr's, VQA's,
+    GQA's, LAVIS's and LLaVA's files; data sets of readers/published.py; pictures in a folder a class, or with a text file
+    beside each; a folder a split of any of these. Of a data set that has splits, by its files' or folders' names or within
+    them, `split` is read.
 
-    A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; of it, `split` is read.
+    A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; else a name that is no path is that of
+    a TFDS data set ("scenes/captions", "coco_captions").
 
-    Without: the texts of such tables, or a .txt, a document a line. Else the name of a TFDS data set ("scenes/captions",
-    "coco_captions"), of which `split` is read.
+    Without `images`: the texts of such tables, or a .txt, a document a line.
+
+    columns: names of a table's columns in place of the usual ones, "image=filepath,caption=title". truncated: takes a tar that
+    was cut for what it still holds.
+
+    Raises:
+      Refused: what lies there is no layout that is known, or could be two. NoSuchSplit, FileNotFoundError, ValueError.
     """
+    if any(c in path for c in "*?[{") and not Path(path).expanduser().exists():
+        return _of_pattern(path, images, columns, truncated)
     here = Path(path).expanduser()
-    if any(c in path for c in "*?[{"):
-        tars = [p for pattern in ranges(str(here)) for p in _glob(Path(pattern)) if p.suffix == ".tar"]
-        if not tars:
-            raise FileNotFoundError(f"path {path!r} matches no .tar file; expected shards like train-0000.tar")
-        return WebDatasetSource(tars)
     if here.is_file():
-        if here.suffix.lower() == ".tar":
-            return WebDatasetSource([here])
-        if here.suffix.lower() == ".txt" and not images:
-            return TextSource(here)
-        if here.suffix.lower() in TABLE_SUFFIXES:
-            table = read_table(here)
-            return _rows(here.parent, [table]) if images else TextSource(here, [table])
-        text = "" if images else "a .txt, "
-        raise ValueError(f"path {path!r} is neither {text}a .tar nor a table (*{', *'.join(TABLE_SUFFIXES)})")
-    if (here / "dataset_info.json").is_file():
-        return TfdsSource(str(here), split)
+        return _of_file(here, split, images, columns, truncated)
     if here.is_dir():
-        if known := next((make for marker, make in questions.KNOWN.items() if (here / marker).exists()), None):
-            return known(here, split)
-        if labelled.holds_imagenet_samples(here):
-            return labelled.imagenet_samples(here, split)
-        if found := sorted(p for p in here.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
-            tables = [read_table(p) for p in _of_split(found, split)]
-            return _rows(here, tables) if images else TextSource(here, tables)
-        if tars := sorted(here.glob("*.tar")):
-            return WebDatasetSource(_of_split(tars, split))
-        if labelled.holds_class_archives(here):
-            return labelled.class_archive(here, split)
-        if labelled.holds_class_folders(here):
-            return labelled.class_folders(here, split)
-        raise ValueError(f"path {path!r} holds neither .tar shards, nor a table of captions, nor a folder a class")
-    if path.startswith(("/", ".", "~")):
+        return _of_folder(here, split, images, columns, truncated)
+    if here.exists():
+        raise BadFile(f"path {path!r} is neither a regular file nor a folder")
+    if path.startswith(("/", ".", "~")) or "\\" in path:
         raise FileNotFoundError(f"path {path!r} does not exist")
-    return TfdsSource(path, split)
+    return tfds.TfdsSource(path, split)
 
 
-def _of_split(files: list[Path], split: str) -> list[Path]:
-    """Those files of a folder that belong to a split, if they are named by splits: train.jsonl, dev-0000.tar."""
-    of = {p: re.split(r"[-_.]", p.stem)[0].lower() for p in files}
-    if not set(of.values()) & {name for names in labelled.SPLITS.values() for name in names}:
-        return files
-    wanted = [p for p in files if of[p] in labelled.SPLITS.get(split, (split,))]
-    if not wanted:
-        raise NoSuchSplit(
-            f"{str(files[0].parent)!r} has no split {split!r}; its files are named {', '.join(sorted(set(of.values())))}"
+def _of_pattern(path: str, images: bool, columns: str, truncated: bool) -> Source:
+    files = [p for pattern in ranges(str(Path(path).expanduser())) for p in _glob(Path(pattern))]
+    tars = [p for p in files if p.suffix.lower() == ".tar"]
+    tables = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES]
+    if tars and images and not tables:
+        return WebDatasetSource(tars, truncated=truncated)
+    if tables and not tars:
+        read = [read_table(p, columns) for p in tables]
+        return from_tables(tables[0].parent, read) if images else TextSource(tables[0], read)
+    if tars and tables:
+        raise Refused(f"path {path!r} matches tars and tables; name one kind, as in '*.tar'")
+    raise FileNotFoundError(f"path {path!r} matches no .tar file (or table); expected shards like train-0000.tar")
+
+
+def _of_file(here: Path, split: str, images: bool, columns: str, truncated: bool) -> Source:
+    suffix = here.suffix.lower()
+    if suffix == ".tar" and images:
+        return WebDatasetSource([here], truncated=truncated)
+    if images and not columns and flickr.kind_of(here):
+        return flickr.read_file(here, split)
+    if suffix == ".txt" and not images:
+        return TextSource(here)
+    if suffix in TABLE_SUFFIXES:
+        table = read_table(here, columns)
+        return from_tables(here.parent, [table]) if images else TextSource(here, [table])
+    if suffix == ".json" and images:
+        return annotations.read_file(here, split)
+    text = "" if images else "a .txt, "
+    raise ValueError(
+        f"path {str(here)!r} is neither {text}a .tar nor a table (*{', *'.join((*TABLE_SUFFIXES, '.json'))})"
+    )
+
+
+def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bool) -> Source:
+    """The source in a folder: what is known by a file of its own first, then tables, tars, and pictures by themselves."""
+    if tfds.accepts(here):
+        return tfds.TfdsSource(str(here), split)
+    if known := next((make for marker, make in published.KNOWN.items() if (here / marker).exists()), None):
+        return known(here, split)
+    if images and classes.holds_imagenet_samples(here):
+        return classes.imagenet_samples(here, split)
+    if images and not columns and (found := flickr.files_in(here)):
+        if len(found) > 1:
+            raise Refused(f"{str(here)!r} holds {' and '.join(p.name for p in found)}; name the file that is meant")
+        return flickr.read_file(found[0], split)
+    entries = sorted(p for p in here.iterdir() if not p.name.startswith("."))
+    tables = [p for p in entries if p.is_file() and p.suffix.lower() in TABLE_SUFFIXES]
+    tars = [p for p in entries if p.is_file() and p.suffix.lower() == ".tar"]
+    if tars and images and all(p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists() for p in tables):
+        found, name = of_split(tars, split, here)
+        return WebDatasetSource(found, name, truncated)
+    if tars and tables and images:
+        raise Refused(
+            f"{str(here)!r} holds tars and tables ({tars[0].name}, {tables[0].name}); name one of them, or '*.tar'"
         )
-    return wanted
+    if images and sidecars.accepts(here):
+        return sidecars.read_folder(here, split)
+    if tables:
+        found, name = of_split(tables, split, here)
+        read = [read_table(p, columns) for p in found]
+        source = from_tables(here, read, name) if images else TextSource(here, read, name)
+        if rest := [p.name for p in tables if p not in found and split_of(p.stem) is None]:
+            understood(source).left_out[f"tables that no split names ({', '.join(rest[:3])})"] += len(rest)
+        return source
+    if images and annotations.accepts(here):
+        return annotations.read_folder(here, split)
+    folders = [p for p in entries if p.is_dir()]
+    if inner := _split_folder(here, folders, split, images):
+        inside = _of_folder(inner[0], split, images, columns, truncated)
+        understood(inside).split = inner[1]
+        with_split: Any = inside
+        with_split.split = inner[1]
+        return inside
+    if images and classes.holds_class_archives(here):
+        return classes.class_archive(here, split)
+    if images and classes.holds_class_folders(here):
+        if strange := _strange(here, entries):
+            raise Refused(
+                f"{str(here)!r} holds {strange}, which no reader understands, beside folders of pictures; name what is meant, or "
+                "move it away if the folders are classes"
+            )
+        return classes.class_folders(here, split)
+    raise Refused(
+        f"path {str(here)!r} holds neither .tar shards, nor a table of captions, nor a folder a class, nor any other layout of "
+        "docs/data.md"
+    )
 
 
-def _rows(folder: Path, tables: list[Table]) -> Source:
-    asks = any(questions.asks(set(row)) for table in tables for _, row in table.rows[:1])
-    return questions.from_tables(folder, tables) if asks else FolderSource(folder, tables)
+_DATA_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".xml", ".arrow", ".txt", ".tar", ".zip", ".pkl", ".token", ".mat")
+_ABOUT = re.compile(r"readme|licen[cs]e|classes|classnames|labels?\b|notice|citation|wordnet|templates", re.IGNORECASE)
+
+
+def _strange(here: Path, entries: list[Path]) -> str:
+    """A file of data that would be passed over if folders of pictures were taken for classes."""
+    inside = itertools.chain.from_iterable(itertools.islice(p.iterdir(), 200) for p in entries if p.is_dir())
+    found = (p for p in (*entries, *inside) if p.is_file() and p.suffix.lower() in _DATA_SUFFIXES)
+    return next((str(p.relative_to(here)) for p in found if not _ABOUT.match(p.name)), "")
+
+
+def _split_folder(here: Path, folders: list[Path], split: str, images: bool) -> tuple[Path, str] | None:
+    """(the folder of a split, its name) where splits are folders with data of their own in them, else None.
+
+    A folder with pictures by class has its own reader; a lone folder `data` is looked into.
+
+    Raises:
+      NoSuchSplit: splits are folders, and this one is not among them.
+    """
+    told = {
+        p: s for p in folders if (s := split_of(p.name)) and p.name.lower() in names_of(s) and _holds_data(p, images)
+    }
+    if told:
+        for p, s in told.items():
+            if s == split or s in names_of(split):
+                return p, s
+        raise NoSuchSplit(f"{str(here)!r} has no split {split!r}; it has {', '.join(p.name for p in told)}")
+    data = here / "data"
+    return (data, "") if data in folders and _holds_data(data, images) else None
+
+
+def _holds_data(folder: Path, images: bool) -> bool:
+    names = [p for p in itertools.islice(folder.iterdir(), 10_000) if p.is_file()]
+    if any(p.suffix.lower() in (*TABLE_SUFFIXES, ".tar") for p in names):
+        return True
+    return images and (sidecars.accepts(folder) or annotations.accepts(folder))
 
 
 def ranges(path: str) -> list[str]:
-    """ "x-{08..10}.tar" as its three paths."""
+    """ "x-{08..10}.tar" as its three paths.
+
+    Raises:
+      ValueError: it stands for more than MOST_SHARDS. FileNotFoundError: some of them are missing.
+    """
     found = re.search(r"\{(\d+)\.\.(\d+)\}", path)
     if found is None:
         return [path]
+    total = 1
+    for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", path):
+        total *= max(int(last[:20]) - int(first[:20]) + 1, 0)
+    if not 0 < total <= MOST_SHARDS:
+        raise ValueError(f"path {path!r} stands for {total:,} files; name between 1 and {MOST_SHARDS:,}")
     first, last = found.groups()
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     paths = [p for n in numbers for p in ranges(path[: found.start()] + n + path[found.end() :])]

@@ -4,10 +4,12 @@ All random draws that the sample sequence promises are made here, from an rng th
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import Meta, Positive, Share, Side
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.images import decode, random_box, resize
 from simvlm_jax.data.scenes.tasks import premise
 from simvlm_jax.text.tokenizer import Tokenizer, clean
@@ -23,6 +25,7 @@ class BadExample(ValueError):
     """An example that cannot be used; the message says why."""
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """`image` bytes, or several `images`, to uint8 [M,size,size,3].
@@ -31,9 +34,9 @@ class Pixels:
     mirror: share of images turned left to right; texts that say "left" or "right" are then wrong.
     """
 
-    size: int
-    smallest: float = 1.0
-    mirror: float = 0.0
+    size: Side
+    smallest: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    mirror: Share = 0.0
     whole: bool = False
 
     def __post_init__(self):
@@ -56,6 +59,7 @@ class Pixels:
         return pixels
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class ChooseCaption:
     """One of `captions`, drawn at random, becomes `text`."""
@@ -67,6 +71,7 @@ class ChooseCaption:
         return {**example, "text": captions[int(rng.integers(len(captions)))]}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
     """A text field to int32 ids [T]: pieces, EOS, padding. A text that is cut has no EOS, for it does not end there.
@@ -84,6 +89,7 @@ class Tokenize:
         return {**example, **row, "cut": np.int32(max(len(ids) + 1 - v.length, 0))}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class TokenizePair:
     """A prompt field and an answer field to one text: the prompt's pieces are the prefix, the answer's and EOS are predicted.
@@ -109,6 +115,7 @@ class TokenizePair:
         return {**example, **row, "prefix_length": np.int32(len(prompt) - cut), "cut": np.int32(cut)}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class TokenizeAfter:
     """A text after a first part of `slots`, which holds the premise of an example of `scenes/entail`, or nothing.
@@ -118,7 +125,7 @@ class TokenizeAfter:
     """
 
     tokenizer: Tokenizer
-    slots: int
+    slots: Positive
     field: str = "hypothesis"
     read: bool = True
 
@@ -151,6 +158,7 @@ def _row(tokenizer: Tokenizer, ids: list[int], length: int = 0) -> dict[str, np.
     return {"text": text, "text_mask": np.arange(length) < len(ids)}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class DrawPrefix:
     """`prefix_length`, uniform over [0, pieces]: the EOS at least is left to predict (SimVLM, section 3.1).
@@ -158,13 +166,14 @@ class DrawPrefix:
     empty: share of examples whose prefix holds no text on purpose, as when captioning.
     """
 
-    empty: float = 0.0
+    empty: Share = 0.0
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         length = rng.integers(int(example["text_mask"].sum()))
         return {**example, "prefix_length": np.int32(0 if rng.random() < self.empty else length)}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class FixPrefix:
     """`prefix_length` 0, or with `whole` all pieces but EOS: the text goes to a model's decoder, or to its encoder."""
@@ -175,6 +184,7 @@ class FixPrefix:
         return {**example, "prefix_length": np.int32(example["text_mask"].sum() - 1 if self.whole else 0)}
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class Label:
     """`label`: the place of the most frequent answer in the run's list of answers (whatever its capitals), -1 if it is not there.
@@ -218,6 +228,7 @@ def most_frequent(answers: list[str]) -> str:
     return max(answers, key=lambda a: alike.count(a.lower()))
 
 
+@buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class DrawSeed:
     """`seed`, for draws whose layout a model makes itself (span corruption)."""

@@ -1,10 +1,18 @@
 """How text is generated, as one record: what a config sets, a score's provenance keeps and the functions here read."""
 
 import dataclasses
+from typing import Annotated
 
+from simvlm_jax.core.schema import Meta
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.decode.sampling import Sampler
 
+Pieces = Annotated[int, Meta(ge=0, le=2**20)]
+Beams = Annotated[int, Meta(ge=1, le=256)]
+"""Every beam has a cache of its own."""
 
+
+@buildable("how")
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """Greedy by default, sampling with a temperature, beam search with more than one beam.
@@ -20,17 +28,17 @@ class Decoding:
       sampler: temperature, top-k and nucleus; temperature 0 takes the likeliest piece.
     """
 
-    max_length: int = 0
-    min_length: int = 0
-    beams: int = 1
-    n_best: int = 1
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    max_length: Pieces = 0
+    min_length: Pieces = 0
+    beams: Beams = 1
+    n_best: Beams = 1
+    length_penalty: Annotated[float, Meta(ge=-100, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=1e3)] = 1.0
+    no_repeat_ngram: Pieces = 0
     sampler: Sampler = Sampler()
 
     def __post_init__(self):
-        if self.beams < 1 or not 1 <= self.n_best <= self.beams:
+        if not 1 <= self.n_best <= self.beams:
             raise ValueError(f"beams {self.beams} and n_best {self.n_best}: need 1 <= n_best <= beams")
         if self.beams > 1 and self.sampler.temperature:
             raise ValueError(
@@ -38,8 +46,6 @@ class Decoding:
             )
         if self.beams == 1 and self.length_penalty != 1.0:
             raise ValueError(f"length_penalty {self.length_penalty} acts on a beam search alone; set beams too")
-        if self.max_length < 0 or self.min_length < 0 or self.no_repeat_ngram < 0 or self.repetition_penalty <= 0:
-            raise ValueError(f"{self}: lengths and no_repeat_ngram must not be negative, repetition_penalty above 0")
         if self.max_length and self.min_length >= self.max_length:
             raise ValueError(
                 f"min_length {self.min_length} leaves no room for an EOS within max_length {self.max_length}"

@@ -1,11 +1,16 @@
 """From logits to the next token: greedy, or temperature, top-k and nucleus sampling."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.schema import Count, Meta
+from simvlm_jax.core.trust import buildable
 
+
+@buildable("sampler")
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """How the next token is chosen.
@@ -14,14 +19,11 @@ class Sampler:
     whose probability reaches p (Holtzman et al., arXiv 1904.09751). All are fixed while compiling.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    top_k: Count = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise ValueError(f"{self}: top_k and top_p act on sampling alone; set temperature too")
 

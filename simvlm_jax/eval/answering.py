@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import Count
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
@@ -125,6 +127,7 @@ def _confidence(score: float) -> float:
     return float(np.exp(min(score, 0.0))) if score <= 0 else min(score, 1.0) if np.isfinite(score) else 0.5
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(Answering):
     """A classifier over the run's answer list: VQA by classification, entailment, sentences about two images.
@@ -155,6 +158,7 @@ class Classification(Answering):
             yield row
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassHead(Classes):
     """A classifier of pictures alone, over the run's list of classes."""
@@ -169,6 +173,7 @@ class ClassHead(Classes):
         return out
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(Answering):
     """Open-ended answers: the question is the prompt, whatever the model writes is the answer."""
@@ -191,6 +196,7 @@ class Generation(Answering):
         return {"prompt": self.prompt, **dataclasses.asdict(self.how)}
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking(Answering):
     """Open-ended answers by likelihood: of the run's answer list, or of `candidates`, the likeliest after the question.
@@ -200,7 +206,7 @@ class Ranking(Answering):
 
     candidates: Sequence[str] = ()
     prompt: str = "{}"
-    shortlist: int = 0
+    shortlist: Count = 0
     per_piece: bool = False
 
     def list_of(self, engine: Engine) -> Sequence[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.scenes import graph, judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.decode.decoding import Decoding
@@ -21,6 +22,7 @@ from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Out
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captioning(Suite):
     """Captions by generation; with a `prompt` such as "a picture of" the zero-shot protocol of SimVLM, section 4.2.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.twins import twins
 from simvlm_jax.data.transforms import BadExample
@@ -15,6 +16,7 @@ from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compositional(Classes):
     """accuracy, and accuracy_attribute, _relation, _order and _count; chance is a half, and a tie is wrong.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.files import NoSuchSplit
+from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.sources import Source, open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine

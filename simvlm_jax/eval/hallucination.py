@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import Positive
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.scenes import graph
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.language import Phrase, noun_phrase
@@ -24,6 +26,7 @@ from simvlm_jax.eval.suite import Answered, Example, Examples, Outcome
 KINDS = ("random", "popular", "adversarial")
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hallucination(Answering):
     """Accuracy, precision, recall and F1 of "yes", and how often "yes" is said, over all questions and by kind.
@@ -32,7 +35,7 @@ class Hallucination(Answering):
     the likelier of yes and no.
     """
 
-    each: int = 1
+    each: Positive = 1
     ask: str = "is there {thing}?"
 
     @property

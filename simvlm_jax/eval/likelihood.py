@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import NotNegative
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answered, Examples, best_answer
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerativeClassifier(Classes):
     """The class whose text is the likeliest of an image.
@@ -28,7 +31,7 @@ class GenerativeClassifier(Classes):
     classes: tuple[str, ...] = ()
     template: str = "{a} {name}"
     prior: str = "blank"
-    strength: float = 1.0
+    strength: NotNegative = 1.0
 
     def __post_init__(self):
         if self.prior not in ("none", "blank"):

@@ -5,18 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import AboveZero, Positive
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.probe import Frozen
 from simvlm_jax.eval.suite import Answered, Examples, best_answer
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NearestNeighbours(Frozen):
     """The `neighbours` nearest by the cosine of features vote, each with weight exp(cosine / temperature)."""
 
-    neighbours: int = 20
-    temperature: float = 0.07
+    neighbours: Positive = 20
+    temperature: AboveZero = 0.07
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         (learned,), asked = self.feature_sets(engine, examples, (self.train,))

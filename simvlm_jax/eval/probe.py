@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simvlm_jax.data.files import NoSuchSplit
+from simvlm_jax.core.schema import Count
+from simvlm_jax.core.trust import buildable
+from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.sources import open_source, origin
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
@@ -34,7 +36,7 @@ class Frozen(Classes):
     """
 
     train: str = "train"
-    train_limit: int = 0
+    train_limit: Count = 0
 
     needed = "features"
     """The capability that gives features."""
@@ -76,6 +78,7 @@ class Frozen(Classes):
         return Learned(examples, rows, np.concatenate(found))
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearProbe(Frozen):
     """Trained on the features of `train`, regularised by what does best on `validation`, then on both, asked about the rest.
@@ -120,6 +123,7 @@ class LinearProbe(Frozen):
         return {"probe": "logistic regression, L-BFGS, C by validation", "train": self.train, "limit": self.train_limit}
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionProbe(LinearProbe):
     """The same, of the features of an image with a question: what answers a linear map can read off a frozen model."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import simvlm_jax
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Examples, Suite
 
@@ -37,9 +38,17 @@ def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, st
         "seed": engine.seed,
         "checkpoint": step,
         "weights": weights_hash((engine.params, engine.extra)),
-        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
+        "versions": {p: version(p) for p in _PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def version(package: str) -> str:
+    """A package's version; this one's own too where it runs from its source without an installation."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return simvlm_jax.__version__ if package == simvlm_jax.__name__ else "unknown"
 
 
 def weights_hash(params: Any) -> str:

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import Count
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite
 
 RECALLS = (1, 5, 10)
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(Suite):
     """captions: of each image that are used, the first ones; 0 for all."""
 
-    captions: int = 5
+    captions: Count = 5
 
     fields = ("image", "captions")
     controls: tuple[str, ...] = ("blind",)

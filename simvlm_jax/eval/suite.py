@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.schema import Count
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
@@ -136,13 +137,17 @@ class Examples:
 
     def _good(self) -> Iterator[tuple[int, list[Example]]]:
         """(examples read so far, what is asked of one of them) of the good ones; the fingerprint is made on the way."""
-        wrong, good = [], 0
+        wrong, good, images = [], 0, 0
         digest = hashlib.sha256()
         for done, i in enumerate(self.indices, 1):
             try:
                 raw = self.source[i]
                 digest.update(content([str(self.source.key(i)), raw]))
                 example = self._read(raw, i)
+                if "image" in example:
+                    images = images or len(example["image"])
+                    if len(example["image"]) != images:
+                        raise BadExample(f"it has {len(example['image'])} images, where others have {images}")
                 made = list(self._expand(example)) if self._expand else [example]
             except Exception as e:  # as in the pipeline: people's files fail in any way they like
                 wrong.append(f"{self.source.key(i)!r}: {e}")
@@ -216,7 +221,7 @@ class Suite:
 
     path: str = ""
     splits: dict[str, str] = dataclasses.field(default_factory=dict)
-    limit: int = 0
+    limit: Count = 0
 
     fields = ("image",)
     """Fields an example must have."""

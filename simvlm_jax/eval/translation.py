@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.translation import corpus_bleu
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translation(Suite):
     """Corpus BLEU (0 to 100), and `exact`, the share of translations that are the reference word for word.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
@@ -19,6 +20,7 @@ from simvlm_jax.run.progress import Countdown
 NAMES_AT_ONCE = 50
 
 
+@buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot(Classes):
     """Each class is the mean of its prompts' vectors (of length 1 before and after the mean), as CLIP ensembles prompts.

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.files import TABLE_SUFFIXES
 from simvlm_jax.data.sources import Source, ranges
+from simvlm_jax.data.tables import TABLE_SUFFIXES
 from simvlm_jax.run.progress import Countdown
 
 MANIFEST = "manifest.json"

@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,22 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.data.files import (
-    IMAGE_COLUMNS,
-    TABLE_SUFFIXES,
-    captions_of,
-    index_tar,
-    picture_of,
-    read_sample,
-    read_table,
-)
+from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.images import BadImage, decode
+from simvlm_jax.data.readers.tars import index_tar, picture_of, read_sample
+from simvlm_jax.data.tables import IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of, read_table
+from simvlm_jax.jobs.fetch import fetched
 
 URL_COLUMNS = ("url", "image_url")
 MOST_BYTES = 2**26
 """Of a picture's file from the web."""
 _FETCHERS = 16
-_AGENT = "simvlm_jax data preparation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +36,7 @@ class Settings:
     side: the shorter side of a stored picture, in pixels (smaller ones are left as they are). smallest: shorter side of what
     is accepted. aspect: the longest side over the shortest at most. words: of a caption, at least and at most. near: bits of
     64 in which two pictures' hashes may differ and still be the same picture; -1 keeps duplicates. quality: of JPEG.
-    rows: of a part. timeout: seconds for a server to answer, and again for the picture to come.
+    rows: of a part. timeout: half of the seconds that fetching a picture may take, from the first word to the last byte.
     """
 
     side: int = 256
@@ -61,6 +53,10 @@ class Settings:
             raise ValueError(f"near {self.near} is not -1 (off) or 0 to 3")
         if self.rows < 1 or self.side < 1 or self.words[0] > self.words[1]:
             raise ValueError(f"{self}: rows and side are positive, and words are (least, most)")
+        if not (0 < self.timeout <= 3600 and self.aspect >= 1 and 1 <= self.quality <= 100 and self.smallest >= 1):
+            raise ValueError(
+                f"{self}: timeout is above 0 and at most an hour, aspect and smallest at least 1, quality 1 to 100"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +87,8 @@ class Dropped(Exception):
 Sample = tuple[str, bytes, list[str]] | Dropped
 """(key, encoded picture, captions) of a row, or why there is none."""
 
-Rows = list[tuple[int, dict[str, Any]]]
-"""Rows of a table, each with its line."""
+Rows = list[tuple[int, dict[str, Any] | ValueError]]
+"""Rows of a table, each with its line; one that cannot be read is the error."""
 
 
 def parts_of(path: Path, name: str, settings: Settings, changed: float = 0.0) -> Iterator[tuple[Part, Rows | None]]:
@@ -102,7 +98,7 @@ def parts_of(path: Path, name: str, settings: Settings, changed: float = 0.0) ->
       ValueError: it is neither a tar nor a table, or cannot be read.
     """
     if path.suffix == ".tar":
-        rows, total = None, len(index_tar(path))
+        rows, total = None, len(index_tar(path)[0])
     elif path.suffix in TABLE_SUFFIXES:
         rows = read_table(path).rows
         total = len(rows)
@@ -160,7 +156,7 @@ def make_features() -> Any:
 def tar_samples(part: Part, path: Path) -> Iterator[Sample]:
     """The samples of a part of a tar that lies at `path`."""
     with path.open("rb", buffering=0) as file:
-        for key, files in index_tar(path)[part.start : part.stop]:
+        for key, files in index_tar(path)[0][part.start : part.stop]:
             if picture_of(files) is None:
                 yield Dropped("no image")
                 continue
@@ -180,7 +176,9 @@ def table_samples(part: Part, rows: Rows, folder: str, settings: Settings) -> It
       ValueError: that folder is not of this machine.
     """
 
-    def sample(row: tuple[int, dict[str, Any]]) -> Sample:
+    def sample(row: tuple[int, dict[str, Any] | ValueError]) -> Sample:
+        if isinstance(row[1], ValueError):
+            return Dropped("unreadable row")
         try:
             captions = captions_of(row[1])
             place = next((str(row[1][c]) for c in (*URL_COLUMNS, *IMAGE_COLUMNS) if row[1].get(c)), "")
@@ -199,29 +197,26 @@ def table_samples(part: Part, rows: Rows, folder: str, settings: Settings) -> It
 
 
 def _fetched(place: str, folder: str, timeout: float) -> bytes:
-    web = place.startswith(("http://", "https://"))
-    if not web and "://" in folder:
+    """A picture from the web, or from below the folder of its table."""
+    scheme = place.partition("://")[0].lower() if "://" in place else ""
+    if not scheme and "://" in folder:
         raise ValueError(
             f"picture {place!r} lies in {folder}, which is no folder of this machine; give the table a url column"
         )
+    if scheme and scheme not in ("http", "https"):
+        raise Dropped(f"scheme {scheme[:16]}:// is not fetched")
     try:
-        if not web:
-            return (Path(folder) / place).read_bytes()
-        request = urllib.request.Request(place, headers={"User-Agent": _AGENT})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            until, data = time.monotonic() + timeout, bytearray()
-            while chunk := answer.read1(2**16):
-                data += chunk
-                if len(data) > MOST_BYTES:
-                    raise Dropped("file too large")
-                if time.monotonic() > until:
-                    raise Dropped("not fetched")
-            if answer.length:  # of what was announced, this much has not come
-                raise Dropped("not fetched")
-            return bytes(data)
+        if scheme:
+            return fetched(place, 2 * timeout, MOST_BYTES)
+        path, home = (Path(folder) / place).resolve(), Path(folder).resolve()
+        if not path.is_relative_to(home):
+            raise Dropped("outside of the table's folder")
+        return read_bytes(path, MOST_BYTES)
     except Dropped:
         raise
-    except Exception as e:
+    except OverflowError as e:
+        raise Dropped("file too large") from e
+    except Exception as e:  # the web fails in any way it likes
         raise Dropped("not fetched") from e
 
 

@@ -19,6 +19,8 @@ import math
 
 import jax.numpy as jnp
 
+from simvlm_jax.core.schema import Rate
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
@@ -72,6 +74,7 @@ class Network(DualNetwork):
         return unit(pooled if isinstance(self.model.sizes[0], ResNetSize) else self.image_projection(pooled))
 
 
+@buildable("model")
 @dataclasses.dataclass(frozen=True)
 class CLIP(DualEncoder):
     """CLIP by size.
@@ -89,7 +92,7 @@ class CLIP(DualEncoder):
     network_class = Network
 
     positives: str = ""
-    smoothing: float = 0.0
+    smoothing: Rate = 0.0
 
     def __post_init__(self):
         super().__post_init__()

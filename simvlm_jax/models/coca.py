@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.schema import Count, NotNegative, Rate
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, empty_slots, write
@@ -171,6 +173,7 @@ class Network(nn.Module):
         return (*made, self.classify(pixels)) if self.model.classes else made
 
 
+@buildable("model")
 @dataclasses.dataclass(frozen=True)
 class CoCa(DualEncoder):
     """CoCa by size.
@@ -189,12 +192,12 @@ class CoCa(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
-    caption_weight: float = 2.0
-    contrastive_weight: float = 1.0
+    caption_weight: NotNegative = 2.0
+    contrastive_weight: NotNegative = 1.0
     cascade: bool = True
-    classes: int = 0
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    classes: Count = 0
+    dropout: Rate = 0.0
+    drop_path: Rate = 0.0
 
     def lay_out(self, text, valid):
         """(inputs, valid) [B,T]: BOS and all pieces but the last (the EOS), so that slot t predicts piece t."""

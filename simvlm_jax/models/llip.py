@@ -18,6 +18,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.schema import AboveZero
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
@@ -87,6 +89,7 @@ class Network(DualNetwork):
         return self.similarity(self.image(pixels), self.text(tokens, valid)), self.scale()
 
 
+@buildable("model")
 @dataclasses.dataclass(frozen=True)
 class Llip(DualEncoder):
     """Llip by size.
@@ -102,7 +105,7 @@ class Llip(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
-    temperature: float = 5.0
+    temperature: AboveZero = 5.0
 
     def across_batch(self, params, extra, features, *, step, train):
         mixing = {k: params[k] for k in ("query", "out", "logit_scale")}

@@ -15,6 +15,8 @@ import math
 
 import jax.numpy as jnp
 
+from simvlm_jax.core.schema import AboveZero, Finite
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
 from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.linear import Linear
@@ -55,6 +57,7 @@ class Network(DualNetwork):
         return unit(self.pooled(pixels))
 
 
+@buildable("model")
 @dataclasses.dataclass(frozen=True)
 class SigLIP(DualEncoder):
     """SigLIP by size.
@@ -70,8 +73,8 @@ class SigLIP(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
-    start_scale: float = 10.0
-    start_bias: float = -10.0
+    start_scale: AboveZero = 10.0
+    start_bias: Finite = -10.0
     use_bias: bool = True
 
     def __post_init__(self):

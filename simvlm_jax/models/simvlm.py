@@ -22,7 +22,7 @@ concatenated (NLVR2).
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, write
@@ -231,6 +233,7 @@ class Layout:
         )
 
 
+@buildable("model")
 @dataclasses.dataclass(frozen=True)
 class SimVLM(BaseModel):
     """SimVLM by size and ablation.
@@ -248,16 +251,16 @@ class SimVLM(BaseModel):
     """
 
     vocabulary: Vocabulary
-    image_size: int
+    image_size: Side
     size: str = "tiny"
-    patch: int = 16
-    stem_stages: int = 3
+    patch: Side = 16
+    stem_stages: Annotated[int, Meta(ge=0, le=4)] = 3
     decoder_only: bool = False
     objective: str = "prefix_lm"
-    classes: int = 0
-    images: int = 1
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    classes: Count = 0
+    images: Positive = 1
+    dropout: Rate = 0.0
+    drop_path: Rate = 0.0
     compute: Compute = Compute()
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simvlm_jax.core.schema import Side
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
@@ -76,7 +77,7 @@ class DualEncoder(BaseModel):
     """
 
     vocabulary: Vocabulary
-    image_size: int
+    image_size: Side
     size: str = "tiny"
     compute: Compute = Compute()
 

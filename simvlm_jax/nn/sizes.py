@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import IN_USE, gathers, platform
+from simvlm_jax.core.trust import buildable
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -70,6 +71,7 @@ class Style:
             raise ValueError(f"activation {self.activation!r} is not gelu, gelu_exact or quick_gelu")
 
 
+@buildable("compute")
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How a network is run, not what it computes.

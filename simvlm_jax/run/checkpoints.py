@@ -14,7 +14,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from simvlm_jax.core.trees import path_name
 
-_STATE, _WEIGHTS = "state", "weights"
+_STATE, _WEIGHTS, _ABOUT = "state", "weights", "about"
+MOST_PARAMETERS = 2**42
 
 
 class Checkpoints:
@@ -24,7 +25,17 @@ class Checkpoints:
     whose best checkpoint is kept (None: none); its higher values are better unless the name ends in "loss".
     """
 
-    def __init__(self, path: Path, latest: int = 2, every: int = 0, best: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        latest: int = 2,
+        every: int = 0,
+        best: str | None = None,
+        read_only: bool = False,
+        about: dict[str, Any] | None = None,
+    ):
+        """about: what the weights belong to (tokenizer, answers, model), plain values that each save records."""
+        self.about = about or {}
         policies: list[Any] = [keep.LatestN(latest)]
         if every:
             policies.append(keep.EveryNSteps(every))
@@ -63,7 +74,10 @@ class Checkpoints:
         """The step of the best checkpoint kept by metric, else the newest."""
         if not self._best:
             return self.latest_step()
-        steps = {s: (self._manager.metrics(s) or {}).get(self._best) for s in self._manager.all_steps()}
+        try:
+            steps = {s: (self._manager.metrics(s) or {}).get(self._best) for s in self._manager.all_steps()}
+        except Exception as e:
+            raise ValueError(f"the scores of the checkpoints in {self._manager.directory} cannot be read: {e}") from e
         scored = {s: v for s, v in steps.items() if v is not None}
         pick = min if self._best.endswith("loss") else max
         return pick(scored, key=lambda s: (scored[s], s)) if scored else self.latest_step()
@@ -84,44 +98,87 @@ class Checkpoints:
             _WEIGHTS: ocp.args.StandardSave({"params": weights[0], "extra": weights[1]}),
         }
         with self._written():
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True)
+            kept = {_ABOUT: self.about} if self.about else None
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True, custom_metadata=kept)
+
+    def check_about(self, step: int) -> None:
+        """Compares what the weights of a step belong to with `about`, as far as both tell it.
+
+        Raises:
+          ValueError: they belong to another tokenizer, answer list or model; the message names the fields.
+        """
+        try:
+            found = (self._manager.metadata(step).custom_metadata or {}).get(_ABOUT, {})
+        except Exception as e:
+            raise self._unreadable(step, e) from e
+        wrong = [
+            f"{k}: {found[k]!r:.80} in the checkpoint, {self.about[k]!r:.80} here"
+            for k in sorted({*found} & {*self.about})
+            if found[k] != self.about[k]
+        ]
+        if wrong:
+            raise ValueError(
+                f"the weights of {self._folder(step)} belong to something else than what lies beside them; put back the "
+                "tokenizer, labels.json and config.json of the run\n  " + "\n  ".join(wrong)
+            )
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of a step, onto the shapes, dtypes and shardings of `abstract`.
 
         Raises:
-          ValueError: it cannot be read; the message says what to remove to go on from an earlier one.
+          ValueError: it cannot be read, or belongs to something else; the message says what to remove to go on from an
+            earlier one.
         """
+        self.check_about(step)
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
             return self._manager.restore(step, args=wanted)[_STATE]
         except Exception as e:  # Orbax and its file formats raise many kinds
-            folder = Path(str(self._manager.directory)) / str(step)
-            others = [s for s in self._manager.all_steps() if s < step]
-            earlier = f"to go on from step {max(others)}" if others else "to start anew"
-            raise ValueError(
-                f"the checkpoint {folder} cannot be read ({type(e).__name__}: {str(e).partition(chr(10))[0]:.200}); "
-                f"if files are missing or damaged, put them back or remove that folder {earlier}; if the code has changed since "
-                "it was written, continue with that of then"
-            ) from e
+            raise self._unreadable(step, e) from e
+
+    def _folder(self, step: int) -> Path:
+        return Path(str(self._manager.directory)) / str(step)
+
+    def _unreadable(self, step: int, e: Exception) -> ValueError:
+        others = [s for s in self._manager.all_steps() if s < step]
+        earlier = f"to go on from step {max(others)}" if others else "to start anew"
+        return ValueError(
+            f"the checkpoint {self._folder(step)} cannot be read ({type(e).__name__}: {str(e).partition(chr(10))[0]:.200}); "
+            f"if files are missing or damaged, put them back or remove that folder {earlier}; if the code has changed since "
+            "it was written, continue with that of then"
+        )
 
     def restore_weights(self, step: int, place: Callable[[str, Sequence[int]], Any]) -> tuple[Any, Any]:
-        """(params, extra) to evaluate at a step, shapes and dtypes as saved, sharded as `place(name, shape)` says."""
+        """(params, extra) to evaluate at a step, shapes and dtypes as saved, sharded as `place(name, shape)` says.
+
+        Raises:
+          ValueError: they cannot be read, or belong to something else.
+        """
         folder = self._weights(step)
-        with ocp.StandardCheckpointer() as reader:
-            saved = reader.metadata(folder).item_metadata.tree
-            abstract = jax.tree_util.tree_map_with_path(
-                lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(path_name(path), m.shape)),
-                saved,
-                is_leaf=lambda m: hasattr(m, "dtype"),
-            )
-            got = reader.restore(folder, abstract)
-        return got["params"], got.get("extra") or {}
+        self.check_about(step)
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(folder).item_metadata.tree
+                total = sum(math.prod(m.shape) for m in jax.tree.leaves(saved, is_leaf=lambda m: hasattr(m, "dtype")))
+                if total > MOST_PARAMETERS:
+                    raise ValueError(f"it claims {total:,} parameters")
+                abstract = jax.tree_util.tree_map_with_path(
+                    lambda path, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(path_name(path), m.shape)),
+                    saved,
+                    is_leaf=lambda m: hasattr(m, "dtype"),
+                )
+                got = reader.restore(folder, abstract)
+            return got["params"], got.get("extra") or {}
+        except Exception as e:  # Orbax and its file formats raise many kinds
+            raise self._unreadable(step, e) from e
 
     def count_parameters(self, step: int) -> int:
         """Parameters in the weights of a step."""
-        with ocp.StandardCheckpointer() as reader:
-            saved = reader.metadata(self._weights(step)).item_metadata.tree["params"]
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(self._weights(step)).item_metadata.tree["params"]
+        except Exception as e:
+            raise self._unreadable(step, e) from e
         leaves = jax.tree.leaves(saved, is_leaf=lambda m: hasattr(m, "dtype"))
         return sum(math.prod(m.shape) for m in leaves)
 

@@ -7,13 +7,22 @@ import math
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-MAY_CHANGE = ("train.steps", "data.quarantine", "mesh.", "hosts.", "eval.", "log.")
+from simvlm_jax.core.files import BadFile, parse_json, read_json, read_text, write_whole
+from simvlm_jax.core.schema import check
+from simvlm_jax.core.trust import check_targets
+from simvlm_jax.run import schema
+
+MAY_CHANGE = (
+    *("train.steps", "data.quarantine", "data.threads", "mesh.", "hosts.", "eval.", "log."),
+    *("checkpoint.every", "checkpoint.latest", "checkpoint.keep_every"),
+)
 """Fields of a config that may differ when a run is continued."""
 
 
@@ -35,8 +44,12 @@ class RunDir:
     def begun(self) -> bool:
         """Whether there is anything to continue: a row of metrics or a checkpoint."""
         metrics = self.path / "metrics.jsonl"
+        return (metrics.exists() and metrics.stat().st_size > 0) or self.newest_step() > 0
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 without any."""
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        return (metrics.exists() and metrics.stat().st_size > 0) or any(p.name.isdigit() for p in steps)
+        return max((int(p.name) for p in steps if p.name.isdigit() and p.name.isascii()), default=0)
 
     def check(self, config: ConfigDict, variant: str) -> None:
         """Compares a config with that of the run that has begun here, if one has.
@@ -48,7 +61,7 @@ class RunDir:
         """
         if not self.begun:
             return
-        a, b = flat(self.config()), flat(_recorded(config, variant))
+        a, b = flat(self.record()), flat(recorded(config, variant))
         known = {k for k in {*a, *b} if k in a or k.endswith(".target")}
         changed = [k for k in sorted(known) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
         if changed:
@@ -63,30 +76,48 @@ class RunDir:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             (self.path / "labels.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "config.json", json.dumps(_recorded(config, variant), indent=1))
+        write_whole(self.path / "config.json", json.dumps(recorded(config, variant), indent=1))
         write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
 
     def moved(self) -> list[str]:
         """How this machine and its software differ from those the run was last trained on: results may differ in bits."""
         path = self.path / "environment.json"
-        before, now = json.loads(path.read_text()) if path.exists() else {}, environment()
+        before, now = self._read(path.name, schema.Environment) if path.exists() else {}, environment()
         return [f"{k}: {before[k]} before, {now[k]} now" for k in now if k in before and before[k] != now[k]]
 
-    def config(self) -> dict[str, Any]:
-        """The recorded config.
+    def record(self) -> dict[str, Any]:
+        """The recorded config, to compare and to show; what is built of a config comes from `config`.
 
         Raises:
           FileNotFoundError: the folder is not a run directory.
+          BadValue: what it holds is no config.
         """
-        recorded = self.path / "config.json"
-        if not recorded.is_file():
+        if not (self.path / "config.json").is_file():
             raise FileNotFoundError(f"{self.path} is not a run directory (it has no config.json)")
-        return json.loads(recorded.read_text())
+        return self._read("config.json", schema.Config)
+
+    def config(self) -> dict[str, Any]:
+        """The recorded config, in which nothing is named that a file may not have built (core/trust.py).
+
+        Raises:
+          NotAllowed: a constructor that files may not name. FileNotFoundError, BadValue: as `record`.
+        """
+        found = self.record()
+        check_targets(found, str(self.path / "config.json"))
+        if "target" not in found["model"]:
+            raise BadFile(f"{self.path / 'config.json'}: config.model names no class (it has no target)")
+        return found
+
+    def _read(self, name: str, kind: Any) -> Any:
+        """A JSON file of the run, checked against its type."""
+        value = read_json(self.path / name)
+        check(value, kind, f"{self.path / name}: " + ("config" if kind is schema.Config else "it"))
+        return value
 
     def labels(self) -> tuple[str, ...]:
         """The answers the run classifies into; () if it does not."""
         path = self.path / "labels.json"
-        return tuple(json.loads(path.read_text())) if path.exists() else ()
+        return tuple(self._read(path.name, schema.Answers)) if path.exists() else ()
 
     def write_labels(self, labels: tuple[str, ...]) -> None:
         """Records the answer list, which travels with the weights of the head."""
@@ -96,7 +127,7 @@ class RunDir:
     def letters(self) -> dict[str, tuple[str | None, ...]]:
         """The letters of the axes of every parameter; {} of a run that is older than their record."""
         path = self.path / "letters.json"
-        return {k: tuple(v) for k, v in json.loads(path.read_text()).items()} if path.exists() else {}
+        return {k: tuple(v) for k, v in self._read(path.name, schema.Letters).items()} if path.exists() else {}
 
     def write_letters(self, letters: dict[str, tuple[str | None, ...]]) -> None:
         """Records them, so that the weights can be put on any mesh without knowing the model."""
@@ -106,7 +137,7 @@ class RunDir:
     def results(self) -> dict[str, Any]:
         """The recorded results, `{"entries": []}` when there are none yet."""
         path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else {"entries": []}
+        return self._read(path.name, schema.Results) if path.exists() else {"entries": []}
 
     def write_results(self, step: int, trained: int, entries: list[dict[str, Any]]) -> None:
         """Records the scores of the weights of `step`; `trained` is the last step the run has done."""
@@ -118,14 +149,14 @@ class RunDir:
         """Records a bad example, once however often the run is resumed."""
         own = f"quarantine-{self.process}.jsonl" if self.process else "quarantine.jsonl"
         path, line = self.path / own, json.dumps(row)
-        if not path.exists() or line not in path.read_text().splitlines():
-            with path.open("a") as f:
+        if not path.exists() or line not in read_text(path).splitlines():
+            with path.open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list(map(json.loads, whole_rows(path))) if path.exists() else []
 
 
 class Metrics:
@@ -143,18 +174,26 @@ class Metrics:
         from tensorboardX import SummaryWriter
 
         self._path = run.path / "metrics.jsonl"
-        kept = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["step"] <= resume_step:
-                kept.append(line)
+        lines = whole_rows(self._path) if self._path.exists() else []
+        if lines and not resume_step and not run.newest_step():
+            self._set_aside(lines)
+        kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
         with self._written():
             write_whole(self._path, "".join(line + "\n" for line in kept))
-            self._file = self._path.open("a")
+            self._file = self._path.open("a", encoding="utf-8")
             self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
+
+    def _set_aside(self, lines: list[str]) -> None:
+        """Keeps the rows of a run whose checkpoints are gone, which begins anew."""
+        number = 1
+        while (aside := self._path.with_name(f"metrics-{number}.jsonl")).exists():
+            number += 1
+        write_whole(aside, "".join(line + "\n" for line in lines))
+        last = json.loads(lines[-1])["step"]
+        print(
+            f"no checkpoint is left of a run that came to step {last}: it begins anew; its metrics are kept in {aside}",
+            file=sys.stderr,
+        )
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
@@ -215,17 +254,32 @@ def environment() -> dict[str, str]:
     }
 
 
-def _recorded(config: ConfigDict, variant: str) -> dict[str, Any]:
+def recorded(config: ConfigDict, variant: str = "") -> dict[str, Any]:
+    """A config as config.json keeps it."""
     return {"variant": variant, **json.loads(config.to_json_best_effort())}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or the old one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    with partial.open("r+b") as f:
-        os.fsync(f.fileno())
-    partial.replace(path)
+def whole_rows(path: Path) -> list[str]:
+    """The lines of a metrics.jsonl, but for a last one that a crash has cut short.
+
+    Raises:
+      BadFile, BadValue: another line is no row of metrics; the message has its number.
+    """
+    lines = read_text(path).split("\n")
+    kept = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = parse_json(line, f"{path}, line {number}")
+        except BadFile:
+            if number == len(lines):
+                continue
+            raise
+        check(row, schema.Row, f"{path}, line {number}: it")
+        check({k: v for k, v in row.items() if k != "split"}, dict[str, float], f"{path}, line {number}: it")
+        kept.append(line)
+    return kept
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

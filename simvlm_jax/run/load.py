@@ -1,6 +1,7 @@
 """A run, ready for use: its config, tokenizer, model and weights, from the run directory alone."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from simvlm_jax.core.build import build
 from simvlm_jax.core.types import Model
 from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
-from simvlm_jax.run.directory import RunDir
+from simvlm_jax.run.directory import RunDir, flat, recorded
 from simvlm_jax.text.tokenizer import Tokenizer
 
 
@@ -32,16 +33,24 @@ class Loaded:
 def recorded_config(run: RunDir) -> ConfigDict:
     """A run's config; fields that came into being after the run was made have what was then the only way."""
     config = run.config()
-    config["data"] = {"whole": False, "labels": {"size": 0, "at_least": 1}, **config["data"]}
-    config["eval"] = {"suites": {}, **config["eval"]}
+    config["data"] = {"whole": False, "quarantine": 0.05, "labels": {"size": 0, "at_least": 1}, **config["data"]}
+    config["eval"] = {"suites": {}, "batch_size": 100, "examples": 0, **config["eval"]}
+    config["checkpoint"] = {"best": None, **config["checkpoint"]}
     config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, **config.get("mesh", {})}
     return ConfigDict(config)
+
+
+def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model."""
+    listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
+    model = {f"model.{k}": v for k, v in flat(recorded(config)["model"]).items()}
+    return {"tokenizer": tokenizer.sha256, "labels": listed, **model}
 
 
 def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """The model of a config, for a tokenizer's vocabulary, the config's image size and the run's answers."""
     known = dict(vocabulary=tokenizer.vocabulary, image_size=config.data.image_size, classes=len(labels))
-    return build({k: v for k, v in config.model.items() if k not in known}, **known)
+    return build({k: v for k, v in config.model.items() if k not in known}, "config.model", **known)
 
 
 def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
@@ -55,12 +64,14 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     tokenizer = Tokenizer.load(run.tokenizer)
     if not run.checkpoints.is_dir():
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
-    checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best, read_only=True)
+    labels = run.labels()
+    about = belongs_to(config, tokenizer, labels)
+    checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best, read_only=True, about=about)
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
     mesh = mesh or make_mesh()
+    model = build_model(config, tokenizer, labels)
     params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
-    labels = run.labels()
-    return Loaded(config, tokenizer, labels, build_model(config, tokenizer, labels), params, extra, chosen, mesh)
+    return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)

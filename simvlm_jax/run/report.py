@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from simvlm_jax.run.directory import RunDir, write_whole
+from simvlm_jax.core.files import write_whole
+from simvlm_jax.run.directory import RunDir
 
 
 @dataclasses.dataclass(frozen=True)

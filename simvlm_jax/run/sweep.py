@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from simvlm_jax.core.build import load_config
+from simvlm_jax.core.files import write_whole
 from simvlm_jax.core.types import Vocabulary
-from simvlm_jax.run.directory import RunDir, write_whole
+from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.load import build_model
 
 

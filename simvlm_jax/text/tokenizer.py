@@ -11,7 +11,12 @@ import re
 import string
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta, Struct
+
+from simvlm_jax.core.files import read_bytes, read_json, write_whole
+from simvlm_jax.core.schema import Count, Positive, check
 from simvlm_jax.core.types import Vocabulary
 
 MODEL, CONTRACT = "tokenizer.model", "contract.json"
@@ -20,6 +25,20 @@ ASCII = "".join(chr(c) for c in range(33, 127))
 
 
 SPELLINGS = ("", "lower", "plain")
+LONGEST = 2**17
+"""Pieces of a text."""
+
+
+class Contract(Struct):
+    """contract.json of a tokenizer folder."""
+
+    size: Positive
+    length: Annotated[int, Meta(ge=2, le=LONGEST)]
+    pad: Annotated[int, Meta(ge=-1)]
+    bos: Annotated[int, Meta(ge=-1)]
+    eos: Count
+    sha256: str
+    spelling: str = ""
 
 
 class Tokenizer:
@@ -37,8 +56,13 @@ class Tokenizer:
             raise ValueError(f"text spelling {spelling!r} is not one of {', '.join(map(repr, SPELLINGS))}")
         self.spelling = spelling
 
-        if length < 2:
-            raise ValueError(f"text length {length} leaves no room for a piece and the end-of-text id")
+        if not 2 <= length <= LONGEST:
+            why = (
+                "leaves no room for a piece and the end-of-text id"
+                if length < 2
+                else f"is more than {LONGEST:,} pieces"
+            )
+            raise ValueError(f"text length {length} {why}")
         self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -56,15 +80,24 @@ class Tokenizer:
         """Reads a `.model` file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer model {str(path)!r} does not exist")
-        return cls(Path(path).read_bytes(), length, spelling)
+        return cls(read_bytes(path), length, spelling)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, length: int, spelling: str = "") -> "Tokenizer":
         """Trains a byte-pair model of `size` pieces, or of as many as the corpus holds."""
         import sentencepiece
 
-        texts = [spelt(t, spelling) for t in texts]
+        if not 8 <= size <= 2**24:
+            raise ValueError(f"a vocabulary of {size} pieces is not between 8 and {2**24:,}")
+        if not 2 <= length <= LONGEST:
+            raise ValueError(f"a text length of {length} pieces is not between 2 and {LONGEST:,}")
+        texts = [piece for t in texts for piece in _short_enough(spelt(t, spelling))]
+        if not texts:
+            raise ValueError("there are no texts to train a tokenizer on")
         known = "".join(c for c in ASCII if spelt(c, spelling) == c) if size > len(ASCII) + 32 else ""
+        if sentencepiece.__version__ in ("0.2.1", "0.2.2"):  # which abort where the corpus lacks a required character
+            seen = set().union(*texts)
+            texts += [" ".join(c for c in known if c not in seen)]
 
         def attempt(size: int) -> bytes:
             model = io.BytesIO()
@@ -89,8 +122,8 @@ class Tokenizer:
             return cls(attempt(int(largest[1])), length, spelling)
 
     def encode(self, text: str) -> list[int]:
-        """Piece ids, without special ids."""
-        return self._processor.encode(spelt(text, self.spelling))
+        """Piece ids, without special ids; half a surrogate pair counts as U+FFFD."""
+        return self._processor.encode(spelt(whole(text), self.spelling))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; stops at EOS, skips pad and bos, and ignores ids outside the vocabulary."""
@@ -120,10 +153,8 @@ class Tokenizer:
         """Writes the model and then the contract; a folder without a contract is not a tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in ((MODEL, self.model), (CONTRACT, json.dumps(self.contract(), indent=1).encode())):
-            partial = folder / (name + ".partial")
-            partial.write_bytes(data)
-            partial.replace(folder / name)
+        write_whole(folder / MODEL, self.model)
+        write_whole(folder / CONTRACT, json.dumps(self.contract(), indent=1))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -131,9 +162,11 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / CONTRACT).is_file():
             raise FileNotFoundError(f"{folder} holds no tokenizer ({CONTRACT} is missing)")
-        contract = json.loads((folder / CONTRACT).read_text())
+        contract = read_json(folder / CONTRACT)
+        check(contract, Contract, f"{folder / CONTRACT}: it")
         found = cls.from_file(folder / MODEL, contract["length"], contract.get("spelling", ""))
-        differing = {k: (contract[k], found.contract()[k]) for k in contract if contract[k] != found.contract()[k]}
+        own = found.contract()
+        differing = {k: (contract[k], own.get(k)) for k in contract if contract[k] != own.get(k)}
         if differing:
             raise ValueError(f"tokenizer in {folder} breaks its contract (recorded, found): {differing}")
         return found
@@ -151,7 +184,33 @@ def spelt(text: str, spelling: str) -> str:
 
 
 def clean(text: str | bytes) -> str:
-    """One line of text: decoded, white space collapsed."""
+    """One line of text: decoded, white space collapsed, without a byte order mark, broken characters as U+FFFD."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
-    return _SPACE.sub(" ", text).strip()
+    return _SPACE.sub(" ", whole(text).removeprefix("\ufeff")).strip()
+
+
+def whole(text: str) -> str:
+    """A text whose surrogates are paired or U+FFFD, for what is cut in JSON or in a file's name is no text."""
+    if _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_LINE = 4000
+"""Bytes of a text that sentencepiece learns from; it leaves out longer ones in silence (max_sentence_length 4192)."""
+
+
+def _short_enough(text: str) -> Iterable[str]:
+    """A text in parts that sentencepiece takes, cut at spaces as far as there are any."""
+    if len(text) * 4 <= _LONGEST_LINE or len(text.encode()) <= _LONGEST_LINE:
+        return [text]
+    parts, rest = [], text
+    while rest:
+        part = rest[: _LONGEST_LINE // 4]
+        if len(part) < len(rest) and (space := part.rfind(" ")) > 0:
+            part = part[:space]
+        parts.append(part.strip())
+        rest = rest[len(part) :]
+    return [p for p in parts if p]

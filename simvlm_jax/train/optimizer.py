@@ -4,17 +4,23 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Rate, Share
 from simvlm_jax.core.trees import leaf_names, match
+from simvlm_jax.core.trust import buildable
 from simvlm_jax.train.step import merge, partition
 
+OPTIMIZERS = ("adamw", "adafactor", "muon")
+SCHEDULES = ("linear", "cosine", "rsqrt", "constant")
 
+
+@buildable("optimizer")
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """An optimizer in figures.
@@ -35,19 +41,28 @@ class Optimizer:
     """
 
     name: str = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Meta(gt=0, le=1e3)] = 1e-3
     schedule: str = "cosine"
-    warmup: float = 0.02
-    final: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    decay: Sequence[tuple[str, float]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
-    multipliers: Sequence[tuple[str, float]] = ()
-    clip: float | None = 1.0
-    ema: float = 0.0
+    warmup: NotNegative = 0.02
+    final: Share = 0.0
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    epsilon: AboveZero = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, le=1e3)] = 0.01
+    decay: Sequence[tuple[str, NotNegative]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
+    multipliers: Sequence[tuple[str, NotNegative]] = ()
+    clip: AboveZero | None = 1.0
+    ema: Rate = 0.0
     bounds: Sequence[tuple[str, tuple[float, float]]] = ()
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.name!r} is not one of {', '.join(OPTIMIZERS)}")
+        for pattern, (lowest, highest) in self.bounds:
+            if not lowest <= highest:
+                raise ValueError(f"optimizer bounds of {pattern!r}: {lowest} to {highest} is no range")
 
     def schedule_for(self, steps: int) -> optax.Schedule:
         """The learning rate by step, over a run of `steps`."""
@@ -59,8 +74,6 @@ class Optimizer:
             "constant": lambda: optax.constant_schedule(peak),
             "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(n, 0) + max(warmup, 1))),
         }
-        if self.schedule not in after:
-            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(after)}")
         if not warmup:
             return after[self.schedule]()
         return optax.join_schedules(
@@ -88,7 +101,7 @@ class Optimizer:
                 optax.clip_by_block_rms(1.0),
                 optax.ema(self.b1, debias=False),
             ]
-        elif self.name == "muon":
+        else:
             muon = contrib.muon(
                 1.0,
                 beta=self.b1,
@@ -98,8 +111,6 @@ class Optimizer:
                 muon_weight_dimension_numbers=_matrices,
             )
             scale = [muon, optax.scale(-1.0)]  # optax's optimizers end in a descent, the chain below has its own
-        else:
-            raise ValueError(f"optimizer {self.name!r} is not adamw, adafactor or muon")
         chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         chain += [*scale, _add_decay(self.weight_decay, decay)]
         if self.multipliers:

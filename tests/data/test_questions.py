@@ -12,7 +12,7 @@ from PIL import Image
 
 from simvlm_jax.data.assemble import make_labels
 from simvlm_jax.data.images import decode
-from simvlm_jax.data.questions import arrange_boxes, unpacked
+from simvlm_jax.data.readers.published import arrange_boxes, unpacked
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import (
     BadExample,
@@ -96,7 +96,7 @@ def test_a_table_of_questions(tmp_path):
     assert Pixels(4)(source[0], None)["image"][0, 0, 0].tolist() == [255, 0, 0]
     assert most_frequent(answers_of(source[1])) == "red"
     (tmp_path / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"image 'b\.png' is not in"):
+    with pytest.raises(FileNotFoundError, match=r"image 'b\.png' is in the table but not in"):
         source[2]
 
 
@@ -199,20 +199,21 @@ def test_a_folder_with_files_named_by_splits(tmp_path):
         rows = [{"image": "a.png", "question": f"{split} {i}?", "answer": "x"} for i in range(n)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert len(open_source(str(tmp_path), "train")) == 3 and len(open_source(str(tmp_path), "validation")) == 2
-    with pytest.raises(FileNotFoundError, match="no split 'test'; its files are named dev, train"):
+    with pytest.raises(FileNotFoundError, match="no split 'test'; it has train, validation"):
         open_source(str(tmp_path), "test")
 
 
 def test_a_table_of_captions_with_labels_is_one_of_captions(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,caption,label\na.png,a dog,dog\na.png,an animal,dog\n")
     source = open_source(str(tmp_path))
-    assert len(source) == 1 and source._rows[0][1] == ["a dog", "an animal"]
+    assert len(source) == 1 and source.text(0)["captions"] == ["a dog", "an animal"]
+    assert source.text(0)["label"] == "dog"
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,question,answers\na.png,is it?,yes\n", r"line 2: `answers` must be a JSON list .* not 'yes'"),
+        ("image,question,answers\na.png,is it?,yes\n", r"line 2: `answers` must be a list .* not 'yes'"),
         ("question,answer\nis it?,yes\n", "line 2: needs an image"),
     ],
 )

@@ -112,16 +112,21 @@ def test_tables_as_people_write_them(folder, name, text):
         ),
         ("t.csv", 'image,caption\n0.png,"a "big" dog"\n', r"line 2: .*quote inside a quoted field is written twice"),
         ("t.csv", "image,caption\n,a dog\n", "line 2: needs an image"),
-        ("t.csv", "image,captions\n0.png,['a']\n", r'line 2: `captions` must be a JSON list such as \["one'),
+        ("t.csv", "image,captions\n0.png,[a]\n", r'line 2: `captions` must be a list such as \["one'),
+        ("t.csv", "image,caption,Caption\n0.png,a,b\n", "has the column 'caption' more than once"),
         ("t.jsonl", '{"image": "0.png", "caption": "a"}\nso\n', "line 2: not JSON"),
         ("t.jsonl", '{"image": "0.png", "caption": 7}\n', "line 1: a caption must be text, not 7"),
         ("t.jsonl", "[1]\n", r"line 1: must be an object, not \[1\]"),
     ],
 )
 def test_tables_that_cannot_be_meant(folder, name, text, message):
+    """What is wrong with a row is heard where it is read; with all rows, or with the table, at once."""
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        open_source(str(folder))
+        source = open_source(str(folder))
+        assert "cannot be read" in source.understood.line()
+        for i in range(len(source)):
+            source[i]
 
 
 def test_a_table_in_latin_1(folder):
@@ -150,9 +155,9 @@ def test_documents(tmp_path):
 
 
 def test_odd_members_of_a_webdataset(tmp_path, monkeypatch):
-    from simvlm_jax.data import files
+    from simvlm_jax.data.readers import tars
 
-    monkeypatch.setattr(files, "_OPEN_SHARDS", 1)  # the others are opened for every read
+    monkeypatch.setattr(tars, "_OPEN_SHARDS", 1)  # the others are opened for every read
     jpeg = picture(fmt="JPEG")
     metas = {"a": b'{"caption": null}', "b": b'{"width": 3}', "c": b'{"caption": 5}', "d": b"[]", "e": b"{"}
     for i, (key, meta) in enumerate(metas.items()):
@@ -161,7 +166,7 @@ def test_odd_members_of_a_webdataset(tmp_path, monkeypatch):
         path.rename(path.with_suffix(".tar"))
     source = open_source(str(tmp_path / "x-{00..04}.tar"))
     assert [source[i]["captions"] for i in (0, 1)] == [["words"], ["words"]]
-    for i, message in ((2, "must be text, not 5"), (3, "must hold an object"), (4, "Expecting property name")):
+    for i, message in ((2, "must be text, not 5"), (3, "must hold an object"), (4, "e.json is not JSON")):
         with pytest.raises(ValueError, match=message):
             source[i]
     whole = (tmp_path / "x-00.tar").read_bytes()

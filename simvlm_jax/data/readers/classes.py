@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from simvlm_jax.data.files import IMAGE_SUFFIXES, NoSuchSplit, read_table
-from simvlm_jax.data.questions import Questions, needed, unpacked
+from simvlm_jax.core.files import open_regular, read_bytes
+from simvlm_jax.data.readers.published import unpacked
+from simvlm_jax.data.rows import PICTURES, SPLITS, NoSuchSplit, Refused, Rows, Understood, names_of, needed
+from simvlm_jax.data.tables import read_table
 
-SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "dev"), "test": ("test", "testing")}
-"""How splits are named by people."""
 LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 
-def class_folders(folder: Path, split: str) -> Questions:
+def class_folders(folder: Path, split: str) -> Rows:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    wanted = SPLITS.get(split, (split,))
+    wanted = names_of(split)
     names = dict.fromkeys((*(s for names in SPLITS.values() for s in names), *wanted))
     there = [s for s in names if any(_pictures(folder / s, "*/*"))]
     root = next((folder / s for s in wanted if s in there), folder)
@@ -24,13 +24,19 @@ def class_folders(folder: Path, split: str) -> Questions:
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
     ]
+    if len({row["label"] for row in rows}) == 1:
+        raise Refused(
+            f"{str(root)!r} holds one folder of pictures, {rows[0]['label']!r}, which is no class among others; name classes by "
+            "two folders at least, or add a table of captions or labels"
+        )
     name = f"{folder.name}/{root.name}" if root != folder else folder.name
-    return Questions(name, rows, lambda picture: (root / picture).read_bytes(), split if root != folder else "")
+    understood = Understood("a folder a class", [], split=split if root != folder else "")
+    return Rows(name, rows, lambda picture: read_bytes(root / picture), understood)
 
 
-def class_archive(folder: Path, split: str) -> Questions:
+def class_archive(folder: Path, split: str) -> Rows:
     """SPLIT.tar.gz of CLASS/picture, as CIFAR-10 is given away as JPEG."""
-    names = SPLITS.get(split, (split,))
+    names = names_of(split)
     path = needed(
         next((p for s in names if (p := folder / f"{s}.tar.gz").is_file()), folder / f"{split}.tar.gz"), split
     )
@@ -39,17 +45,20 @@ def class_archive(folder: Path, split: str) -> Questions:
         raise ValueError(f"{str(path)!r} holds no CLASS/picture")
     own = path.name.removesuffix(".tar.gz")  # not the name it was asked by, for one file may have several
     rows = [{"image": name, "label": name.split("/")[-2], "key": f"{own}/{name}"} for name in pictures]
-    return Questions(f"{folder.name}/{own}", rows, _member_of(path), split)
+    return Rows(
+        f"{folder.name}/{own}", rows, _member_of(path), Understood("an archive a split", [path.name], split=split)
+    )
 
 
-def imagenet_samples(folder: Path, split: str) -> Questions:
+def imagenet_samples(folder: Path, split: str) -> Rows:
     """labels.csv (file, clip_class_name) beside images.tar: pictures of ImageNet's classes, all one split."""
     rows = [
         {"image": row["file"], "label": row["clip_class_name"], "key": row["file"]}
-        for _, row in read_table(folder / "labels.csv").rows
+        for _, row in read_table(folder / "labels.csv").good
     ]
     read = _member_of(needed(folder / "images.tar", split))
-    return Questions(folder.name, rows, lambda name: read(f"./{name}"))
+    understood = Understood("a table of classes beside an archive", ["labels.csv", "images.tar"])
+    return Rows(folder.name, rows, lambda name: read(f"./{name}"), understood)
 
 
 def _member_of(path: Path) -> Callable[[str], bytes]:
@@ -63,7 +72,7 @@ def _member_of(path: Path) -> Callable[[str], bytes]:
 
 
 def _pictures(root: Path, pattern: str) -> Iterator[Path]:
-    return (p for p in root.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
+    return (p for p in root.glob(pattern) if p.suffix.lower() in PICTURES)
 
 
 def holds_class_folders(folder: Path) -> bool:
@@ -81,5 +90,6 @@ def holds_imagenet_samples(folder: Path) -> bool:
     table = folder / "labels.csv"
     if not (folder / "images.tar").is_file() or not table.is_file():
         return False
-    with table.open(encoding="utf-8", errors="replace") as lines:
-        return {"file", "clip_class_name"} <= set(lines.readline().strip().split(","))
+    with open_regular(table) as file:
+        first = (file.read(4096) or b"").decode("utf-8", "replace").partition("\n")[0]
+    return {"file", "clip_class_name"} <= set(first.strip().split(","))

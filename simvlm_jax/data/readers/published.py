@@ -1,0 +1,152 @@
+"""DAQUAR, easy-VQA and NLVR as their authors publish them, each found by a file it cannot do without."""
+
+import functools
+import io
+import itertools
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from simvlm_jax.core.files import MOST_UNPACKED, BadFile, open_regular, read_json, read_text
+from simvlm_jax.data.rows import PICTURES, Rows, Understood, needed
+
+
+def easy_vqa(folder: Path, split: str) -> Rows:
+    """easy-VQA (Zhou 2019): 64 x 64 shapes, splits train and test."""
+    questions = read_json(needed(folder / f"{split}_questions.json", split))
+    rows = [
+        {"question": q, "answer": a, "image": f"{i}.png", "key": f"{split}-{n}"}
+        for n, (q, a, i) in enumerate(questions)
+    ]
+    return Rows(
+        f"easy_vqa/{split}",
+        rows,
+        _archive(folder / f"{split}_images.tar.gz"),
+        _of("easy-VQA", f"{split}_questions.json", split),
+    )
+
+
+_AT_END = re.compile(r"\s*(\b(in|on|of|at|from)\s+)?(\b(the|this)\s+)?\bimage\s?\d+\s*\?*\s*$", re.IGNORECASE)
+"""How DAQUAR's questions end: "in the image1 ?"."""
+_IMAGE_NUMBER = re.compile(r"\bimage\s?\d+", re.IGNORECASE)
+
+
+def daquar(folder: Path, split: str) -> Rows:
+    """DAQUAR (Malinowski & Fritz 2014), splits train and test by the authors' lists of images."""
+    wanted = set(read_text(needed(folder / f"{split}_images_list.txt", split)).split())
+    lines = read_text(folder / "all_qa_pairs.txt").splitlines()
+    rows = []
+    for n, (question, answer) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+        image = next((w for w in reversed(question.split()) if w.startswith("image") and w[5:].isdigit()), None)
+        if image in wanted:
+            asked = _IMAGE_NUMBER.sub("image", _AT_END.sub("", question)).rstrip(" ?")
+            rows.append(
+                {
+                    "question": f"{asked.strip()}?",
+                    "answer": answer.strip(),
+                    "image": f"{image}.jpg",
+                    "key": f"{split}-{n}",
+                }
+            )
+    return Rows(f"daquar/{split}", rows, _archive(folder / "images.tar"), _of("DAQUAR", "all_qa_pairs.txt", split))
+
+
+def nlvr(folder: Path, split: str) -> Rows:
+    """NLVR (Suhr et al., ACL 2017): a sentence about three boxes, true or false.
+
+    The boxes of a picture are put on a square of 2 x 2 places, the last one empty. A split named `hidden-permuted` holds
+    every picture in the six orders of its boxes, which is how the authors draw new pictures from old ones.
+    """
+    name = split.removesuffix("-permuted")
+    orders = list(itertools.permutations(range(3))) if split != name else [(0, 1, 2)]
+    lines = read_text(needed(folder / f"{name}.json", name)).splitlines()
+    read = _archive(folder / f"{name}_images_perm0-1.tar.gz")
+    rows = []
+    for example in map(json.loads, lines):
+        for order in orders:
+            file = f"{name}-{example['identifier']}-0.png"
+            rows.append(
+                {
+                    "sentence": example["sentence"],
+                    "label": example["label"],
+                    "image": f"{file}|{''.join(map(str, order))}",
+                    "key": f"{name}-{example['identifier']}-{''.join(map(str, order))}",
+                    "group": example["identifier"].partition("-")[0],  # four pictures were shown together
+                }
+            )
+
+    def arranged(which: str) -> bytes:
+        file, _, order = which.partition("|")
+        return arrange_boxes(read(file), [int(i) for i in order])
+
+    return Rows(f"nlvr/{split}", rows, arranged, _of("NLVR", f"{name}.json", split))
+
+
+_BOX, _GAP = 100, 50
+_SEAM = 8
+
+
+def arrange_boxes(png: bytes, order: list[int]) -> bytes:
+    """The three boxes of an NLVR picture (100 px, 50 px apart), in an order, on a square of 2 x 2 places, 8 px apart."""
+    with Image.open(io.BytesIO(png)) as image:
+        row = np.asarray(image.convert("RGB"))
+    square = np.full((2 * _BOX + _SEAM, 2 * _BOX + _SEAM, 3), row[0, _BOX + _GAP // 2], np.uint8)
+    for i, (y, x) in zip(order, ((0, 0), (0, 1), (1, 0)), strict=True):
+        box = row[:_BOX, i * (_BOX + _GAP) : i * (_BOX + _GAP) + _BOX]
+        top, left = y * (_BOX + _SEAM), x * (_BOX + _SEAM)
+        square[top : top + _BOX, left : left + _BOX] = box
+    out = io.BytesIO()
+    Image.fromarray(square).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
+
+
+KNOWN: dict[str, Callable[[Path, str], Rows]] = {
+    "all_qa_pairs.txt": daquar,
+    "train_questions.json": easy_vqa,
+    "hidden_images_perm0-1.tar.gz": nlvr,
+}
+"""Data sets by a file of theirs."""
+
+
+def _archive(path: Path) -> Callable[[str], bytes]:
+    def read(name: str) -> bytes:
+        files = unpacked(path)
+        if name not in files:
+            raise FileNotFoundError(f"image {name!r} is not in {path}")
+        return files[name]
+
+    return read
+
+
+def _of(reader: str, file: str, split: str) -> Understood:
+    return Understood(reader, [file], split=split)
+
+
+@functools.cache
+def unpacked(path: Path, whole: bool = False) -> dict[str, bytes]:
+    """The pictures of a small archive by their file names, or with `whole` by their names in the archive, folders and all.
+
+    Raises:
+      BadFile: it is no tar, or unpacks to more than MOST_UNPACKED bytes.
+    """
+    found: dict[str, bytes] = {}
+    total = 0
+    try:
+        with open_regular(path, MOST_UNPACKED) as file, tarfile.open(fileobj=file) as tar:
+            for m in tar:
+                if m.size < 0:
+                    raise tarfile.ReadError(f"{m.name} claims {m.size} bytes")
+                total += m.size
+                if total > MOST_UNPACKED:
+                    raise BadFile(f"{str(path)!r} unpacks to more than the limit of {MOST_UNPACKED:,} bytes")
+                if m.isfile() and m.name.lower().endswith(PICTURES):
+                    found[m.name if whole else m.name.rpartition("/")[2]] = tar.extractfile(m).read()  # pyright: ignore
+    except (tarfile.TarError, EOFError, zlib.error) as e:
+        raise BadFile(f"{str(path)!r} is not a whole tar archive: {e}") from e
+    return found

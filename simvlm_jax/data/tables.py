@@ -1,0 +1,345 @@
+"""Tables that people have: CSV and TSV as spreadsheets and scripts write them, JSONL, Parquet; and the texts that stand in them."""
+
+import ast
+import csv
+import dataclasses
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from simvlm_jax.core.files import MOST_TABLE, BadFile, parse_json, read_text
+from simvlm_jax.text.tokenizer import clean
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+IMAGE_COLUMNS = (
+    "image",
+    "file_name",
+    "filename",
+    "filepath",
+    "file_path",
+    "image_path",
+    "image_name",
+    "file",
+    "path",
+    "img",
+)
+CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentence", "sentences", "title", "raw")
+BYTES_COLUMNS = ("jpg", "jpeg", "png", "webp")
+"""Columns of encoded pictures, as img2dataset's Parquet form has them."""
+_NUMBERED = re.compile(r"(caption|text|sentence)s?[ _]?\d+")
+_LEAVES = ("text", "caption", "raw", "sentence")
+MARKS = (",", "\t", ";", "|")
+
+
+def texts(value: Any) -> list[str]:
+    """Captions as data sets spell them: nothing, a text, several texts, or several {"text": ...} (or "raw", "caption").
+
+    Raises:
+      ValueError: anything else, a number for instance.
+    """
+    if isinstance(value, dict | bytes | str) or value is None:
+        value = [value]
+    if not isinstance(value, Sequence) and not hasattr(value, "tolist"):
+        raise ValueError(f"a caption must be text, not {value!r:.100}")
+    found = []
+    for item in value:
+        if isinstance(item, dict):
+            name = next((k for k in _LEAVES if k in item), None)
+            if name is None:
+                raise ValueError(f"a caption must be text, or a record with {', '.join(_LEAVES)}, not {item!r:.100}")
+            item = item[name]
+        if item is not None and not isinstance(item, bytes | str):
+            raise ValueError(f"a caption must be text, not {item!r:.100}")
+        found.append(item)
+    return [clean(v) for v in found if v is not None]
+
+
+def captions_of(row: dict[str, Any]) -> list[str]:
+    """The texts of the first caption column that holds any, and of columns such as caption_1, caption_2.
+
+    Raises:
+      ValueError: what stands there is not text.
+    """
+    for name in caption_columns(row):
+        value = row.get(name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = listed(value, name, strict=name == "captions")
+        if found := [t for t in texts(value) if t]:
+            if _NUMBERED.fullmatch(name):
+                rest = [c for c in row if _NUMBERED.fullmatch(c) and c != name]
+                found += [t for c in rest for t in texts(row[c]) if t]
+            return found
+    return []
+
+
+def caption_columns(columns: Any) -> list[str]:
+    """Those of a table's columns that hold captions, in the order in which they are looked at."""
+    return [c for c in CAPTION_COLUMNS if c in columns] + [c for c in columns if _NUMBERED.fullmatch(c)]
+
+
+def listed(value: str, name: str, strict: bool = True) -> Any:
+    """A list of texts in JSON's or in Python's spelling; without `strict`, a text that is none stays a text.
+
+    Raises:
+      ValueError: it is none.
+    """
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and (strict or all(isinstance(v, str) for v in found)):
+            return found
+    if strict and value.rstrip().endswith("]"):
+        raise ValueError(f'`{name}` must be a list such as ["one", "two"], not {value!r:.100}')
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table's rows, each with its line (or row) number; a row that cannot be read is the error. Column names in lower case.
+
+    pictures: (row number from 0) -> encoded picture, where the table holds them.
+    """
+
+    path: Path
+    rows: list[tuple[int, dict[str, Any] | ValueError]]
+    columns: list[str] = dataclasses.field(default_factory=list)
+    pictures: "Embedded | None" = None
+
+    def error(self, line: int, message: str) -> ValueError:
+        return ValueError(f"table {str(self.path)!r}, line {line}: {message}")
+
+    @property
+    def good(self) -> list[tuple[int, dict[str, Any]]]:
+        """The rows that could be read."""
+        return [(line, row) for line, row in self.rows if isinstance(row, dict)]
+
+
+def parse_columns(columns: str) -> dict[str, str]:
+    """{name here: name in the table} of "image=filepath,caption=title".
+
+    Raises:
+      ValueError: it is spelt otherwise.
+    """
+    found = {}
+    for pair in filter(None, columns.split(",")):
+        ours, mark, theirs = (part.strip().lower() for part in pair.partition("="))
+        if not (mark and ours and theirs) or ours in found:
+            raise ValueError(f'columns {columns!r} is not "image=filepath,caption=title" or the like')
+        found[ours] = theirs
+    return found
+
+
+def read_table(path: Path, columns: str = "") -> Table:
+    """Reads a JSONL, CSV, TSV or Parquet file. columns: as `parse_columns`; those columns get the names they have here.
+
+    Raises:
+      ValueError: what is not such a file, or has a column twice or lacks one that is named, with the line where there is one.
+    """
+    kind = path.suffix.lower()
+    read = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}.get(kind, _delimited)
+    table = read(path)
+    renamed = {theirs: ours for ours, theirs in parse_columns(columns).items()}
+    names: dict[str, str] = {}
+    for name in table.columns:
+        tidy = name.strip().lower()
+        names[name] = renamed.get(tidy, tidy)
+    if lacking := [t for t in renamed if t not in {n.strip().lower() for n in table.columns}]:
+        raise ValueError(f"table {str(path)!r} has no column {lacking[0]!r}; it has {', '.join(table.columns)}")
+    if twice := [n for n, k in Counter(names.values()).items() if k > 1]:
+        raise ValueError(f"table {str(path)!r} has the column {twice[0]!r} more than once; rename or remove one")
+    rows = [
+        (line, {names.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row)
+        for line, row in table.rows
+    ]
+    return Table(path, rows, list(names.values()), table.pictures)
+
+
+def _jsonl(path: Path) -> Table:
+    table = Table(path, [])
+    columns: dict[str, None] = {}
+    for line, text in enumerate(read_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = parse_json(text, f"table {str(path)!r}, line {line}:", unique=True)
+        except BadFile as e:
+            table.rows.append((line, ValueError(str(e).replace(": is not JSON", ": not JSON"))))
+            continue
+        if not isinstance(row, dict):
+            table.rows.append((line, table.error(line, f"must be an object, not {row!r:.100}")))
+            continue
+        columns.update(dict.fromkeys(row))
+        table.rows.append((line, row))
+    return Table(path, table.rows, list(columns))
+
+
+def _delimited(path: Path) -> Table:
+    """CSV and TSV. The mark between fields is that of a first line "sep=;", else the one that finds columns in the header."""
+    text = read_text(path)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    first, mark = 0, ""
+    if found := re.fullmatch(r'"?sep=(.)"?', lines[0].strip(" ")):
+        first, mark = 1, found[1]
+    if first >= len(lines) or not lines[first].strip():
+        raise ValueError(f"table {str(path)!r} has no header line")
+    mark = mark or _mark(lines[first], "\t" if path.suffix.lower() == ".tsv" else ",")
+    header = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True))
+    table = Table(path, [], header)
+    body = lines[first + 1 :]
+    parsed = _by_lines(table, body, first + 2, mark) if mark == "\t" else None
+    for line, fields in parsed if parsed is not None else _quoted(table, body, first + 1, mark):
+        if not fields or fields == [""]:
+            continue
+        if len(fields) > len(header):
+            message = f"has more fields than the header ({fields[len(header) :]}); put captions with {mark!r} in quotes"
+            table.rows.append((line, table.error(line, message)))
+            continue
+        table.rows.append((line, dict(zip(header, fields + [""] * (len(header) - len(fields)), strict=True))))
+    return table
+
+
+def _mark(header: str, usual: str) -> str:
+    """What stands between the fields of a header."""
+    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, "url", "question", "answer", "label", "key"}
+
+    def fit(mark: str) -> tuple[int, bool, int]:
+        names = [n.strip().strip('"').lower() for n in header.split(mark)]
+        return sum(n in known for n in names) if len(names) > 1 else -1, mark == usual, len(names)
+
+    return max(MARKS, key=fit)
+
+
+def _by_lines(table: Table, lines: list[str], start: int, mark: str) -> list[tuple[int, list[str]]] | None:
+    """The fields of a table whose rows are lines, where that is so; in those, a quote that is not closed is text."""
+    out = []
+    for number, line in enumerate(lines, start):
+        if not line.strip():
+            continue
+        fields = [_unquoted(f) for f in line.split(mark)]
+        if len(fields) != len(table.columns):
+            return None
+        out.append((number, fields))
+    return out
+
+
+def _unquoted(field: str) -> str:
+    field = field.strip()
+    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
+        return field[1:-1].replace('""', '"')
+    return field
+
+
+def _quoted(table: Table, lines: list[str], before: int, mark: str) -> Iterator[tuple[int, list[str]]]:
+    """The fields of a table whose quoted fields may hold marks and line breaks.
+
+    Raises:
+      ValueError: quotes that do not pair up, or that swallow what would be rows of their own.
+    """
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=mark, skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            number = before + reader.line_num
+            for field in fields:
+                inside = field.split("\n")[1:]
+                if inside and len(table.columns) > 1 and all(i.count(mark) >= len(table.columns) - 1 for i in inside):
+                    raise table.error(
+                        number - len(inside), f"a quote is opened and not closed before line {number}: {field[:60]!r}"
+                    )
+            yield number, fields
+    except csv.Error as e:
+        message = f"{e}; a quote inside a quoted field is written twice"
+        raise table.error(before + reader.line_num, message) from e
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        schema = file.schema_arrow
+        held = [
+            name
+            for name in schema.names
+            if (pyarrow.types.is_struct(t := schema.field(name).type) and t.get_field_index("bytes") >= 0)
+            or (
+                (pyarrow.types.is_binary(t) or pyarrow.types.is_large_binary(t))
+                and name.lower() in (*IMAGE_COLUMNS, *BYTES_COLUMNS)
+            )
+        ]
+        plain = [name for name in schema.names if name not in held]
+        size = sum(
+            file.metadata.row_group(g).column(c).total_uncompressed_size
+            for g in range(file.metadata.num_row_groups)
+            for c in range(file.metadata.num_columns)
+            if file.metadata.row_group(g).column(c).path_in_schema.partition(".")[0] in plain
+        )
+        if size > MOST_TABLE:
+            raise BadFile(
+                f"table {str(path)!r} unpacks to {size:,} bytes of text, more than the limit of {MOST_TABLE:,}"
+            )
+        rows = file.read(columns=plain).to_pylist() if plain else [{} for _ in range(file.metadata.num_rows)]
+    except (pyarrow.lib.ArrowException, OSError, ValueError) as e:
+        if isinstance(e, BadFile) or (isinstance(e, OSError) and not path.is_file()):
+            raise
+        raise ValueError(
+            f"table {str(path)!r} is not Parquet, or is damaged: {str(e).partition(chr(10))[0]:.200}"
+        ) from e
+    pictures = Embedded(path, held[0]) if held else None
+    return Table(path, list(enumerate(rows, 1)), plain, pictures)
+
+
+class Embedded:
+    """The pictures in a column of a Parquet file: bytes, or {bytes, path} as Hugging Face's data sets have them.
+
+    Row groups are read when they are asked for, and the last of them stay in memory.
+    """
+
+    def __init__(self, path: Path, column: str, keep: int = 4):
+        self.path, self.column, self._keep = path, column, keep
+        self._kept: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._ends: list[int] = []
+
+    def __call__(self, index: int) -> bytes:
+        value = self._group(index)
+        found = value.get("bytes") if isinstance(value, dict) else value
+        if found is None and isinstance(value, dict) and value.get("path"):
+            from simvlm_jax.core.files import read_bytes
+
+            return read_bytes(self.path.parent / value["path"])
+        if not isinstance(found, bytes):
+            raise ValueError(f"row {index + 1} of {self.path.name} has no picture in the column {self.column!r}")
+        return found
+
+    def name(self, index: int) -> str:
+        """The file name that a row's picture had, "" where it is not told."""
+        value = self._group(index)
+        return str(value.get("path") or "") if isinstance(value, dict) else ""
+
+    def _group(self, index: int) -> Any:
+        import bisect
+
+        import pyarrow.parquet
+
+        with self._lock:
+            if self._file is None:
+                self._file = pyarrow.parquet.ParquetFile(self.path, memory_map=True)
+                total = 0
+                for g in range(self._file.metadata.num_row_groups):
+                    total += self._file.metadata.row_group(g).num_rows
+                    self._ends.append(total)
+            group = bisect.bisect_right(self._ends, index)
+            if group not in self._kept:
+                while len(self._kept) >= self._keep:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[group] = self._file.read_row_group(group, columns=[self.column]).column(0)
+            start = self._ends[group - 1] if group else 0
+            return self._kept[group][index - start].as_py()

@@ -1,0 +1,185 @@
+"""What the JSON files of a run directory may hold, a type each: read in one place, checked once, before anything uses them."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from simvlm_jax.core.schema import Count, NotNegative, Positive, Seed, Share, Side
+
+Text = Annotated[str, Meta(max_length=10_000)]
+Axis = Annotated[int, Meta(ge=-1, le=2**20)]
+Name = Annotated[str, Meta(max_length=10_000)]
+
+
+class Train(Struct):
+    """config.data.train: what is trained on."""
+
+    path: Text
+    split: Text = "train"
+    transforms: list[dict[str, Any]] = []
+    cache: bool = False
+    columns: Text = ""
+    truncated: bool = False
+
+
+class Documents(Struct):
+    """config.data.documents: texts without pictures."""
+
+    path: Text = ""
+    split: Text = "train"
+    batch_size: Annotated[int, Meta(ge=0, le=2**24)] = 0
+    transforms: list[dict[str, Any]] = []
+
+
+class Evaluated(Struct):
+    """config.data.eval: what is evaluated."""
+
+    path: Text | None = None
+    split: Text = "validation"
+    splits: dict[str, Text] = {}
+    columns: Text = ""
+    truncated: bool = False
+
+
+class Labels(Struct):
+    """config.data.labels: the answers of a classifier."""
+
+    size: Count = 0
+    at_least: Positive = 1
+
+
+class Data(Struct):
+    """config.data."""
+
+    image_size: Side
+    train: Train
+    whole: bool = False
+    documents: Documents | None = None
+    eval: Evaluated | None = None
+    labels: Labels | None = None
+    held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    quarantine: Share = 0.05
+    threads: Annotated[int, Meta(ge=1, le=4096)] = 2
+
+
+class TextSection(Struct):
+    """config.text."""
+
+    model: Text | None = None
+    vocabulary: Annotated[int, Meta(ge=8, le=2**24)] = 320
+    length: Annotated[int, Meta(ge=0, le=2**17)] = 0
+    corpus: Positive = 10_000
+    spelling: Literal["", "lower", "plain"] = ""
+
+
+class Mesh(Struct):
+    """config.mesh: devices an axis, -1 for all that are left."""
+
+    data: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
+
+
+class Hosts(Struct):
+    """config.hosts, in seconds."""
+
+    patience: NotNegative = 60.0
+    late: NotNegative = 30.0
+
+
+class Source(Struct):
+    """A run that weights are taken from."""
+
+    run: Text
+    step: Count | None = None
+    map: list[tuple[str, str | None]] = []
+
+
+class Training(Struct):
+    """config.train."""
+
+    steps: Annotated[int, Meta(ge=1, lt=2**31)] = 1
+    batch_size: Annotated[int, Meta(ge=1, le=2**24)] = 1
+    accumulate: Annotated[int, Meta(ge=1, le=2**20)] = 1
+    retries: Annotated[int, Meta(ge=0, le=1000)] = 2
+    trainable: list[tuple[str, bool]] = []
+    init_from: list[Text | Source] = []
+
+
+class Eval(Struct):
+    """config.eval."""
+
+    every: Count = 0
+    examples: Count = 0
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 100
+    suites: dict[str, dict[str, Any]] = {}
+
+
+class Checkpoint(Struct):
+    """config.checkpoint."""
+
+    every: Count = 500
+    latest: Positive = 2
+    keep_every: Count = 0
+    best: Text | None = None
+
+
+class Log(Struct):
+    """config.log."""
+
+    every: Count = 10
+
+
+class Config(Struct):
+    """An experiment, as config.json keeps it and as the command line gives it; fields of older runs may be missing."""
+
+    model: dict[str, Any]
+    data: Data
+    eval: Eval
+    checkpoint: Checkpoint
+    seed: Seed = 0
+    text: TextSection | None = None
+    mesh: Mesh | None = None
+    hosts: Hosts | None = None
+    optimizer: dict[str, Any] | None = None
+    train: Training | None = None
+    log: Log | None = None
+    variant: str = ""
+
+
+class Entry(Struct):
+    """Scores of one suite on one split, or the error in their place."""
+
+    suite: Name
+    split: Name
+    control: Name | None
+    scores: dict[str, float | None]
+    provenance: dict[str, Any] = {}
+    remarks: list[str] = []
+    error: str = ""
+    intervals: dict[str, tuple[float, float]] = {}
+    samples: dict[str, list[float]] = {}
+
+
+class Results(Struct):
+    """results.json, and what `simvlm eval --out` writes."""
+
+    entries: list[Entry]
+    step: Count | None = None
+    trained: Count | None = None
+    run: str = ""
+
+
+Answers = list[str]
+"""labels.json: the answers a run classifies into."""
+Letters = dict[str, list[Annotated[str, Meta(max_length=8)] | None]]
+"""letters.json: what the axes of every parameter mean."""
+Environment = dict[str, str]
+"""environment.json."""
+
+
+class Row(Struct):
+    """A line of metrics.jsonl; further fields are numbers."""
+
+    step: Count
+    split: Name
