@@ -22,13 +22,15 @@ PAPER = {  # learning rate, pixels (tables 19 and 20)
     "RN50x64": (3.6e-4, 448),
 }
 
+VARIANTS = ("", "photos", "smoke", *PAPER, "L/14@336")
+
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
-    if variant in PAPER or variant == "L/14@336":
+    if variant not in VARIANTS:
+        raise ValueError(f"clip has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
+    if variant.partition("@")[0] in PAPER:
         return paper(variant)
-    if variant not in ("", "photos", "smoke"):
-        raise ValueError(f"clip has no variant {variant!r}; it has photos, smoke, {', '.join(PAPER)}, L/14@336")
     config = parts.contrastive(model("tiny", scan=False), variant)
     config.optimizer.bounds = parts.TEMPERATURE
     return config

@@ -23,16 +23,18 @@ ABLATIONS = {
     "parallel": {"caption_weight": 20.0, "cascade": False},
 }
 
+PAPER = ("base", "large", "2b", "2b@576")
+VARIANTS = ("", "photos", "smoke", *PAPER, "probe", *ABLATIONS)
+
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
-    if variant in ("base", "large", "2b", "2b@576"):
+    if variant in PAPER:
         return paper(variant)
     if variant == "probe":
         return probe()
-    if variant not in ("", "photos", "smoke", *ABLATIONS):
-        known = ", ".join(["photos", "smoke", "base", "large", "2b", "2b@576", "probe", *ABLATIONS])
-        raise ValueError(f"coca has no variant {variant!r}; it has {known}")
+    if variant not in VARIANTS:
+        raise ValueError(f"coca has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
     # at 2 to 1 the contrastive loss holds the captions of so small a model back (docs/claims/family.md)
     fields = ABLATIONS.get(variant, {"caption_weight": 20.0})
     config = parts.contrastive(model("tiny", scan=False, **fields), variant)

@@ -19,7 +19,7 @@ TRANSFORMS, ANSWERING = "simvlm_jax.data.transforms", "simvlm_jax.eval.answering
 def get_config(variant: str = "vqa"):
     """A task of TASKS, tiny or of a size of the paper's."""
     task, _, size = variant.partition("-")
-    if task not in TASKS or size not in ("", "base", "large", "huge"):
+    if variant not in VARIANTS:
         raise ValueError(
             f"finetune has no variant {variant!r}; it has {', '.join(TASKS)}, each also with -base, -large, -huge"
         )
@@ -168,3 +168,4 @@ def _own(config, split: str):
 TASKS = {
     f.__name__: f for f in (vqa, vqa_open, entail, transfer, pairs, captions, translate, easy_vqa, vqa_v2, nlvr, daquar)
 }
+VARIANTS = tuple(f"{task}{size}" for size in ("", "-base", "-large", "-huge") for task in TASKS)

@@ -13,13 +13,15 @@ from simvlm_jax.core.build import spec
 
 SIZES = ("B/32", "B/16", "L/14", "H/14", "G/14")
 
+VARIANTS = ("", "photos", "smoke", *SIZES)
+
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
     if variant in SIZES:
         return paper(variant)
-    if variant not in ("", "photos", "smoke"):
-        raise ValueError(f"llip has no variant {variant!r}; it has photos, smoke, {', '.join(SIZES)}")
+    if variant not in VARIANTS:
+        raise ValueError(f"llip has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
     config = parts.contrastive(model("tiny", scan=False), variant)
     if not variant:
         # mixtures of all pairs cost with the square of a batch

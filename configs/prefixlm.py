@@ -20,6 +20,8 @@ ABLATIONS = {
     "stem4": {"stem_stages": 4},
 }
 
+VARIANTS = ("", "photos", "smoke", "base", "large", "huge", *ABLATIONS, "with_text")
+
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
@@ -29,9 +31,8 @@ def get_config(variant: str = ""):
         return photos()
     if variant == "smoke":
         return smoke()
-    if variant not in ("", "with_text", *ABLATIONS):
-        known = ", ".join(["photos", "smoke", "base", "large", "huge", "with_text", *ABLATIONS])
-        raise ValueError(f"prefixlm has no variant {variant!r}; it has {known}")
+    if variant not in VARIANTS:
+        raise ValueError(f"prefixlm has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
     config = parts.base()
     config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
     config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)

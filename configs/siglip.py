@@ -20,15 +20,15 @@ STARTS = {
     "bias0_scale1": {"start_bias": 0.0, "start_scale": 1.0},
 }
 
+VARIANTS = ("", "photos", "smoke", *PAPER, *(f"{size}@384" for size in PAPER), *STARTS)
+
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
     if variant.removesuffix("@384") in PAPER:
         return paper(variant)
-    if variant not in ("", "photos", "smoke", *STARTS):
-        raise ValueError(
-            f"siglip has no variant {variant!r}; it has photos, smoke, {', '.join([*PAPER, *STARTS])}; @384 after a size"
-        )
+    if variant not in VARIANTS:
+        raise ValueError(f"siglip has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
     config = parts.contrastive(model("tiny", scan=False, **STARTS.get(variant, {})), variant)
     config.text.spelling = "plain"
     return config

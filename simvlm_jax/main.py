@@ -27,6 +27,7 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     """
     import jax
 
+    from simvlm_jax.core.build import check_specs
     from simvlm_jax.core.schema import check
     from simvlm_jax.parallel.hosts import Heart, leave
     from simvlm_jax.run import schema
@@ -35,6 +36,11 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     from simvlm_jax.train.loop import Interrupted
 
     check(recorded(config, variant), schema.Config, "config")
+    check_specs(config)
+    if config.checkpoint.best and not config.eval.every:
+        raise ValueError(
+            f"config.checkpoint.best={config.checkpoint.best!r} keeps what scores best while training; set config.eval.every too"
+        )
     directory = RunDir(workdir, jax.process_index())
     heart = Heart(directory.path / "hosts", config.hosts.patience, config.hosts.late)
     try:
@@ -342,6 +348,8 @@ def unforeseen(e: BaseException) -> str:
 def _line_of(e: Exception) -> str:
     """What a flag's parser complains of."""
     told = str(e).strip().strip('"').replace("\n", " ")
+    if isinstance(e, AttributeError | KeyError) and "config" in repr(sys.argv):  # ml_collections, of a field
+        return f"the config has no field {told.strip(chr(39))}; its fields are set as --config.FIELD=VALUE"
     return told if isinstance(e, ValueError | OSError) or "lag" in type(e).__name__ else unforeseen(e)
 
 

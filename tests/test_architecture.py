@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from simvlm_jax.core.build import build, load_config, spec
+from simvlm_jax.core.build import build, load_config, spec, variants_of
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.run.load import build_model
 from tests.conftest import ROOT
@@ -28,65 +28,13 @@ ARROWS = {
     "eval": {"decode", "data", "run", "parallel", "text", "core"},
     "jobs": {"decode", "data", "run", "parallel", "core"},
     "main": EVERYTHING,
-    "cli": EVERYTHING | {"main", "jobs"},
+    "api": EVERYTHING,
+    "cli": EVERYTHING | {"main", "api", "jobs"},
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
-_ABLATIONS = ("decoder_only", "lm", "span", "patches", "stem2", "stem4", "with_text")
-_TASKS = (
-    "vqa",
-    "vqa_open",
-    "entail",
-    "transfer",
-    "pairs",
-    "captions",
-    "translate",
-    "easy_vqa",
-    "vqa_v2",
-    "nlvr",
-    "daquar",
-)
-VARIANTS = [
-    "prefixlm.py",
-    *(f"prefixlm.py:{v}" for v in ("photos", "smoke", "base", "large", "huge", *_ABLATIONS)),
-    *(f"finetune.py:{task}" for task in _TASKS),
-    *(f"finetune.py:{task}-base" for task in _TASKS),
-    "finetune.py:vqa-huge",
-]
-
-
-_BUILT_IN = ("", ":photos", ":smoke")
-_SIZES = {
-    "clip": ("B/32", "B/16", "L/14", "L/14@336", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
-    "siglip": (
-        "B/16",
-        "L/16",
-        "So400m/14",
-        "B/16@384",
-        "L/16@384",
-        "So400m/14@384",
-        "no_bias",
-        "scale1",
-        "bias0",
-        "bias0_scale1",
-    ),
-    "llip": ("B/32", "B/16", "L/14", "H/14", "G/14"),
-    "coca": (
-        "base",
-        "large",
-        "2b",
-        "2b@576",
-        "probe",
-        "paper_weights",
-        "captions1_pairs1",
-        "captions1_pairs2",
-        "contrastive_only",
-        "caption_only",
-        "parallel",
-    ),
-}
-VARIANTS += [f"{name}.py{v}" for name in _SIZES for v in _BUILT_IN]
-VARIANTS += [f"{name}.py:{v}" for name, sizes in _SIZES.items() for v in sizes]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("parts", "__init__"))
+VARIANTS = [f"{p.name}{':' + v if v else ''}" for p in CONFIGS for v in variants_of(str(p))]
 ORDINARY = {
     "clip": {
         ".clip",
@@ -207,7 +155,7 @@ def test_every_field_can_be_set_from_the_command_line(flag, field, value, monkey
     assert found == value
 
 
-@pytest.mark.parametrize("name", ["prefixlm", *_SIZES])
+@pytest.mark.parametrize("name", [p.stem for p in CONFIGS])
 def test_an_unknown_variant_is_named(name):
     with pytest.raises(ValueError, match="no variant 'tall'"):
         load_config(f"{ROOT / 'configs' / name}.py:tall")

@@ -6,6 +6,7 @@ import os
 import sys
 
 COMMANDS = {
+    "models": "list every config, its size, its cost and what it can do",
     "caption": "caption images with a trained run",
     "classify": "classify images by names of your own, without training on them",
     "embed": "vectors of pictures or texts, of files or whole data sets",

@@ -32,11 +32,12 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from simvlm_jax.api import name_scores
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.suite import probabilities
-    from simvlm_jax.eval.zero_shot import check_templates, class_vectors, read_prompts, said
+    from simvlm_jax.eval.zero_shot import check_templates, read_prompts
     from simvlm_jax.jobs.embed import FileList
     from simvlm_jax.main import setup_jax
 
@@ -50,11 +51,8 @@ def main(argv: list[str]) -> int:
     if len(labels) < 2:
         parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     setup_jax()
-    engine, run = load_engine(args.run, args.step, args.batch_size)
-    by_text = "similarity" not in engine.model.capabilities()
-    if by_text and len(templates) > 1:
-        raise ValueError(f"{args.run} is a captioner, which says one sentence a name; give one --template")
-    vectors = None if by_text else class_vectors(engine, labels, templates)
+    engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 8)))
+    scores_of = name_scores(engine, labels, templates)
     engine.tell_cuts()
     pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):
@@ -66,13 +64,7 @@ def main(argv: list[str]) -> int:
             except (ValueError, OSError) as e:
                 answers[source.key(i)] = {"image": source.key(i), "error": str(e)}
         if seen:
-            images = np.stack(seen)
-            if vectors is not None:
-                scores = engine.logit_scale() * engine.similarity(engine.embed_images(images), vectors)
-            else:  # a captioner: how likely it is to say so
-                texts = [said(t, name) for name in labels for t in templates]  # of one template
-                scores = engine.likelihoods(images, [""] * len(seen), texts)
-            for name, likely in zip(names, probabilities(scores), strict=True):
+            for name, likely in zip(names, probabilities(scores_of(np.stack(seen))), strict=True):
                 best = np.argsort(-likely, kind="stable")[: args.top]
                 told = [{"label": labels[j], "probability": round(float(likely[j]), 4)} for j in best]
                 answers[name] = {"image": name, "labels": told}

@@ -43,24 +43,30 @@ def main(argv: list[str]) -> int:
         parser.error("texts are embedded at once; --part and --shard are for pictures")
     if Path(args.out).is_dir():
         parser.error(f"--out {args.out!r} is a folder; name the .npz to write")
+    if Path(args.out).suffix != ".npz":
+        parser.error(f"--out {args.out!r} must end in .npz")
 
     import jax
     import numpy as np
 
+    from simvlm_jax.core.files import can_be_written, read_text
     from simvlm_jax.data.assemble import eval_pixels
-    from simvlm_jax.data.sources import open_source
+    from simvlm_jax.data.sources import open_source, understood
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
-    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, stamp, write_arrays
+    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, read_vectors, stamp, write_arrays
     from simvlm_jax.main import setup_jax
+    from simvlm_jax.run.lock import held
 
-    setup_jax()
-    engine, run = load_engine(args.run, args.step, args.batch_size)
     out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    can_be_written(out)
+    if out.exists():
+        read_vectors(out)  # an error where it is something else, which is not to be lost
+    setup_jax()
+    engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 64)))
     about = {"run": str(args.run), "step": run.step, "weights": weights_hash((run.params, run.extra))}
     if args.texts:
-        texts = [t for t in Path(args.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
+        texts = [t for t in read_text(args.texts).splitlines() if t.strip()]
         if not texts:
             raise ValueError(f"{args.texts!r} holds no text")
         vectors = engine.embed_texts(texts)
@@ -77,6 +83,8 @@ def main(argv: list[str]) -> int:
     else:
         able = engine.needs("embedding images", "embed_image")
         source = open_source(args.data, args.split or "train") if args.data else FileList(args.images)
+        if args.data:
+            print(f"{args.data}: {understood(source).line()}", file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
         if (before := made_before(out, folder, source, about)) is not None:
@@ -90,7 +98,9 @@ def main(argv: list[str]) -> int:
         batches = min(PART, PART_BYTES // (shape.size * 4)) // engine.batch_size
         rows = args.part or max(batches, 1) * engine.batch_size
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
-        errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
+        share = f"running-{index}-of-{shards}.lock"
+        with held(folder, "embeds into", share):
+            errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
         for key, why in errors:
             print(f"error: {key}: {why}", file=sys.stderr)
         made = merge(folder, out)

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         parser.error("name a run and a --suite (see --list)")
 
     from simvlm_jax.core.build import assign, build
-    from simvlm_jax.core.files import write_whole
+    from simvlm_jax.core.files import can_be_written, write_whole
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import load_run
 
+    if args.out:
+        can_be_written(args.out)
     config = RunDir(args.run).config()
     own = config["eval"].get("suites", {})
     if args.suite not in own and args.suite not in known():
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
                 f"{spec.path or assemble.eval_path(run.config)!r} is one file, which has no splits; leave --split out"
             )
         spec.splits = {name: name for name in args.split}
-    suite = build(spec, tokenizer=run.tokenizer, labels=run.labels)
+    suite = build(spec, args.suite, tokenizer=run.tokenizer, labels=run.labels)
     rows = run.config.eval.batch_size if args.batch_size is None else args.batch_size
     seed: Any = run.config.seed if args.seed is None else args.seed
     limit = (suite.limit or run.config.eval.examples) if args.limit is None else args.limit
@@ -95,7 +97,6 @@ def main(argv: list[str]) -> int:
         entries += made
         found = {"run": str(args.run), "step": run.step, "entries": entries}
         if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
     if args.json:
         print(json.dumps(found, default=str))

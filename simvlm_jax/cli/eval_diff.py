@@ -6,6 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from simvlm_jax.core.files import read_json
+from simvlm_jax.core.schema import check
+from simvlm_jax.run.schema import Results
+
 
 def main(argv: list[str]) -> int:
     """Compares two files of entries (results.json, or what `simvlm eval --out` wrote; a run directory means its own)."""
@@ -17,6 +21,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tolerance", type=float, default=1e-6, help="differences up to this are none")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
+    if not 0 <= args.tolerance < math.inf:
+        parser.error(f"--tolerance {args.tolerance} must be 0 or more")
 
     a, b = read_entries(args.a), read_entries(args.b)
     if not set(a) & set(b):
@@ -49,27 +55,34 @@ def read_entries(path: str) -> dict[Key, dict[str, Any]]:
       ValueError: the file holds no entries.
     """
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    found = read_json(file)
     try:
-        entries = json.loads(file.read_text())["entries"]
-        return {(e["suite"], e["split"], e["control"]): e for e in entries}
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        check(found, Results, "it")
+    except ValueError as e:
         raise ValueError(
-            f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e!r}'
+            f'{file} is no file of scores ({{"entries": [{{"suite", "split", "control", ...}}]}}): {e}'
         ) from e
+    entries: dict[Key, dict[str, Any]] = {}
+    for e in found["entries"]:
+        key = (e["suite"], e["split"], e["control"])
+        if key in entries:
+            raise ValueError(f"{file} has {_name(*key)} more than once; remove all but one")
+        entries[key] = e
+    return entries
 
 
 def trained_otherwise(a: str, b: str) -> dict[str, list[Any]]:
     """{field: [a, b]} of the configs of the two runs, as far as these are still there."""
-    from simvlm_jax.run.directory import flat
+    from simvlm_jax.run.directory import RunDir, flat
 
     configs = []
     for path in map(Path, (a, b)):
         folder = path if path.is_dir() else path.parent
-        if not path.is_dir() and "run" in (found := json.loads(path.read_text())):
-            folder = Path(found["run"])
+        if not path.is_dir() and (of := read_json(path).get("run")):
+            folder = Path(of)
         if not (folder / "config.json").is_file():
             return {}
-        configs.append(flat(json.loads((folder / "config.json").read_text())))
+        configs.append(flat(RunDir(folder).record()))
     x, y = configs
     names = [k for k in sorted({*x, *y}) if x.get(k) != y.get(k) and not k.startswith(("eval.", "log."))]
     return {k: [x.get(k), y.get(k)] for k in names}
@@ -94,6 +107,7 @@ def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) ->
         verdict = "explained by what differs" if why else "nothing recorded explains the difference"
     scores = {k: [x.get(k), y.get(k)] for k in names}
     return {
+        "intervals": _paired(a, b),
         "suite": key[0],
         "split": key[1],
         "control": key[2],
@@ -104,6 +118,16 @@ def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) ->
     }
 
 
+def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[float]]:
+    """{score: [low, high]} of b minus a, image by image, where both keep scores of the same images."""
+    from simvlm_jax.eval.metrics.bootstrap import paired
+
+    of = [e.get("provenance", {}).get("data", {}) for e in (a, b)]
+    same = all(isinstance(d, dict) for d in of) and of[0].get("fingerprint") == of[1].get("fingerprint") is not None
+    x, y = a.get("samples", {}), b.get("samples", {})
+    return {k: list(paired(x[k], y[k])) for k in x if same and k in y and len(x[k]) == len(y[k]) > 1}
+
+
 def _close(a: float | None, b: float | None, tolerance: float) -> bool:
     return a is not None and b is not None and math.isclose(a, b, rel_tol=0, abs_tol=tolerance)
 
@@ -112,7 +136,9 @@ def _lines(one: dict[str, Any]) -> list[str]:
     out = [f"{_name(one['suite'], one['split'], one['control'])}: {one['verdict']}"]
     for name, (a, b) in one["scores"].items():
         change = f"{b - a:+.4f}" if a is not None and b is not None else "only one has it"
-        out.append(f"  {name:24} {_number(a):>10} -> {_number(b):>10}   {change}")
+        between = one["intervals"].get(name)
+        sure = f" (95 % of draws of the images: {between[0]:+.4f} to {between[1]:+.4f})" if between else ""
+        out.append(f"  {name:24} {_number(a):>10} -> {_number(b):>10}   {change}{sure}")
     out += [f"  {which} could not be run: {error}" for which, error in zip("ab", one["errors"], strict=False) if error]
     out += [f"  because {field}: {a!r} -> {b!r}" for field, (a, b) in one["provenance"].items()]
     return out

@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from simvlm_jax.core.files import can_be_written, read_json, write_whole
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +14,17 @@ def main(argv: list[str]) -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     caption = kinds.add_parser("caption", help="BLEU-1..4, ROUGE-L, CIDEr-D")
     caption.add_argument("--hypotheses", required=True, help='COCO results: [{"image_id", "caption"}]')
-    caption.add_argument("--references", required=True, help='{"image_id": [captions]}')
+    caption.add_argument("--references", required=True, help='{"image_id": [captions]}, or COCO annotations')
+    caption.add_argument(
+        "--meteor",
+        nargs="?",
+        const="",
+        metavar="JAR",
+        help="METEOR 1.5 too, by its own program: needs Java, and pip install pycocoevalcap (or the path of meteor-1.5.jar)",
+    )
+    caption.add_argument(
+        "--intervals", action="store_true", help="95 %% confidence intervals too, by the bootstrap over images"
+    )
     caption.add_argument("--json", action="store_true", help="print one JSON object")
     caption.add_argument("--per-image", metavar="OUT", help="write each image's scores to this JSON file")
     vqa = kinds.add_parser("vqa", help="VQA accuracy")
@@ -30,20 +41,34 @@ def main(argv: list[str]) -> int:
 
 
 def _caption(args) -> int:
-    from simvlm_jax.eval.metrics.caption import caption_scores, caption_scores_per_image
+    from simvlm_jax.eval.metrics.bootstrap import intervals
+    from simvlm_jax.eval.metrics.caption import caption_scores_per_image, caption_sums
+    from simvlm_jax.eval.metrics.meteor import find_jar, meteor
 
+    _may_be_written(args.per_image, args.hypotheses, args.references)
     ids, hypotheses, references = read_caption_files(args.hypotheses, args.references)
-    scores = caption_scores(hypotheses, references)
+    jar = None if args.meteor is None else find_jar(args.meteor)
+    scores, sums = caption_sums(hypotheses, references)
+    each: list[float] = []
+    if jar is not None:
+        scores["meteor"], each = meteor(hypotheses, references, jar)
+    sure = intervals(sums) if args.intervals else {}
     if args.per_image:
         rows = caption_scores_per_image(hypotheses, references)
-        Path(args.per_image).write_text(json.dumps(dict(zip(ids, rows, strict=True)), indent=1))
-    print(json.dumps(scores) if args.json else "\n".join(f"{k:8} {v:.4f}" for k, v in scores.items()))
+        rows = [{**row, "meteor": m} for row, m in zip(rows, each, strict=True)] if each else rows
+        write_whole(args.per_image, json.dumps(dict(zip(ids, rows, strict=True)), indent=1))
+    if args.json:
+        print(json.dumps({**scores, **({"intervals": sure} if sure else {})}))
+    else:
+        between = {k: f"   {low:.4f} to {high:.4f}" for k, (low, high) in sure.items()}
+        print("\n".join(f"{k:8} {v:.4f}{between.get(k, '')}" for k, v in scores.items()))
     return 0
 
 
 def _vqa(args) -> int:
     from simvlm_jax.eval.metrics.vqa import vqa_accuracy
 
+    _may_be_written(args.per_question, args.predictions, args.annotations)
     answers, annotations = read_vqa_files(args.predictions, args.annotations)
     each = {key: 100 * vqa_accuracy(answer, annotations[key]["answers"]) for key, answer in answers.items()}
 
@@ -63,7 +88,7 @@ def _vqa(args) -> int:
             file=sys.stderr,
         )
     if args.per_question:
-        Path(args.per_question).write_text(json.dumps({k: round(v, 2) for k, v in each.items()}, indent=1))
+        write_whole(args.per_question, json.dumps({k: round(v, 2) for k, v in each.items()}, indent=1))
     if args.json:
         print(json.dumps(scores))
     else:
@@ -74,19 +99,27 @@ def _vqa(args) -> int:
     return 0
 
 
+def _may_be_written(out: str | None, *inputs: str) -> None:
+    """Refuses a place for scores that cannot be written, or is one of the files that are scored."""
+    if out:
+        can_be_written(out)
+        if any(Path(out).resolve() == Path(given).resolve() for given in inputs):
+            raise ValueError(f"{out} is one of the files that are scored; name another place for the scores")
+
+
 def read_vqa_files(predictions: str, annotations: str) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """(answers, annotations) by question id, checked against each other; `answers` of an annotation are texts.
 
     Raises:
       ValueError: a file of another form; a question twice, without annotation, or without an answer.
     """
-    rows, notes = _load(predictions), _load(annotations)
+    rows, notes = read_json(predictions, unique=True), read_json(annotations, unique=True)
     notes = notes.get("annotations", notes) if isinstance(notes, dict) else notes
     _rows_with(rows, predictions, "question_id", "answer")
     _rows_with(notes, annotations, "question_id", "answers")
     truth: dict[str, dict[str, Any]] = {}
     for note in notes:
-        key, given = str(note["question_id"]), note["answers"]
+        key, given = _id(note["question_id"], annotations), note["answers"]
         given = [a.get("answer") if isinstance(a, dict) else a for a in given] if isinstance(given, list) else []
         if not given or not all(isinstance(a, str) for a in given):
             raise ValueError(f"{annotations}: `answers` of question {key!r} must be a list of texts, ten as a rule")
@@ -113,46 +146,58 @@ def _once(rows: list[dict[str, Any]], path: str, key: str, text: str, what: str)
     for row in rows:
         if not isinstance(row[text], str):
             raise ValueError(f"{path}: the {text} of {row[key]!r} is not text")
-        if str(row[key]) in said:
-            raise ValueError(f"{path}: {what} {str(row[key])!r} has more than one {text}")
-        said[str(row[key])] = row[text]
+        if (name := _id(row[key], path)) in said:
+            raise ValueError(f"{path}: {what} {name!r} has more than one {text}")
+        said[name] = row[text]
     return said
+
+
+def _id(value: Any, path: str) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"{path}: {value!r:.80} is no id; ids are texts or whole numbers")
+    return str(value)
 
 
 def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], list[str], list[list[str]]]:
     """(image ids, captions, references), checked against each other.
 
+    Captions are COCO's results or {id: [caption]}; references {id: [captions]} (a caption being a text or {"caption": text}, as
+    pycocoevalcap takes them) or COCO's annotations.
+
     Raises:
       ValueError: a file of another form; an id twice, without references, or without a caption.
     """
-    rows, truth = _load(hypotheses), _load(references)
+    rows, truth = read_json(hypotheses, unique=True), _references(references)
+    if isinstance(rows, dict) and rows and all(isinstance(v, list) and len(v) == 1 for v in rows.values()):
+        rows = [{"image_id": k, "caption": v[0]} for k, v in rows.items()]
+        rows = [
+            {**r, "caption": _caption_of(r["caption"], f"{hypotheses}: the caption of {r['image_id']!r}")} for r in rows
+        ]
     _rows_with(rows, hypotheses, "image_id", "caption")
-    if not isinstance(truth, dict) or not all(isinstance(v, list) and v for v in truth.values()):
-        raise ValueError(f'{references}: expected {{"image_id": [captions]}} with at least one caption each')
     said = _once(rows, hypotheses, "image_id", "caption", "image")
     if unknown := [k for k in said if k not in truth]:
         raise ValueError(f"{references}: no references for image {unknown[0]!r} ({len(unknown)} in all)")
     if missing := [k for k in truth if k not in said]:
         raise ValueError(f"{hypotheses}: no caption for image {missing[0]!r} ({len(missing)} in all)")
     ids = list(said)
-    return ids, [said[k] for k in ids], [[str(c) for c in truth[k]] for k in ids]
+    return ids, [said[k] for k in ids], [truth[k] for k in ids]
 
 
-def _load(path: str) -> Any:
-    try:
-        return json.loads(
-            Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _unique(path, pairs)
-        )
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from e
+def _references(path: str) -> dict[str, list[str]]:
+    """{image id: captions}."""
+    value = read_json(path, unique=True)
+    if isinstance(value, dict) and isinstance(notes := value.get("annotations"), list):
+        _rows_with(notes, path, "image_id", "caption")
+        value = {}
+        for note in notes:
+            value.setdefault(str(note["image_id"]), []).append(note["caption"])
+    if not isinstance(value, dict) or not value or not all(isinstance(v, list) and v for v in value.values()):
+        raise ValueError(f'{path}: expected {{"image_id": [captions]}} with at least one caption each')
+    return {k: [_caption_of(c, f"{path}: a caption of {k!r}") for c in v] for k, v in value.items()}
 
 
-def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names stand once each; JSON itself would keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
-        raise ValueError(f"{path}: {twice!r} stands more than once")
+def _caption_of(value: Any, what: str) -> str:
+    found = value.get("caption") if isinstance(value, dict) else value
+    if not isinstance(found, str):
+        raise ValueError(f"{what} is {value!r:.80}, not text")
     return found

@@ -52,11 +52,45 @@ def build(config: Any, name: str = "", /, **extra: Any) -> Any:
     return constructor(**kwargs)
 
 
+def check_specs(config: Any, name: str = "config") -> None:
+    """Checks the arguments of every spec in a config against its constructor's fields; nothing is made.
+
+    Raises:
+      ValueError: a constructor that is not there, a field it does not have, or a value the field does not take.
+    """
+    if isinstance(config, ConfigDict | dict):
+        if TARGET in config:
+            constructor, given = resolve(config[TARGET]), {k: v for k, v in config.items() if k != TARGET}
+            fields = inspect.signature(constructor).parameters
+            if unknown := sorted(set(given) - set(fields)):
+                raise ValueError(
+                    f"{name} ({config[TARGET]}) has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+                )
+            plain = {k: _built(v, {}, k) for k, v in given.items() if not _holds_spec(v)}
+            check_arguments(constructor, plain, name)
+        for k, v in config.items():
+            check_specs(v, f"{name}.{k}")
+    elif isinstance(config, list | tuple):
+        for i, v in enumerate(config):
+            check_specs(v, f"{name}[{i}]")
+
+
+def _holds_spec(value: Any) -> bool:
+    if isinstance(value, ConfigDict | dict):
+        return TARGET in value or any(map(_holds_spec, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_spec, value))
+
+
 def resolve(target: str) -> Any:
     """The object behind "package.module:Name"."""
+    if not isinstance(target, str):
+        raise ValueError(f'config names {target!r}, which is no "package.module:Name"')
     module, _, name = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise ValueError("it is no class or function")
+        return found
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f"config names {target!r}, which cannot be imported: {e}") from e
 
@@ -111,15 +145,26 @@ def assign_flags(config: ConfigDict, words: list[str]) -> None:
         assign(config, word.removeprefix("--config."))
 
 
-def load_config(path: str) -> ConfigDict:
-    """The config of "configs/x.py" or "configs/x.py:variant", from any working directory."""
-    file, _, variant = str(path).partition(":")
+def _module_of(file: str) -> Any:
+    """A config file as a module."""
     check_config_file(file)
     add_config_folder(file)
     module_spec = importlib.util.spec_from_file_location(f"_config_{Path(file).stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    return module
+
+
+def variants_of(file: str) -> tuple[str, ...]:
+    """The variants of a config file, "" being the one without a name; a file that does not tell has that one."""
+    return tuple(getattr(_module_of(file), "VARIANTS", ("",)))
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config of "configs/x.py" or "configs/x.py:variant", from any working directory."""
+    file, _, variant = str(path).partition(":")
+    module = _module_of(file)
     config = module.get_config(variant) if variant else module.get_config()
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config of {file!r} gives a {type(config).__name__}, not an ml_collections.ConfigDict")

@@ -33,8 +33,7 @@ def check(value: Any, kind: Any, name: str) -> None:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
         told, _, place = str(e).partition(" - at ")
-        path = place.strip("`").removeprefix("$")
-        found = _at(value, path)
+        path, found = _place(value, kind, place.strip("`").removeprefix("$"))
         shown = "" if found is _UNKNOWN else f" is {found!r:.120}:" if not told.startswith("Object missing") else ":"
         raise BadValue(f"{name}{path}{shown} {_plain(told)}") from e
     except RecursionError as e:
@@ -44,14 +43,45 @@ def check(value: Any, kind: Any, name: str) -> None:
 _UNKNOWN = object()
 
 
-def _at(value: Any, path: str) -> Any:
-    """What stands at ".a.b[0]" of a value; a key that msgspec does not tell ("[...]") has no answer."""
-    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
+def _place(value: Any, kind: Any, path: str) -> tuple[str, Any]:
+    """(path, what stands there) of msgspec's path, in which "[...]" is a key that it does not tell: found by trying each."""
+    done, here, rest = "", value, path
+    while rest:
+        step = re.match(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", rest)
+        if step is None:
+            return path, _UNKNOWN
+        rest = rest[step.end() :]
         try:
-            value = value[int(index)] if index.isdigit() else value[name] if name else value[_UNKNOWN]
-        except (KeyError, IndexError, TypeError):
-            return _UNKNOWN
-    return value
+            if step[2] == "...":
+                key = next(k for k in here if not _fits(_only(value, done, k), kind))
+                done, here = f"{done}.{key}", here[key]
+            else:
+                here = here[int(step[2])] if step[2] else here[step[1]]
+                done += step[0]
+        except (KeyError, IndexError, TypeError, StopIteration):
+            return path, _UNKNOWN
+    return done, here
+
+
+def _only(value: Any, path: str, key: str) -> Any:
+    """A value whose record at a path holds one key alone."""
+    if not path:
+        return {key: value[key]}
+    step = re.match(r"\.([^.\[]+)|\[(\d+)\]", path)
+    assert step is not None
+    if step[2]:
+        inner = list(value)
+        inner[int(step[2])] = _only(value[int(step[2])], path[step.end() :], key)
+        return inner
+    return {**value, step[1]: _only(value[step[1]], path[step.end() :], key)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _plain(told: str) -> str:

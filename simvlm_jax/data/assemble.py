@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from simvlm_jax.core.build import build
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
 from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, without_pictures
-from simvlm_jax.data.transforms import Pixels, answers_of, most_frequent
+from simvlm_jax.data.transforms import Pixels, answers_of, is_answered, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
 
 TEXT_FIELDS = ("text", "question", "answer", "hypothesis", "sentence", "source", "target")
@@ -156,17 +156,29 @@ def make_tokenizer(
 def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
     """The answers a run classifies into: the most frequent `data.labels.size` of the training data, in that order.
 
-    Answers that differ in capitals alone are one, spelt as most often. Only those seen `at_least` so often count (VQA's
+    Answers to questions that differ in capitals alone are one, spelt as most often. Only those seen `at_least` so often count (VQA's
     3,129 answers were seen nine times or more); size 0: none are wanted.
     """
     wanted = config.data.labels
     if not wanted.size:
         return ()
-    spelt = Counter(most_frequent(a) for i in range(len(source)) if (a := answers_of(without_pictures(source, i))))
-    spelling = {a.lower(): a for a, _ in reversed(spelt.most_common())}
+    spelt, folded = Counter[str](), set[str]()
+    for i in range(len(source)):
+        with contextlib.suppress(
+            ValueError
+        ):  # of rows that cannot be read, which the pipeline tells when it draws them
+            example = without_pictures(source, i)
+            if given := answers_of(example):
+                spelt[most_frequent(given)] += 1
+                folded |= {most_frequent(given)} if is_answered(example) else set()
+
+    def form(answer: str) -> str:
+        return answer.lower() if answer in folded else answer
+
+    spelling = {form(a): a for a, _ in reversed(spelt.most_common())}
     seen = Counter[str]()
     for a, n in spelt.items():
-        seen[a.lower()] += n
+        seen[form(a)] += n
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
         raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")

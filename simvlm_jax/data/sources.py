@@ -230,9 +230,9 @@ def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bo
     folders = [p for p in entries if p.is_dir()]
     if inner := _split_folder(here, folders, split, images):
         inside = _of_folder(inner[0], split, images, columns, truncated)
-        understood(inside).split = inner[1]
-        with_split: Any = inside
-        with_split.split = inner[1]
+        if inner[1]:
+            named: Any = inside
+            named.split = named.understood.split = inner[1]
         return inside
     if images and classes.holds_class_archives(here):
         return classes.class_archive(here, split)
@@ -257,7 +257,14 @@ def _strange(here: Path, entries: list[Path]) -> str:
     """A file of data that would be passed over if folders of pictures were taken for classes."""
     inside = itertools.chain.from_iterable(itertools.islice(p.iterdir(), 200) for p in entries if p.is_dir())
     found = (p for p in (*entries, *inside) if p.is_file() and p.suffix.lower() in _DATA_SUFFIXES)
-    return next((str(p.relative_to(here)) for p in found if not _ABOUT.match(p.name)), "")
+    return next(
+        (
+            str(p.relative_to(here))
+            for p in found
+            if p.suffix.lower() not in (".txt", ".json") or not _ABOUT.match(p.name)
+        ),
+        "",
+    )
 
 
 def _split_folder(here: Path, folders: list[Path], split: str, images: bool) -> tuple[Path, str] | None:

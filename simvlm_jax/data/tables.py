@@ -221,14 +221,15 @@ def _by_lines(table: Table, lines: list[str], start: int, mark: str) -> list[tup
     for number, line in enumerate(lines, start):
         if not line.strip():
             continue
-        fields = [_unquoted(f) for f in line.split(mark)]
+        fields = [unquoted(f) for f in line.split(mark)]
         if len(fields) != len(table.columns):
             return None
         out.append((number, fields))
     return out
 
 
-def _unquoted(field: str) -> str:
+def unquoted(field: str) -> str:
+    """A field without the quotes around it, where these are a pair and quotes within are written twice."""
     field = field.strip()
     if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
         return field[1:-1].replace('""', '"')

@@ -187,7 +187,9 @@ class FixPrefix:
 @buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """`label`: the place of the most frequent answer in the run's list of answers (whatever its capitals), -1 if it is not there.
+    """`label`: the place of the most frequent answer in the run's list of answers, -1 if it is not there.
+
+    Answers to questions count whatever their capitals; names of classes (examples with a `label` alone) as they are.
 
     soft: where several people answered, `scores` [A] too: 0.3 for each who gave an answer, at most 1, as VQA counts.
     """
@@ -196,20 +198,28 @@ class Label:
     soft: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "_place", {name.lower(): i for i, name in enumerate(self.labels)})
+        object.__setattr__(self, "_place", {name: i for i, name in enumerate(self.labels)})
+        object.__setattr__(self, "_folded", {name.lower(): i for i, name in reversed([*enumerate(self.labels)])})
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        given = [a.lower() for a in answers_of(example)]
+        given = answers_of(example)
         if not given:
             raise BadExample("the example has no answer")
-        row: Example = {"label": np.int32(self._place.get(most_frequent(given), -1))}
+        places = self._folded if is_answered(example) else self._place
+        given = [a.lower() for a in given] if is_answered(example) else given
+        row: Example = {"label": np.int32(places.get(most_frequent(given), -1))}
         if self.soft:
             scores = np.zeros(len(self.labels), np.float32)
             for answer in given:
-                if answer in self._place:
-                    scores[self._place[answer]] += 0.3 if len(given) > 1 else 1.0
+                if answer in places:
+                    scores[places[answer]] += 0.3 if len(given) > 1 else 1.0
             row["scores"] = np.minimum(scores, 1)
         return {**example, **row}
+
+
+def is_answered(example: Example) -> bool:
+    """Whether an example's truth is what people answered, and not the name of a class."""
+    return example.get("answers") is not None or example.get("answer") is not None
 
 
 def answers_of(example: Example) -> list[str]:

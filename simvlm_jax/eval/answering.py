@@ -12,6 +12,7 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
 from simvlm_jax.eval.suite import (
     Answer,
@@ -25,6 +26,7 @@ from simvlm_jax.eval.suite import (
     draw_ids,
     probabilities,
 )
+from simvlm_jax.text.tokenizer import clean
 
 SLICES = ("kind", "answer_type", "domain")
 """Fields whose values cut a data set into slices."""
@@ -55,13 +57,26 @@ class Answering(Suite):
             raise BadExample("the example has no answer")
         return [example]
 
+    def form(self, answer: str) -> str:
+        """What of an answer is compared: VQA's normal form."""
+        return normalise(answer)
+
+    def worth(self, said: str, people: list[str], truth: str) -> float:
+        """How right an answer is, 0 to 1.
+
+        With one of fewer than four people left out, not even an answer that all gave would be wholly right.
+        """
+        if not self.spells:
+            said = next((p for p in people if p.lower() == said.lower()), said)
+        return vqa_accuracy(said, people) if len(people) > 3 else float(self.form(said) == self.form(truth))
+
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         """accuracy: VQA's where four people or more answered, else whether it is (normalised) what most of them said.
 
         accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
         that are (`in_list`) and those that are not (`out_of_list`).
         """
-        known = {normalise(a) for a in self.list_of(engine)}
+        known = {self.form(a) for a in self.list_of(engine)}
         items: list[Item] = []
         values: list[float] = []
         slices: dict[str, list[float]] = {}
@@ -69,12 +84,11 @@ class Answering(Suite):
         for example, answer in answered:
             people = answers_of(example)
             truth = most_frequent(people)
-            said = answer.text if self.spells else next((p for p in people if _alike(p, answer.text)), answer.text)
-            value = _worth(said, people, truth)
+            value = self.worth(answer.text, people, truth)
             values.append(value)
-            for name in _slices(example, normalise(truth) in known if known else None):
+            for name in _slices(example, self.form(truth) in known if known else None):
                 slices.setdefault(name, []).append(value)
-            alike = normalise(answer.text) == normalise(truth)
+            alike = self.form(answer.text) == self.form(truth)
             confusion[truth, truth if alike else answer.text] += 1
             items.append(
                 Item(
@@ -90,12 +104,16 @@ class Answering(Suite):
             slices.pop("in_list", None)
         scores = {"accuracy": float(np.mean(values))}
         scores |= {f"accuracy_{name}": float(np.mean(slices[name])) for name in sorted(slices)}
-        return Outcome(scores, items, dict(confusion))
+        sums = {f"accuracy_{name}": mean_of(slices[name]) for name in slices}
+        return Outcome(scores, items, dict(confusion), {"accuracy": mean_of(values), **sums})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes(Answering):
-    """What suites share that name a class of the data's own: no question, no list of the run's, no constant control."""
+    """What suites share that name a class of the data's own: no question, no list of the run's, no constant control.
+
+    VQA's normal form is VQA's alone: what names a class is compared as it is.
+    """
 
     controls: tuple[str, ...] = ("blind",)
 
@@ -106,14 +124,12 @@ class Classes(Answering):
     def list_of(self, engine: Engine) -> Sequence[str]:
         return ()
 
+    def form(self, answer: str) -> str:
+        """Names of classes are compared as they are: "C" is not "C++", "dog" not "Dog"."""
+        return clean(answer)
 
-def _alike(a: str, b: str) -> bool:
-    return a.lower() == b.lower()
-
-
-def _worth(said: str, people: list[str], truth: str) -> float:
-    """With one of fewer than four people left out, not even an answer that all gave would be wholly right."""
-    return vqa_accuracy(said, people) if len(people) > 3 else float(normalise(said) == normalise(truth))
+    def worth(self, said: str, people: list[str], truth: str) -> float:
+        return float(self.form(said) == self.form(truth))
 
 
 def _slices(example: Example, listed: bool | None) -> Iterable[str]:

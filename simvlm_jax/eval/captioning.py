@@ -15,7 +15,8 @@ from simvlm_jax.data.scenes import graph, judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.caption import CiderD, caption_scores_and_cider
+from simvlm_jax.eval.metrics.bootstrap import ratio_of
+from simvlm_jax.eval.metrics.caption import CiderD, caption_sums
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
 
@@ -47,11 +48,14 @@ class Captioning(Suite):
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         said, references = [a.text for _, a in answered], [e["captions"] for e, _ in answered]
-        scores, each = caption_scores_and_cider(said, references)
+        scores, sums = caption_sums(said, references)
+        each = sums["cider"].rows[:, 0].tolist()
         scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e, _ in answered]
         known = [(s, c) for s, c in zip(scenes, said, strict=True) if s is not None]
         if known:
             scores = {**judge.scores(*map(list, zip(*known, strict=True))), **scores}
+            pairs = judge.counts(*map(list, zip(*known, strict=True)))
+            sums |= {name: ratio_of(*zip(*rows, strict=True)) for name, rows in pairs.items()}
         scores |= _by_domain([domain_of(e) for e, _ in answered], each)
         items = []
         for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):
@@ -67,7 +71,7 @@ class Captioning(Suite):
                     claims=tuple(verdict.claims) if verdict else (),
                 )
             )
-        return Outcome({k: v for k, v in scores.items() if np.isfinite(v)}, items)
+        return Outcome({k: v for k, v in scores.items() if np.isfinite(v)}, items, sums=sums)
 
     def constant(self, engine: Engine, answered: Answered, texts: Callable[[], Sequence[str]]) -> Answered:
         """The one caption of the training data that scores the best CIDEr-D when said of every image."""

@@ -58,7 +58,9 @@ class Compositional(Classes):
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         found = super().outcome(engine, answered)
         items = [dataclasses.replace(i, asked=f"{i.example['answer']}  or  {i.example['twin']}?") for i in found.items]
-        return Outcome({**found.scores, "chance": 0.5}, items)  # no confusion: every caption is its own class
+        return Outcome(
+            {**found.scores, "chance": 0.5}, items, sums=found.sums
+        )  # no confusion: every caption is its own class
 
     def decoding(self) -> dict[str, Any]:
         return {"by": self.by or "similarity, else likelihood"}

@@ -25,6 +25,10 @@ _BLOCK = 256
 """Images and texts that are compared at once: a model may mix an image's tokens for every pair."""
 
 
+MOST_ROWS = 2**16
+"""Of a compiled call."""
+
+
 class MissingCapability(ValueError):
     """The model cannot do what is asked of it."""
 
@@ -49,8 +53,8 @@ class Engine:
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size {self.batch_size} must be at least 1")
+        if not 1 <= self.batch_size <= MOST_ROWS:
+            raise ValueError(f"batch_size {self.batch_size} must be between 1 and {MOST_ROWS:,}")
         shards = row_shards(self.mesh)
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
 
@@ -212,6 +216,8 @@ class Engine:
                 block = filled(images[i : i + rows], rows), filled(texts[j : j + columns], columns)
                 made = np.asarray(self._compiled[name](self.params, self.extra, *block))
                 found[i : i + rows, j : j + columns] = made[: len(images) - i, : len(texts) - j]
+        if wrong := int((~np.isfinite(found)).sum()):
+            raise ValueError(f"{wrong} of {found.size} similarities are not finite; has the run diverged?")
         return found
 
     def matched(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:

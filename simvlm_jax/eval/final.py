@@ -14,12 +14,15 @@ from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.sources import Source, open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.bootstrap import intervals
 from simvlm_jax.eval.provenance import provenance
 from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.report import Card, Section, write_report
 
 CARDS, MISTAKES = 24, 8
+MOST_SAMPLES = 20_000
+"""Images whose own scores are kept."""
 
 
 def evaluate_run(
@@ -75,6 +78,7 @@ def evaluate_run(
             sections.append(section)
     if entries and all("error" in e for e in entries):
         raise ValueError(f"no suite could be run; the first says: {entries[0]['error']}")
+    run.write_results(step, None, entries)  # first, so that no page that cannot be written costs the scores
     write_report(run, entries, sections)
     run.write_results(step, trained, entries)  # last, for it says that the run is finished
     return entries
@@ -139,23 +143,32 @@ def evaluate(
     ended = engine.notes.pop("answers_cut", 0)  # of what was said, so no cause of the scores
     why = provenance(engine, suite, examples, len(answered), step)
 
-    def entry(control: str | None, scores: dict[str, float], why: dict[str, Any]) -> dict[str, Any]:
+    def entry(control: str | None, found: Outcome, why: dict[str, Any]) -> dict[str, Any]:
+        scores = found.scores
         say(_line(f"{name} · {examples.split}" + (f", {control}" if control else ""), scores))
-        return {"suite": name, "split": examples.split, "control": control, "scores": scores, "provenance": why}
+        about = {"suite": name, "split": examples.split, "control": control}
+        sure = {k: [round(v, 6) for v in pair] for k, pair in intervals(found.sums).items() if k in scores}
+        return {**about, "scores": scores, "intervals": sure, "provenance": why}
 
-    entries = [entry(None, outcome.scores, why)]
+    entries = [entry(None, outcome, why)]
+    if len(answered) <= MOST_SAMPLES:  # to be compared image by image with another run's
+        means = {k: s.rows for k, s in outcome.sums.items() if len(s.rows) == len(answered) and s.rows.shape[1] == 2}
+        entries[0]["samples"] = {
+            k: [round(float(v), 5) for v in rows[:, 0]] for k, rows in means.items() if (rows[:, 1] == 1).all()
+        }
     entries[0]["remarks"] = _remarks(engine.notes, ended, examples)
     for remark in entries[0]["remarks"]:
         say(f"{'':>28}  {remark}")
     if controls and "blind" in suite.controls and examples.pictured:
         unseen = examples.unseen()
-        scores = suite.outcome(engine, suite.answers(engine, unseen)).scores
-        entries.append(entry("blind", scores, {**why, "preprocessing": unseen.preprocessing()}))
+        found = suite.outcome(engine, suite.answers(engine, unseen))
+        entries.append(entry("blind", found, {**why, "preprocessing": unseen.preprocessing()}))
     if controls and "constant" in suite.controls:
         same = suite.constant(engine, answered, texts)
         if same:
-            scores = suite.outcome(engine, same).scores
-            entries.append(entry("constant", scores, {**why, "decoding": {"constant": same[0][1].text}}))
+            entries.append(
+                entry("constant", suite.outcome(engine, same), {**why, "decoding": {"constant": same[0][1].text}})
+            )
     return entries, outcome
 
 

@@ -21,7 +21,8 @@ from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.language import Phrase, noun_phrase
 from simvlm_jax.eval.answering import Answering, Ranking
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.suite import Answered, Example, Examples, Outcome
+from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -72,10 +73,21 @@ class Hallucination(Answering):
             if part:
                 values = {"accuracy": found.scores[f"accuracy_{kind}"], **binary_scores(part)}
                 scores |= {f"{name}_{kind}": values[name] for name in ("accuracy", "f1")}
-        return Outcome(scores, found.items, found.confusion)
+        said, true = (np.asarray([yes(e, a) for e, a in answered], float) for yes in (_says_yes, _is_yes))
+        sums = {**found.sums, "precision": ratio_of(said * true, said), "recall": ratio_of(said * true, true)}
+        sums |= {"f1": ratio_of(2 * said * true, said + true), "yes_ratio": mean_of(said)}
+        return Outcome(scores, found.items, found.confusion, sums)
 
     def decoding(self) -> dict[str, Any]:
         return {"prompt": self.ask, "ranking": "yes, no"}
+
+
+def _says_yes(example: Example, answer: Answer) -> bool:
+    return answer.text == "yes"
+
+
+def _is_yes(example: Example, answer: Answer) -> bool:
+    return example["answer"] == "yes"
 
 
 def binary_scores(answered: Answered) -> dict[str, float]:

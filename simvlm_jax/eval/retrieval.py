@@ -13,6 +13,7 @@ import numpy as np
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite
 
 RECALLS = (1, 5, 10)
@@ -69,7 +70,10 @@ class Retrieval(Suite):
             )
             for e, a in answered
         ]
-        return Outcome(scores, items)
+        sums = {f"image_to_text_r{k}": mean_of(to_text < k) for k in RECALLS}
+        each = [np.asarray(e["ranks"]["to_image"]) for e, _ in answered]  # a text is drawn with its image
+        sums |= {f"text_to_image_r{k}": ratio_of([(r < k).sum() for r in each], own) for k in RECALLS}
+        return Outcome(scores, items, sums=sums)
 
     def _texts(self, example: Example) -> list[str]:
         return list(example["captions"])[: self.captions or None]
@@ -90,6 +94,8 @@ def ranks(alike: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     alike: similarities [r,c]. owner: the image [c] of each text.
     """
+    if not np.isfinite(alike).all():
+        raise ValueError("similarities that are not finite cannot be ranked; has the run diverged?")
     own = owner[None] == np.arange(len(alike))[:, None]
     best = np.where(own, alike, -np.inf).max(1)
     to_text = ((alike >= best[:, None]) & ~own).sum(1)

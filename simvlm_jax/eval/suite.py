@@ -15,6 +15,7 @@ from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
 from simvlm_jax.eval.engine import Engine
+from simvlm_jax.eval.metrics.bootstrap import Sums
 from simvlm_jax.run.progress import Countdown
 
 Example = dict[str, Any]
@@ -59,11 +60,15 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Scores of one suite on one split, its items in order, and how often an answer was given for a truth."""
+    """Scores of one suite on one split, its items in order, and how often an answer was given for a truth.
+
+    sums: of scores, what each image adds to them, for their confidence intervals.
+    """
 
     scores: dict[str, float]
     items: list[Item]
     confusion: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+    sums: dict[str, Sums] = dataclasses.field(default_factory=dict)
 
 
 class Examples:

@@ -8,7 +8,8 @@ import numpy as np
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.translation import corpus_bleu
+from simvlm_jax.eval.metrics.bootstrap import Sums, mean_of
+from simvlm_jax.eval.metrics.translation import bleu_counts, bleu_of, corpus_bleu
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids
 
 
@@ -46,8 +47,10 @@ class Translation(Suite):
             Item(e, a, str(e[self.source]), (t,), a.text == t, float(1 - corpus_bleu([a.text], [t], smooth=True) / 100))
             for (e, a), t in zip(answered, truth, strict=True)
         ]
-        exact = float(np.mean([s == t for s, t in zip(said, truth, strict=True)]))
-        return Outcome({"bleu": corpus_bleu(said, truth), "exact": exact}, items)
+        exact = mean_of([s == t for s, t in zip(said, truth, strict=True)])
+        rows = np.asarray([bleu_counts(s, t) for s, t in zip(said, truth, strict=True)], float)
+        sums = {"bleu": Sums(rows, bleu_of), "exact": exact}
+        return Outcome({"bleu": corpus_bleu(said, truth), "exact": float(np.mean(exact.rows[:, 0]))}, items, sums=sums)
 
     def decoding(self) -> dict[str, Any]:
         return {"prompt": f"{{{self.source}}}", **dataclasses.asdict(self.how)}

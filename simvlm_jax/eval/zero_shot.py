@@ -2,18 +2,18 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.files import read_json, read_text
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.vqa import normalise
+from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, probabilities
 from simvlm_jax.run.progress import Countdown
 
@@ -36,14 +36,16 @@ class ZeroShot(Classes):
 
     def answers(self, engine: Engine, examples: Examples) -> Answered:
         classes, templates = self.names_and_templates()
-        classes = tuple(dict.fromkeys(classes or examples.truths()))
+        classes = tuple(dict.fromkeys(classes or getattr(examples.source, "classes", ()) or examples.truths()))
+        if not self.prompts and self.templates == ZeroShot.templates:  # data sets may bring their own
+            templates = getattr(examples.source, "templates", ()) or templates
         engine.notes["classes"] = {
             "count": len(classes),
             "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
         }
         engine.notes["templates"] = len(templates)
-        known = {normalise(name) for name in classes}
-        if strange := [t for t in examples.truths() if normalise(t) not in known]:
+        known = {self.form(name) for name in classes}
+        if strange := [t for t in examples.truths() if self.form(t) not in known]:
             engine.notes["truths_not_among_classes"] = len(strange)
         vectors = class_vectors(engine, classes, templates)
         scale = engine.logit_scale()
@@ -56,9 +58,10 @@ class ZeroShot(Classes):
 
     def outcome(self, engine: Engine, answered: Answered) -> Outcome:
         found = super().outcome(engine, answered)
-        among = [normalise(answers_of(e)[0]) in {normalise(name) for name, _ in a.n_best} for e, a in answered]
+        among = [self.form(answers_of(e)[0]) in {self.form(name) for name, _ in a.n_best} for e, a in answered]
         chance = 1 / max(engine.notes["classes"]["count"], 1)
-        return dataclasses.replace(found, scores={**found.scores, "top5": float(np.mean(among)), "chance": chance})
+        scores = {**found.scores, "top5": float(np.mean(among)), "chance": chance}
+        return dataclasses.replace(found, scores=scores, sums={**found.sums, "top5": mean_of(among)})
 
     def names_and_templates(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What is asked, from fields or files.
@@ -86,9 +89,9 @@ def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...],
     if not path.is_file():
         raise FileNotFoundError(f"prompts {str(path)!r} does not exist")
     if path.suffix != ".json":
-        return classes, tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        return classes, tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     try:
-        given = json.loads(path.read_text())
+        given = read_json(path)
         told, templates = given.get("classes", []), given["templates"]
         fits = all(isinstance(x, list) and all(isinstance(word, str) for word in x) for x in (told, templates))
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -7,6 +7,7 @@ that cannot be read has no vector: its key and the reason stand in its part, and
 import fcntl
 import glob
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.files import open_regular, parse_json, read_bytes, read_json
+from simvlm_jax.core.schema import check
 from simvlm_jax.data.sources import Source, ranges
 from simvlm_jax.data.tables import TABLE_SUFFIXES
 from simvlm_jax.run.progress import Countdown
@@ -38,9 +41,11 @@ class FileList:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = Path(self._names[index])
-        if not path.is_file():
-            raise FileNotFoundError("is a directory" if path.is_dir() else "does not exist")
-        return {"key": str(path), "image": path.read_bytes()}
+        if not path.exists():
+            raise FileNotFoundError("does not exist")
+        if path.is_dir():
+            raise IsADirectoryError("is a directory")
+        return {"key": str(path), "image": read_bytes(path)}
 
     def __repr__(self):
         stamps = [(n, Path(n).stat().st_mtime_ns if Path(n).is_file() else None) for n in self._names]
@@ -68,11 +73,16 @@ def embed_parts(
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {**_of_what(source, about), "rows": rows}
     path = folder / MANIFEST
+    if not path.exists() and any(folder.glob("part-*.npz")):
+        raise ValueError(
+            f"{folder} holds parts without the {MANIFEST} that says of what they are; remove it, or write elsewhere"
+        )
     if not path.exists():  # several processes may be here at once, with the same to say
         partial = path.with_name(f"{MANIFEST}.{os.getpid()}")
         partial.write_text(json.dumps(manifest))
         partial.replace(path)
-    before = json.loads(path.read_text())
+    before = read_json(path)
+    check(before, dict[str, str | int | bool | float | None], str(path))
     if changed := sorted(k for k in {*manifest, *before} - {"run"} if before.get(k) != manifest.get(k)):
         raise ValueError(
             f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
@@ -118,7 +128,7 @@ def merge(folder: Path, out: Path) -> int | None:
       ValueError: no picture could be read.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
         if not all(p.exists() for p in paths):
             return None
@@ -142,7 +152,7 @@ def merge(folder: Path, out: Path) -> int | None:
             raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
         about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
         partial = out.with_name(f"{out.name}.partial.npz")
-        np.savez(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
+        write_arrays(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
         with zipfile.ZipFile(partial, "a") as archive, archive.open("embeddings.npy", "w", force_zip64=True) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
             np.lib.format.write_array_header_2_0(file, header)
@@ -158,12 +168,11 @@ def merge(folder: Path, out: Path) -> int | None:
 def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) -> int | None:
     """The number of vectors in `out` if it holds just what is asked for. A folder of parts that `out` was made of ends."""
     try:
-        with np.load(out) as file:
-            keys, before = file["keys"], json.loads(str(file["about"]))
-    except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
+        _, keys, before = read_vectors(out)
+    except (FileNotFoundError, ValueError):
         return None
     if (folder / MANIFEST).is_file():  # its end was cut short
-        parts = json.loads((folder / MANIFEST).read_text())
+        parts = read_json(folder / MANIFEST)
         if {k: v for k, v in parts.items() if k != "rows"} == before:
             shutil.rmtree(folder, ignore_errors=True)
     wanted = _of_what(source, about)
@@ -207,17 +216,54 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"index {str(path)!r} does not exist; make one with: simvlm embed RUN ... --out {path}")
     try:
+        _check_members(path)
         with np.load(path) as file:
-            return file["embeddings"], file["keys"], json.loads(str(file["about"]))
-    except (KeyError, ValueError, zipfile.BadZipFile) as e:
+            vectors, keys, about = file["embeddings"], file["keys"], parse_json(str(file["about"]), "about")
+        if vectors.dtype != np.float32 or vectors.ndim < 2:
+            raise ValueError(f"its vectors are {vectors.dtype} of shape {vectors.shape}, not float32 [N,...]")
+        if keys.dtype.kind != "U" or keys.ndim != 1 or len(keys) != len(vectors):
+            raise ValueError(f"it has {len(vectors)} vectors, and keys {keys.dtype} of shape {keys.shape}")
+        if not len(vectors):
+            raise ValueError("it has no vectors")
+        check(about, dict[str, str | int | bool | float | None], "about")
+        for start in range(0, len(vectors), 2**16):
+            if not np.isfinite(vectors[start : start + 2**16]).all():
+                raise ValueError("some of its vectors are not finite")
+        return vectors, keys, about
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
         raise ValueError(f"{str(path)!r} is not a file of vectors as `simvlm embed` writes it: {e}") from e
+
+
+def _check_members(path: Path) -> None:
+    """Compares what the headers of an .npz claim with the bytes that are there, before any are read.
+
+    Raises:
+      ValueError: they do not agree, or are compressed to a hundredth, as no vectors are.
+    """
+    with open_regular(path, 2**50) as raw, zipfile.ZipFile(raw) as archive:
+        for name in ("embeddings.npy", "keys.npy", "about.npy"):
+            member = archive.getinfo(name)
+            if member.file_size > 100 * max(member.compress_size, 2**20):
+                raise ValueError(f"{name} claims {member.file_size:,} bytes of {member.compress_size:,} in the file")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read[version](file)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+                    raise ValueError(f"{name} claims {dtype} of shape {shape} in {member.file_size:,} bytes")
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """An .npz, whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.npz")
-    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
+    try:
+        np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
+        partial.replace(path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({e.strerror or e}); free some space, and the same command continues"
+        ) from e
 
 
 def _path(folder: Path, part: int) -> Path:

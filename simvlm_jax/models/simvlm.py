@@ -36,6 +36,7 @@ from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, write
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import resize_grid, resize_relative
@@ -112,7 +113,7 @@ class Network(nn.Module):
         if M != 1 or (m.image_size, m.image_size) != (Y, X):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
         seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1)
-        seen = seen + in_use(self.image_position, (None, "D"), dtype) * scale
+        seen = add(seen, in_use(self.image_position, (None, "D")) * self.embedding.shape[1] ** 0.5)
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
         both = bidirectional(valid) if sight is None else join(bidirectional(valid), sight)
         return jnp.concatenate([seen, text], axis=1), both
@@ -524,7 +525,12 @@ class SimVLM(BaseModel):
                 continue
             B, T = group["text"].shape
             P = self.grid[0] * self.grid[1] if "image" in group else 0
-            per_row = 2.0 * T * self.rows * decoder.width
+            images = group["image"].shape[1] if P else 1
+            classified = (
+                "label" in group or "scores" in group
+            )  # by a head on one state, without the vocabulary's softmax
+            head = 2.0 * images * decoder.width * self.classes if classified else 0.0
+            per_row = 0.0 if classified else 2.0 * T * self.rows * decoder.width
             if P and self.stem_stages:
                 stem_used = stem.first(self.stem_stages)
                 per_row += conv_stem_flops(stem_used, encoder.width, self.patch, self.image_size)
@@ -536,7 +542,7 @@ class SimVLM(BaseModel):
                 per_row += stack_flops(deep, P + both)
             else:
                 per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
-            total += 3 * B * per_row * (group["image"].shape[1] if P else 1)
+            total += 3 * B * (per_row * images + head)
         return total
 
 

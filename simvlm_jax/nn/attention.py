@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.sizes import statistics_dtype
 
 HIDDEN = -1e30
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         width = self.width or width
         kernel = self._kernel("out", (*shape[1:], width), ("H", "K", "D"), in_axis=(0, 1), out_axis=2)
         offset = self.param("out_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))
-        y = jnp.einsum("BTHK,HKD->BTD", constrain(out, "BTHK"), kernel) + in_use(offset, "D", self.dtype)
+        y = add(jnp.einsum("BTHK,HKD->BTD", constrain(out, "BTHK"), kernel), in_use(offset, "D"))
         return y, kv
 
     def _project(self, name, x, shape, bias):
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         y = jnp.einsum("BTD,DHK->BTHK", x, kernel)
         if bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("H", "K"))
-            y = y + in_use(self.param(f"{name}_bias", init, shape[1:]), "HK", self.dtype)
+            y = add(y, in_use(self.param(f"{name}_bias", init, shape[1:]), "HK"))
         return constrain(y, "BTHK")
 
     def _kernel(self, name, shape, letters, in_axis, out_axis):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.attention import Attention
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D
 from simvlm_jax.nn.sizes import Size, Style
@@ -65,9 +66,9 @@ class Mlp(nn.Module):
         up_bias = self.param("up_bias", nn.with_logical_partitioning(zeros, ("F",)), (self.width,))
         down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
         down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
-        x = x @ in_use(up, "DF", self.dtype) + in_use(up_bias, "F", self.dtype)
+        x = add(x @ in_use(up, "DF", self.dtype), in_use(up_bias, "F"))
         x = ACTIVATIONS[self.activation](constrain(x, "BTF"))
-        return x @ in_use(down, "FD", self.dtype) + in_use(down_bias, "D", self.dtype)
+        return add(x @ in_use(down, "FD", self.dtype), in_use(down_bias, "D"))
 
 
 class Block(nn.Module):

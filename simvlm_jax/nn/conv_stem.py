@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import drop_branch
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import GroupNorm
 from simvlm_jax.nn.sizes import Compute
 
@@ -76,7 +77,7 @@ class Conv(nn.Module):
         )
         if self.bias:
             bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("C",)), (self.features,))
-            x = x + in_use(bias, "C", self.dtype)
+            x = add(x, in_use(bias, "C"))
         return constrain(x, "BYXC")
 
 
@@ -191,7 +192,7 @@ class Patches(nn.Module):
         x = x.astype(self.dtype) @ in_use(kernel, ("C", "D"), self.dtype)
         if self.bias:
             bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
-            x = x + in_use(bias, "D", self.dtype)
+            x = add(x, in_use(bias, "D"))
         return constrain(x, "BPD")
 
 

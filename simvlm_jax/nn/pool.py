@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.block import Mlp
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.sizes import Compute, Style
 
@@ -23,8 +24,8 @@ class LearnedTokens(nn.Module):
     @nn.compact
     def __call__(self, batch: int):
         init = nn.with_logical_partitioning(self.init or nn.initializers.normal(self.width**-0.5), (None, "D"))
-        tokens = in_use(self.param("tokens", init, (self.count, self.width)), (None, "D"), self.dtype)
-        return jnp.broadcast_to(tokens, (batch, self.count, self.width))
+        tokens = in_use(self.param("tokens", init, (self.count, self.width)), (None, "D"))
+        return add(jnp.zeros((batch, self.count, self.width), self.dtype), tokens)
 
 
 class AttentionalPool(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.conv_stem import Conv, conv
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import GroupNorm
 from simvlm_jax.nn.sizes import Compute
 
@@ -84,7 +85,7 @@ class AttentionResNet(nn.Module):
         x = x.reshape(B, -1, self.size.features)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
         init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), (None, "D"))
-        x = x + in_use(self.param("position", init, x.shape[1:]), (None, "D"), dtype)
+        x = add(x, in_use(self.param("position", init, x.shape[1:]), (None, "D")))
         pool = Attention(self.size.heads, dtype, key_bias=True, width=self.width, name="attention")
         return pool(x[:, :1], x, None)[0][:, 0]
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import bidirectional, causal, visible
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.sizes import Compute, Size, Style
@@ -49,7 +50,7 @@ class TextTower(nn.Module):
         if self.pool == "last" and self.length != T:
             raise ValueError(f"a text tower that takes its last slot needs all {self.length} of them; got {T}")
         # looked up before the cast, so that the gradient of a row is summed in float32
-        x = in_use(self.embedding, "VD")[tokens].astype(dtype) + in_use(self.position, (None, "D"), dtype)[:T]
+        x = add(in_use(self.embedding, "VD")[tokens].astype(dtype), in_use(self.position, (None, "D"))[:T])
         sight = (causal if self.causal else bidirectional)(valid)
         x, _ = self.stack(constrain(x, "BTD"), Shared(visible(sight, sight)))
         x = self.norm(x)

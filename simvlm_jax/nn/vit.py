@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.pool import LearnedTokens, MapHead, pool_flops
 from simvlm_jax.nn.position import resize_grid
@@ -78,7 +79,7 @@ class ViT(nn.Module):
         first = self.pool == "cls"
         if first:
             x = jnp.concatenate([self.class_token(B), x], axis=1)
-        x = x + in_use(self.position, (None, "D"), dtype)
+        x = add(x, in_use(self.position, (None, "D")))
         if self.learned:
             x = jnp.concatenate([x, self.learned_tokens(B)], axis=1)
         if self.pre_norm:

@@ -68,6 +68,10 @@ class Target:
         return known
 
 
+MOST_STAND_INS = 1024
+"""CPU devices that one process makes up to compile for."""
+
+
 def parse_target(name: str) -> Target:
     """A target by name.
 
@@ -77,7 +81,11 @@ def parse_target(name: str) -> Target:
     kind, mark, rest = name.partition(":")
     if mark and kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", rest):
         return Target(name, "tpu", kind, rest)
-    found = re.fullmatch(r"(\w+?)x(\d+)", name)
+    found = re.fullmatch(r"(\w+?)x(\d{1,6})", name)
+    if found and int(found[2]) > MOST_STAND_INS and (found[1] == "cpu" or found[1] in GPUS):
+        raise ValueError(
+            f"target {name!r} has more than {MOST_STAND_INS:,} devices, which is the most that are planned for"
+        )
     if found and int(found[2]) and (found[1] == "cpu" or found[1] in GPUS):
         return Target(name, "cpu" if found[1] == "cpu" else "gpu", found[1], found[2])
     raise ValueError(

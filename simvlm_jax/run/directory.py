@@ -139,8 +139,8 @@ class RunDir:
         path = self.path / "results.json"
         return self._read(path.name, schema.Results) if path.exists() else {"entries": []}
 
-    def write_results(self, step: int, trained: int, entries: list[dict[str, Any]]) -> None:
-        """Records the scores of the weights of `step`; `trained` is the last step the run has done."""
+    def write_results(self, step: int, trained: int | None, entries: list[dict[str, Any]]) -> None:
+        """Records the scores of the weights of `step`; `trained` is the last step the run has done, None until all is written."""
         record = {"step": step, "trained": trained, "entries": entries}
         if not self.process:
             write_whole(self.path / "results.json", json.dumps(record, indent=1))

@@ -24,7 +24,7 @@ class Taken(ValueError):
 
 
 @contextlib.contextmanager
-def held(folder: Path, what: str = "trains in", name: str = "running.json") -> Iterator[None]:
+def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> Iterator[None]:
     """Holds a folder while what is inside runs.
 
     Raises:

@@ -46,10 +46,10 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], sections: list[Sect
     if run.process:
         return
     rows = run.rows()
-    config = run.config()
+    config = run.record()
     body = [
         f"<h1>{html.escape(run.path.name)}</h1>",
-        f"<p class=sub>{html.escape(config['model']['target'])} · step {max((r['step'] for r in rows), default=0)}</p>",
+        f"<p class=sub>{html.escape(config['model']['target'])} · step {max((int(r['step']) for r in rows), default=0)}</p>",
         "<h2>Scores</h2>",
         _scores(entries),
         "<h2>Training</h2>",
@@ -123,10 +123,18 @@ def _table(entries: list[dict[str, Any]], names: list[str]) -> str:
     out = [f"<table><tr><th></th>{cells}</tr>"]
     for e in entries:
         label = e["split"] + (f" · {e['control']}" if e["control"] else "")
-        values = "".join(f"<td>{e['scores'][n]:.3f}</td>" if n in e["scores"] else "<td>–</td>" for n in names)
+        values = "".join(
+            _cell(e["scores"][n], e.get("intervals", {}).get(n)) if n in e["scores"] else "<td>–</td>" for n in names
+        )
         style = " class=control" if e["control"] else ""
         out.append(f"<tr{style}><th>{html.escape(label)}</th>{values}</tr>")
     return "".join(out) + "</table>"
+
+
+def _cell(score: float, interval: tuple[float, float] | None) -> str:
+    """A score, and below it between what it lies in 95 of 100 draws of the images."""
+    between = f"<small>{interval[0]:.3f}–{interval[1]:.3f}</small>" if interval else ""
+    return f"<td>{score:.3f}{between}</td>"
 
 
 def _curves(rows: list[dict[str, Any]]) -> list[str]:
@@ -217,7 +225,7 @@ def _card(card: Card) -> str:
 _STYLE = """
 body{margin:0;background:#f6f6f4;color:#1c1c1c;font:15px/1.45 system-ui,"DejaVu Sans",sans-serif}
 main{max-width:1180px;margin:auto;padding:24px}h1{margin:0}h2{margin:32px 0 8px}h3{margin:16px 0 4px;font-size:15px}
-.sub{color:#666;margin:2px 0 10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto;width:max-content;max-width:100%}
+.sub{color:#666;margin:2px 0 10px}td small{display:block;color:#999;font-size:10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto;width:max-content;max-width:100%}
 th,td{padding:5px 10px;border-bottom:1px solid #e4e4e0;text-align:right;font-variant-numeric:tabular-nums}
 th:first-child{text-align:left}.control{color:#888}.curves{display:flex;flex-wrap:wrap;gap:12px}
 figure{margin:0;background:#fff;padding:8px;width:270px}figcaption{font-size:13px;color:#444}svg text{font-size:10px;fill:#666}

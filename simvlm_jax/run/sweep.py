@@ -152,6 +152,8 @@ def step_flops(config: ConfigDict) -> float:
     def rows(n: int, pictured: bool) -> dict[str, Any]:
         text = {"text": jax.ShapeDtypeStruct((n, T), np.int32)}
         images = getattr(model, "images", 1)
+        if config.data.labels.size:
+            text["label"] = jax.ShapeDtypeStruct((n,), np.int32)
         return {**text, "image": jax.ShapeDtypeStruct((n, images, side, side, 3), np.uint8)} if pictured else text
 
     pictured = any("Pixels" in t.get("target", "") for t in config.data.train.transforms)

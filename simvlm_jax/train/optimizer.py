@@ -36,12 +36,12 @@ class Optimizer:
         temperatures have none.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
       epsilon: of adamw.
-      clip: largest global gradient norm, None for no clipping. ema: decay of the weight average, 0 for none.
+      clip: largest global gradient norm, None or 0 for no clipping. ema: decay of the weight average, 0 for none.
       bounds: (regex, (lowest, highest)) of parameters that each update is not to leave, such as a temperature.
     """
 
     name: str = "adamw"
-    learning_rate: Annotated[float, Meta(gt=0, le=1e3)] = 1e-3
+    learning_rate: Annotated[float, Meta(ge=0, le=1e38)] = 1e-3
     schedule: str = "cosine"
     warmup: NotNegative = 0.02
     final: Share = 0.0
@@ -51,7 +51,7 @@ class Optimizer:
     weight_decay: Annotated[float, Meta(ge=0, le=1e3)] = 0.01
     decay: Sequence[tuple[str, NotNegative]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
     multipliers: Sequence[tuple[str, NotNegative]] = ()
-    clip: AboveZero | None = 1.0
+    clip: NotNegative | None = 1.0
     ema: Rate = 0.0
     bounds: Sequence[tuple[str, tuple[float, float]]] = ()
 

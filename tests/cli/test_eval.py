@@ -139,7 +139,7 @@ def test_suites_that_no_config_names(finished_run, tmp_path, suite, data, score)
         (["--suite", "flying"], "no suite 'flying'; the run has captions"),
         (["--suite", "captions", "--set", "how.beems=2"], "expected FIELD=VALUE"),
         (["--suite", "captions", "--split", "holiday"], "names split 'holiday'"),
-        (["--suite", "captions", "--batch-size", "0"], "batch_size 0 must be at least 1"),
+        (["--suite", "captions", "--batch-size", "0"], "batch_size 0 must be between 1 and 65,536"),
         (["--suite", "captions", "--limit", "-1"], "a limit of -1 examples"),
         (["--suite", "vqa-rank", "--data", "scenes/vqa-16_8_8_8"], "ranking needs answers"),
     ],

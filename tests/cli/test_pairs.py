@@ -184,7 +184,9 @@ def test_cut_and_empty_queries_are_told(run, pictures, tmp_path, capsys):
 
 def test_an_index_of_other_weights_is_refused(run, tmp_path, capsys):
     about = np.asarray(json.dumps({"run": "elsewhere", "step": 7, "weights": "0", "of": "images"}))
-    job.write_arrays(tmp_path / "x.npz", embeddings=np.eye(3), keys=np.asarray(["a", "b", "c"]), about=about)
+    job.write_arrays(
+        tmp_path / "x.npz", embeddings=np.eye(3, dtype=np.float32), keys=np.asarray(["a", "b", "c"]), about=about
+    )
     assert main(["search", str(run), "a cat", "--index", str(tmp_path / "x.npz")]) == 1
     assert "made by other weights (elsewhere, step 7)" in capsys.readouterr().err
     (tmp_path / "y.npz").write_bytes(b"no")

@@ -42,7 +42,7 @@ def test_ptb_tokens_of_3000_captions(shared):
 
 
 def test_ptb_on_what_the_pairs_lack():
-    assert ptb_tokenize("It's 12:30 o'clock, and/or 1/2") == ["it", "'s", "12:30", "o'clock", "and\\/or", "1\\/2"]
+    assert ptb_tokenize("It's 12:30 o'clock, and/or 1/2") == ["it", "'s", "12:30", "o'clock", "and/or", "1/2"]
     assert ptb_tokenize("(a dog) ... -- I cannot") == ["-lrb-", "a", "dog", "-rrb-", "i", "can", "not"]
     assert ptb_tokenize(" \n ") == []
 

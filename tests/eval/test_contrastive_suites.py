@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from simvlm_jax.core.types import BaseModel
-from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.readers.classes import class_archive, class_folders
+from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
 from simvlm_jax.data.scenes.judge import judge

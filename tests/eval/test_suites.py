@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.types import BaseModel
-from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.pipeline import TooManyBadExamples
+from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.transforms import FixPrefix, Pixels, Tokenize

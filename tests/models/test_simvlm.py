@@ -304,3 +304,15 @@ def test_unknown_sizes_and_images_are_named(text_batch):
     with pytest.raises(ValueError, match="leaves room for 8"):
         model.prefill(params, {}, {**batch, "text": batch["text"][:, :4], "text_mask": batch["text_mask"][:, :4]}, 9)
     assert simvlm.SIZES["tiny"]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_flops_of_a_classifier_leave_the_vocabulary_out(text_batch, images):
+    from simvlm_jax.core.flops import count_flops
+
+    model = SimVLM(Vocabulary(4096, 12), 32, classes=9, images=images, compute=Compute("float32", scan=False))
+    batch = {**text_batch(2), "label": np.zeros(2, np.int32)}
+    batch["image"] = np.zeros((2, images, 32, 32, 3), np.uint8)
+    params, extra = model.init(jax.random.key(0), batch)
+    counted = count_flops(lambda p: model.classify(p, extra, batch), nn.unbox(params))
+    assert model.train_flops(batch) / 3 == pytest.approx(counted, rel=0.06)  # the stem's ends are counted as its middle

@@ -13,6 +13,7 @@ from simvlm_jax.cli.sweep import END
 from simvlm_jax.core.build import load_config
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.nn.sizes import TOWERS, Size
+from simvlm_jax.run.directory import recorded
 from simvlm_jax.run.load import build_model
 from simvlm_jax.run.sweep import Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
@@ -118,7 +119,9 @@ def test_a_stage_of_another_length_is_refused(tmp_path):
     stage.check()  # nothing has begun
     wanted = stage.config.train.steps
     stage.path.mkdir(parents=True)
-    (stage.path / "config.json").write_text(json.dumps({"train": {"steps": 7}}))
+    begun = recorded(stage.config)
+    begun["train"]["steps"] = 7
+    (stage.path / "config.json").write_text(json.dumps(begun))
     (stage.path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=f"has begun with 7 steps, the sweep wants {wanted}"):
         stage.check()

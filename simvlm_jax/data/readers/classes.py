@@ -1,5 +1,6 @@
 """Pictures with a class each: folders of classes, archives of them, and a table of labels beside an archive."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from simvlm_jax.data.readers.published import unpacked
 from simvlm_jax.data.rows import PICTURES, SPLITS, NoSuchSplit, Refused, Rows, Understood, names_of, needed
 from simvlm_jax.data.tables import read_table
 
+_NO_CLASS = re.compile(r"(images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files|\d+)", re.IGNORECASE)
 LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 
@@ -24,10 +26,11 @@ def class_folders(folder: Path, split: str) -> Rows:
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
     ]
-    if len({row["label"] for row in rows}) == 1:
+    alone = {row["label"] for row in rows}
+    if len(alone) == 1 and _NO_CLASS.fullmatch(rows[0]["label"]):
         raise Refused(
-            f"{str(root)!r} holds one folder of pictures, {rows[0]['label']!r}, which is no class among others; name classes by "
-            "two folders at least, or add a table of captions or labels"
+            f"{str(root)!r} holds one folder of pictures, {rows[0]['label']!r}, which is hardly a class; add a table of captions "
+            "or labels, or name the folder by its class"
         )
     name = f"{folder.name}/{root.name}" if root != folder else folder.name
     understood = Understood("a folder a class", [], split=split if root != folder else "")

@@ -5,7 +5,6 @@
 (`Flickr_8k.trainImages.txt`).
 """
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from simvlm_jax.core.files import open_regular, read_text
 from simvlm_jax.data.rows import NoSuchSplit, Pictures, Rows, Understood, by_picture, names_of
+from simvlm_jax.data.tables import unquoted
 from simvlm_jax.text.tokenizer import clean
 
 _TOKEN = re.compile(r"(.+?)#(\d+)\t(.*)")
@@ -89,9 +89,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
             name, caption = (found[1], found[3]) if found else ("", "")
         else:
             name, _, caption = line.partition(",")
-            if caption.lstrip().startswith('"'):
-                fields = next(csv.reader([caption.strip()]), [""])
-                caption = fields[0] if len(fields) == 1 else caption
+            caption = unquoted(caption)
         if not name or not caption.strip():
             yield number, "", ValueError(f"{path.name}, line {number}: no picture with a caption: {line[:100]!r}")
         else:

@@ -66,19 +66,27 @@ def scores(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
     coverage: share of objects said. attributes_per_object: attributes said an object mentioned.
     accuracy_<slice>: share of true claims about relations, order, counts, places and each attribute.
     """
+    out = {}
+    for name, pairs in counts(scenes, captions).items():
+        over, under = (sum(column) for column in zip(*pairs, strict=True))
+        nothing = 0.0 if name in ("hallucination", "attributes_per_object") else float("nan")
+        out[name] = over / under if under else nothing
+    return out
+
+
+def counts(scenes: list[Scene], captions: list[str]) -> dict[str, list[tuple[int, int]]]:
+    """Of each of the `scores`, the two numbers that each caption adds to the ratio that it is."""
     if not scenes or len(scenes) != len(captions):
         raise ValueError(f"{len(captions)} captions for {len(scenes)} scenes; one each, and at least one, is needed")
     verdicts = [judge(scene, caption) for scene, caption in zip(scenes, captions, strict=True)]
-    said, mentioned = sum(v.said for v in verdicts), sum(v.mentioned for v in verdicts)
     out = {
-        "scene_accuracy": sum(v.accurate for v in verdicts) / len(verdicts),
-        "hallucination": 1 - sum(v.true for v in verdicts) / said if said else 0.0,
-        "coverage": sum(v.covered for v in verdicts) / sum(v.objects for v in verdicts),
-        "attributes_per_object": sum(v.attributes for v in verdicts) / mentioned if mentioned else 0.0,
+        "scene_accuracy": [(int(v.accurate), 1) for v in verdicts],
+        "hallucination": [(v.said - v.true, v.said) for v in verdicts],
+        "coverage": [(v.covered, v.objects) for v in verdicts],
+        "attributes_per_object": [(v.attributes, v.mentioned) for v in verdicts],
     }
     for name in ("relation", "order", "count", "place", "size", "texture", "colour", "shape"):
-        true, total = (sum(v.by[name][i] for v in verdicts) for i in (0, 1))
-        out[f"accuracy_{name}"] = true / total if total else float("nan")
+        out[f"accuracy_{name}"] = [v.by[name] for v in verdicts]
     return out
 
 

@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D exactly as the official COCO caption scorer computes them (pycocoevalcap), without Java.
 
-Inputs are raw captions; both sides go through the PTB tokenisation. METEOR and SPICE need Java and are not computed.
+Inputs are raw captions; both sides go through the PTB tokenisation. METEOR is the official program (metrics/meteor.py).
 """
 
 import math
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simvlm_jax.eval.metrics.ptb import ptb_tokenize
+from simvlm_jax.eval.metrics.bootstrap import Sums, mean_of
+from simvlm_jax.eval.metrics.ptb import ptb_tokenize_all
 
 Tokens = list[str]
 _TINY, _SMALL = 1e-15, 1e-9  # the official BLEU's guards against log(0)
@@ -27,15 +28,37 @@ def caption_scores_and_cider(
 ) -> tuple[dict[str, float], list[float]]:
     """(corpus scores, CIDEr-D of every image)."""
     found = _all(hypotheses, references)
-    return {name: float(np.mean(v)) if isinstance(v, list) else v for name, v in found.items()}, found["cider"]
+    return _corpus(found), found["cider"]
+
+
+def caption_sums(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], dict[str, Sums]]:
+    """(corpus scores, what each image adds to them). Document frequencies are those of the whole set in every draw of images."""
+    found = _all(hypotheses, references)
+    rows = np.asarray([bleu_counts(h, refs) for h, refs in zip(*found["words"], strict=True)], float)
+
+    def order(n: int) -> Sums:
+        return Sums(rows, lambda sums: bleu_of(sums)[f"bleu{n}"])
+
+    sums = {
+        **{f"bleu{n}": order(n) for n in range(1, 5)},
+        "rouge_l": mean_of(found["rouge_l"]),
+        "cider": mean_of(found["cider"]),
+    }
+    return _corpus(found), sums
+
+
+def _corpus(found: dict) -> dict[str, float]:
+    return {name: float(np.mean(v)) if isinstance(v, list) else v for name, v in found.items() if name != "words"}
 
 
 def caption_scores_per_image(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
     """Each image's `rouge_l` and `cider` (their means are the corpus scores) and sentence-level `bleu1`..`bleu4`."""
     scores = _all(hypotheses, references)
     rows = []
-    for i, (h, refs) in enumerate(zip(hypotheses, references, strict=True)):
-        single = bleu([ptb_tokenize(h)], [[ptb_tokenize(r) for r in refs]])
+    for i, (words, refs) in enumerate(zip(*scores["words"], strict=True)):
+        single = bleu([words], [refs])
         rows.append({**single, "rouge_l": scores["rouge_l"][i], "cider": scores["cider"][i]})
     return rows
 
@@ -47,10 +70,24 @@ def _all(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         raise ValueError(f"{len(hypotheses)} captions for {len(references)} sets of references")
     if empty := [i for i, refs in enumerate(references) if not refs]:
         raise ValueError(f"no references for caption {empty[0]} ({len(empty)} in all lack them)")
-    said = [ptb_tokenize(h) for h in hypotheses]
-    refs = [[ptb_tokenize(r) for r in rs] for rs in references]
+    said, refs = tokenized(hypotheses, references)
     rouge = [rouge_l(h, r) for h, r in zip(said, refs, strict=True)]
-    return {**bleu(said, refs), "rouge_l": rouge, "cider": CiderD(refs)(said)}
+    words, ref_words = list(map(_words, said)), [list(map(_words, rs)) for rs in refs]
+    return {**bleu(words, ref_words), "rouge_l": rouge, "cider": CiderD(ref_words)(words), "words": (words, ref_words)}
+
+
+def tokenized(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[Tokens], list[list[Tokens]]]:
+    """Captions and references as the scorer tokenises them, each kind in one file, in their order."""
+    flat = iter(ptb_tokenize_all([r for rs in references for r in rs]))
+    return ptb_tokenize_all(hypotheses), [[next(flat) for _ in rs] for rs in references]
+
+
+def _words(tokens: Tokens) -> Tokens:
+    """Tokens as BLEU and CIDEr get them: those with a space inside, such as "1 1/2", come apart."""
+    text = " ".join(tokens)
+    return text.split() if len(text.split()) != len(tokens) else tokens
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter:
@@ -59,17 +96,25 @@ def _ngrams(tokens: Tokens, n: int) -> Counter:
 
 def bleu(hypotheses: list[Tokens], references: list[list[Tokens]]) -> dict[str, float]:
     """Corpus BLEU-1..4 with the closest reference length (Papineni et al. 2002)."""
-    correct, guessed = [0] * 4, [0] * 4
-    length, reference_length = 0, 0
-    for h, refs in zip(hypotheses, references, strict=True):
-        length += len(h)
-        reference_length += min((abs(len(r) - len(h)), len(r)) for r in refs)[1]
-        for n in range(1, 5):
-            counts, most = _ngrams(h, n), Counter()
-            for r in refs:
-                most |= _ngrams(r, n)
-            guessed[n - 1] += max(len(h) - n + 1, 0)
-            correct[n - 1] += sum((counts & most).values())
+    counts = [bleu_counts(h, refs) for h, refs in zip(hypotheses, references, strict=True)]
+    return bleu_of([sum(column) for column in zip(*counts, strict=True)])
+
+
+def bleu_counts(hypothesis: Tokens, references: list[Tokens]) -> list[int]:
+    """What a caption adds to corpus BLEU: matches and n-grams of 1 to 4 words, its length and the closest reference's."""
+    correct, guessed = [], []
+    for n in range(1, 5):
+        counts, most = _ngrams(hypothesis, n), Counter()
+        for r in references:
+            most |= _ngrams(r, n)
+        guessed.append(max(len(hypothesis) - n + 1, 0))
+        correct.append(sum((counts & most).values()))
+    return [*correct, *guessed, len(hypothesis), min((abs(len(r) - len(hypothesis)), len(r)) for r in references)[1]]
+
+
+def bleu_of(counts: Sequence[float]) -> dict[str, float]:
+    """BLEU-1..4 of the sums of `bleu_counts`."""
+    correct, guessed, (length, reference_length) = counts[:4], counts[4:8], counts[8:]
     ratio = (length + _TINY) / (reference_length + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     out, product = {}, 1.0
@@ -93,12 +138,16 @@ def rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:
 
 
 def _longest_common(a: Tokens, b: Tokens) -> int:
-    row = [0] * (len(b) + 1)
+    """The length of the longest common subsequence; a row of the table is the bits of a number (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for j, y in enumerate(b):
+        places[y] = places.get(y, 0) | (1 << j)
+    whole = (1 << len(b)) - 1
+    row = whole
     for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1]
+        match = row & places.get(x, 0)
+        row = ((row + match) | (row - match)) & whole
+    return len(b) - row.bit_count()
 
 
 def document_frequency(references: list[list[Tokens]]) -> Counter:

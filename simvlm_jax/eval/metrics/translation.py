@@ -35,15 +35,25 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str], smooth: bo
     """
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} translations for {len(references)} references")
-    matches, totals, said, wanted = [0] * 4, [0] * 4, 0, 0
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        h, r = tokenize_13a(hypothesis), tokenize_13a(reference)
-        said, wanted = said + len(h), wanted + len(r)
-        for n in range(1, 5):
-            ours = Counter(tuple(h[i : i + n]) for i in range(len(h) - n + 1))
-            theirs = Counter(tuple(r[i : i + n]) for i in range(len(r) - n + 1))
-            matches[n - 1] += sum((ours & theirs).values())
-            totals[n - 1] += max(len(h) - n + 1, 0)
+    counts = [bleu_counts(h, r) for h, r in zip(hypotheses, references, strict=True)]
+    return bleu_of([sum(column) for column in zip(*counts, strict=True)], smooth)
+
+
+def bleu_counts(hypothesis: str, reference: str) -> list[int]:
+    """What a translation adds to corpus BLEU: matches and n-grams of 1 to 4 words, its words and those of the reference."""
+    h, r = tokenize_13a(hypothesis), tokenize_13a(reference)
+    matches, totals = [], []
+    for n in range(1, 5):
+        ours = Counter(tuple(h[i : i + n]) for i in range(len(h) - n + 1))
+        theirs = Counter(tuple(r[i : i + n]) for i in range(len(r) - n + 1))
+        matches.append(sum((ours & theirs).values()))
+        totals.append(max(len(h) - n + 1, 0))
+    return [*matches, *totals, len(h), len(r)]
+
+
+def bleu_of(counts: Sequence[float], smooth: bool = False) -> float:
+    """Corpus BLEU of the sums of `bleu_counts`."""
+    matches, totals, (said, wanted) = counts[:4], counts[4:8], counts[8:]
     logs, missing = [], 1.0
     for match, total in zip(matches, totals, strict=True):
         if not total:

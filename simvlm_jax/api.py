@@ -1,0 +1,228 @@
+"""A trained run in Python: `run = simvlm_jax.load("runs/prefixlm"); run.caption("photo.jpg")`.
+
+Pictures are paths, bytes of a file, PIL images or arrays [Y,X,3] or [Y,X] uint8. One picture (or text) in, one answer out; a list in,
+a list out. What a run cannot do is an error that names what its model lacks.
+"""
+
+import dataclasses
+import functools
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simvlm_jax.core.files import read_bytes
+from simvlm_jax.core.trust import trust as trusted
+from simvlm_jax.data.assemble import eval_pixels
+from simvlm_jax.data.images import BadImage
+from simvlm_jax.data.transforms import NO_DRAWS
+from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.decode.sampling import Sampler
+from simvlm_jax.eval.engine import Engine, MissingCapability, load_engine
+from simvlm_jax.eval.suite import probabilities
+from simvlm_jax.eval.zero_shot import check_templates, class_vectors, said
+
+Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that can be asked; made by `load`."""
+
+    path: Path
+    step: int
+    engine: Engine
+    pixels: Callable[[dict[str, Any], Any], dict[str, Any]]
+
+    def __repr__(self):
+        return f"<{type(self.engine.model).__name__} of {self.path}, step {self.step}: {', '.join(self.can)}>"
+
+    @property
+    def can(self) -> list[str]:
+        """What this run can be asked: names of its methods."""
+        able, found = self.engine.model.capabilities(), []
+        if {"prefill", "extend"} <= set(able):
+            found += ["caption"]
+        if {"prefill", "extend"} <= set(able) or "classify" in able:
+            found += ["ask"]
+        if "embed_image" in able or "embed_text" in able:
+            found += ["embed"]
+        if {"embed_image", "embed_text", "similarity"} <= set(able):
+            found += ["similarity"]
+        if "caption" in found or "similarity" in found:
+            found += ["classify"]
+        return found
+
+    def caption(
+        self, images: Picture | Sequence[Picture], prompt: str = "", *, seed: int = 0, **how: Any
+    ) -> str | list[str]:
+        """Captions, as text. how: fields of Decoding (beams, max_length, ...) and of Sampler (temperature, top_k, top_p).
+
+        Raises:
+          MissingCapability: the model does not write. BadImage: a picture cannot be read; the message has its place.
+        """
+        made, one = self._pictures(images)
+        engine = dataclasses.replace(self.engine, seed=seed)
+        ids = np.asarray([zlib.crc32(row.tobytes()) for row in made], np.int64)
+        found = engine.generate(made, [prompt] * len(made), ids, _decoding(how))
+        texts = [f"{prompt} {answers[0][0]}".strip() for answers in found]
+        return texts[0] if one else texts
+
+    def ask(
+        self, images: Picture | Sequence[Picture], question: str | Sequence[str], *, max_length: int = 8, **how: Any
+    ) -> str | list[str]:
+        """Answers to a question about each picture, or to a question a picture.
+
+        A run that classifies answers with the likeliest of its answer list; another writes its answer.
+        """
+        made, one = self._pictures(images)
+        asked = [question] * len(made) if isinstance(question, str) else list(question)
+        if len(asked) != len(made):
+            raise ValueError(f"{len(asked)} questions for {len(made)} pictures; give one question, or one a picture")
+        engine = self.engine
+        if engine.labels and "classify" in engine.model.capabilities():
+            tokens, mask = engine._whole_texts(asked)
+            given = np.maximum(mask.sum(1).astype(np.int32) - 1, 0)  # all but EOS are read
+            rows = {"image": made, "text": tokens, "text_mask": mask, "prefix_length": given}
+            likely = engine.over(("classify", True), engine.needs("answering", "classify")["classify"], rows)
+            answers = [engine.labels[int(i)] for i in likely.argmax(-1)]
+        else:
+            width = engine.room_before(max_length)
+            ids = np.zeros(len(made), np.int64)
+            found = engine.generate(made, asked, ids, _decoding({"max_length": max_length, **how}), width=width)
+            answers = [a[0][0] for a in found]
+        return answers[0] if one else answers
+
+    def embed(
+        self, images: Picture | Sequence[Picture] | None = None, *, texts: str | Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Vectors in the shared space: float32 [E] of one picture or text, [N,E] of a list.
+
+        (Where a model mixes an image's tokens for every text, an image is its tokens: [tokens,E].)
+        """
+        if (images is None) == (texts is None):
+            raise ValueError("embed takes pictures, or texts=...; give one of the two")
+        if texts is not None:
+            one = isinstance(texts, str)
+            found = self.engine.embed_texts([texts] if one else list(texts))  # pyright: ignore
+        else:
+            assert images is not None
+            made, one = self._pictures(images)
+            found = self.engine.embed_images(made)
+        return found[0] if one else found
+
+    def similarity(self, images: Picture | Sequence[Picture], texts: str | Sequence[str]) -> float | np.ndarray:
+        """How alike pictures and texts are: [N,K], the higher the more; a number for one of each."""
+        made, one = self._pictures(images)
+        single = isinstance(texts, str)
+        found = self.engine.similarity(
+            self.engine.embed_images(made), self.engine.embed_texts([texts] if single else list(texts))
+        )
+        return float(found[0, 0]) if one and single else found[0] if one else found[:, 0] if single else found
+
+    def classify(
+        self,
+        images: Picture | Sequence[Picture],
+        labels: Sequence[str],
+        templates: Sequence[str] = ("{a} {name}",),
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """{name: probability} of each picture over names of your own, the likeliest first.
+
+        A model without a shared space takes the likelihood of saying a name, by one template.
+        """
+        names = tuple(dict.fromkeys(labels))
+        if isinstance(labels, str) or len(names) < 2:
+            raise ValueError(f"labels {labels!r}: give a list of two names at least")
+        check_templates(templates)
+        made, one = self._pictures(images)
+        likely = probabilities(name_scores(self.engine, names, templates)(made))
+        order = np.argsort(-likely, axis=1, kind="stable")
+        found = [{names[j]: float(row[j]) for j in places} for row, places in zip(likely, order, strict=True)]
+        return found[0] if one else found
+
+    def _pictures(self, images: Picture | Sequence[Picture]) -> tuple[np.ndarray, bool]:
+        """(pixels [N,M,Y,X,C] uint8, whether one picture was given)."""
+        one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
+        given: list[Any] = [images] if one else list(images)  # pyright: ignore
+        if not given:
+            raise ValueError("there are no pictures; give one or a list of them")
+        rows = []
+        for i, picture in enumerate(given):
+            try:
+                rows.append(self.pixels({"image": _encoded(picture)}, NO_DRAWS)["image"])
+            except (ValueError, OSError) as e:
+                which = str(picture) if isinstance(picture, str | os.PathLike) else f"picture {i}"
+                raise BadImage(f"{which}: {e.strerror if isinstance(e, OSError) and e.strerror else e}") from e
+        return np.stack(rows), one
+
+
+def load(
+    path: str | os.PathLike, step: int | None = None, *, batch_size: int = 32, trust: str | Sequence[str] = ()
+) -> Run:
+    """A trained run, ready to be asked. step: a checkpoint's (default: the best, or the newest). trust: packages whose classes its
+    config may name, beside this one.
+
+    Raises:
+      FileNotFoundError: no run, or no checkpoint. NotAllowed: its config names what files may not name.
+    """
+    for package in [trust] if isinstance(trust, str) else trust:
+        trusted(package)
+    engine, run = load_engine(str(path), step, batch_size)
+    return Run(Path(path), run.step, engine, eval_pixels(run.config))
+
+
+def name_scores(engine: Engine, names: Sequence[str], templates: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """pixels [N,M,Y,X,C] -> logits [N,names] by the similarity of names in sentences, or by how likely a captioner says one.
+
+    Raises:
+      ValueError: several templates for a captioner. MissingCapability: the model can do neither.
+    """
+    able = engine.model.capabilities()
+    if "similarity" in able:
+        vectors = class_vectors(engine, names, templates)
+        scale = engine.logit_scale()
+        return lambda images: scale * engine.similarity(engine.embed_images(images), vectors)
+    if "prefill" not in able:
+        raise MissingCapability(
+            f"naming pictures needs similarity or prefill, which {type(engine.model).__name__} lacks"
+        )
+    if len(templates) > 1:
+        raise ValueError("this run is a captioner, which says one sentence a name; give one template")
+    texts = [said(templates[0], name) for name in names]
+    return lambda images: engine.likelihoods(images, [""] * len(images), texts)
+
+
+@functools.cache
+def _names(cls: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(cls))
+
+
+def _decoding(how: dict[str, Any]) -> Decoding:
+    """Decoding of its own fields and those of its sampler."""
+    if unknown := set(how) - _names(Decoding) - _names(Sampler):
+        known = ", ".join(sorted((_names(Decoding) | _names(Sampler)) - {"sampler"}))
+        raise ValueError(f"no way of decoding is called {', '.join(sorted(unknown))}; there are {known}")
+    sampler = Sampler(**{k: v for k, v in how.items() if k in _names(Sampler)})
+    return Decoding(**{"sampler": sampler, **{k: v for k, v in how.items() if k in _names(Decoding)}})
+
+
+def _encoded(picture: Any) -> Any:
+    if isinstance(picture, str | os.PathLike):
+        return read_bytes(picture)
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim not in (2, 3)
+            or (picture.ndim == 3 and picture.shape[2] not in (3, 4))
+        ):
+            raise ValueError(f"an array must be uint8 [Y,X,3] or [Y,X], not {picture.dtype} {list(picture.shape)}")
+        return np.asarray(Image.fromarray(picture).convert("RGB"))
+    if not isinstance(picture, bytes):
+        raise ValueError(f"a {type(picture).__name__} is no path, bytes, PIL image or array")
+    return picture

@@ -1,0 +1,84 @@
+"""`simvlm models [CONFIG ...]`: every config there is, with its parameters, its FLOPs and what its model can be asked."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[2] / "configs"
+
+
+def main(argv: list[str]) -> int:
+    """Prints a line a config as it is counted; nothing is trained, and no weights are made."""
+    parser = argparse.ArgumentParser(prog="simvlm models", description="List configs, their size, cost and abilities.")
+    parser.add_argument("configs", nargs="*", help="FILE.py or FILE.py:VARIANT (default: all of configs/)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a config")
+    args = parser.parse_args(argv)
+
+    from simvlm_jax.core.build import variants_of
+    from simvlm_jax.main import setup_jax
+
+    folder = Path("configs") if Path("configs/parts.py").is_file() else HERE
+    files = args.configs or sorted(str(p) for p in folder.glob("*.py") if p.stem not in ("parts", "__init__"))
+    if not files:
+        raise ValueError(f"there is no config in {folder}; name some, as in configs/prefixlm.py")
+    setup_jax()
+    names = [n for f in files for n in ([f] if ":" in f else [f"{f}:{v}".removesuffix(":") for v in variants_of(f)])]
+    if not args.json:
+        print(f"{'config':<38}{'model':<10}{'pixels':>7}{'parameters':>16}{'forward':>12}{'a step':>12}  can be asked")
+    for name in names:
+        row = describe(name)
+        print(json.dumps(row) if args.json else _line(row), flush=True)
+    if not args.json:
+        print("(forward: FLOPs of one example; a step: of a training batch, forward and backward)", file=sys.stderr)
+    return 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    """{config, model, image_size, parameters, flops_an_example, flops_a_step, batch_size, capabilities} of a config."""
+    import math
+
+    import flax.linen as nn
+    import jax
+
+    from simvlm_jax.core.build import load_config
+    from simvlm_jax.core.types import Vocabulary
+    from simvlm_jax.data.shapes import StandIn, abstract_batch, stand_in_labels
+    from simvlm_jax.run.load import build_model
+
+    config: Any = load_config(name)
+    tokenizer: Any = StandIn(Vocabulary(config.text.vocabulary, config.text.length or 32))
+    labels = stand_in_labels(config)
+    model: Any = build_model(config, tokenizer, labels)
+    batch = abstract_batch(config, tokenizer, labels)
+    shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0])
+    one = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in batch.items() if k != "documents"}
+    return {
+        "config": name,
+        "model": type(model).__name__,
+        "image_size": config.data.image_size,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
+        "flops_an_example": float(model.train_flops(one)) / 3,
+        "flops_a_step": float(model.train_flops(batch)),
+        "batch_size": config.train.batch_size,
+        "capabilities": sorted(model.capabilities()),
+    }
+
+
+_ASKED = ("prefill", "embed_image", "embed_text", "classify", "score_text", "features", "pair_features", "attention")
+
+
+def _line(row: dict[str, Any]) -> str:
+    can = ", ".join({"prefill": "write"}.get(c, c) for c in _ASKED if c in row["capabilities"])
+    cost = f"{_short(row['flops_an_example']):>12}{_short(row['flops_a_step']):>12}"
+    name = Path(row["config"]).name
+    return f"{name:<38}{row['model']:<10}{row['image_size']:>7}{row['parameters']:>16,}{cost}  {can}"
+
+
+def _short(n: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.0f} E"

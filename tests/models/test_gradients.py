@@ -1,0 +1,93 @@
+"""Gradients in bfloat16: no sum over rows is written in it, for no compiler is relied on to widen one; and every leaf is near."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simvlm_jax.core.trees import leaf_names
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.models.clip import CLIP
+from simvlm_jax.models.coca import CoCa
+from simvlm_jax.models.llip import Llip
+from simvlm_jax.models.siglip import SigLIP
+from simvlm_jax.models.simvlm import SimVLM
+from simvlm_jax.nn.linear import add
+from simvlm_jax.nn.sizes import Compute
+
+V = Vocabulary(50, 12)
+MODELS = {
+    "simvlm": lambda c: SimVLM(V, 32, compute=c),
+    "simvlm_patches": lambda c: SimVLM(V, 32, stem_stages=0, compute=c),
+    "clip": lambda c: CLIP(V, 32, compute=c),
+    "siglip": lambda c: SigLIP(V, 32, compute=c),
+    "llip": lambda c: Llip(V, 32, compute=c),
+    "coca": lambda c: CoCa(V, 32, compute=c),
+}
+SUMS = ("reduce_sum", "cumsum", "scatter-add", "reduce_window_sum")
+
+
+def loss_of(make, dtype, batch):
+    model = make(Compute(dtype, scan=False))
+    params, extra = nn.unbox(model.init(jax.random.key(0), batch))
+
+    def loss(params):
+        features, own, _ = model.per_example(params, extra, batch, rngs=jax.random.key(1), step=0, train=True)
+        between, _ = model.across_batch(params, extra, features, step=0, train=True)
+        return sum(t.weight * t.sum / jnp.maximum(t.count, 1) for t in {**own, **between}.values())
+
+    return loss, params
+
+
+def placed(e):
+    """Whether a scatter puts one value a row into zeros, as the gradient of picking a token does: nothing is summed."""
+    return e.primitive.name == "scatter-add" and e.params["dimension_numbers"].operand_batching_dims
+
+
+def equations(jaxpr):
+    for e in jaxpr.eqns:
+        yield e
+        for value in e.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_sum_is_written_in_bfloat16(name, text_batch):
+    loss, params = loss_of(MODELS[name], "bfloat16", text_batch(4))
+    traced = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    found = list(equations(traced))
+    narrow = [e for e in found if e.primitive.name in SUMS and e.invars[0].aval.dtype == jnp.bfloat16]
+    narrow = [e for e in narrow if not placed(e)]
+    assert any(e.primitive.name == "reduce_sum" for e in found)
+    assert any(v.aval.dtype == jnp.bfloat16 for e in found for v in e.outvars)  # it is the network of that dtype
+    assert not narrow, [str(e)[:200] for e in narrow[:3]]
+
+
+@pytest.mark.parametrize("name", ["simvlm", "siglip"])
+def test_every_leaf_is_near_that_of_float32(name, text_batch):
+    """Rounding of activations remains: a percent as a rule, more where convolutions of few channels add up pixels."""
+    batch = text_batch(64)
+    loss, params = loss_of(MODELS[name], "float32", batch)
+    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    wide, narrow = (jax.jit(jax.grad(f))(params) for f in (loss, loss_of(MODELS[name], "bfloat16", batch)[0]))
+    whole = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(wide))))
+    for leaf, a, b in zip(leaf_names(wide), jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        allowed = 0.12 if "root" in leaf else 0.06
+        assert float(jnp.linalg.norm(a - b)) <= allowed * max(float(jnp.linalg.norm(a)), 1e-4 * whole), leaf
+
+
+def test_a_bias_of_many_rows_gets_its_gradient_in_its_own_dtype():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(20_000, 8)), jnp.bfloat16)
+    weight = jnp.asarray(rng.uniform(0.5, 1.5, (20_000, 8)), jnp.bfloat16)
+    bias = jnp.zeros(8, jnp.float32)
+    exact = np.asarray(weight, np.float64).sum(0)
+    made = jax.grad(lambda b: (add(x, b) * weight).astype(jnp.float32).sum())(bias)
+    assert made.dtype == jnp.float32
+    np.testing.assert_allclose(made, exact, rtol=1e-5)
+    table = jax.grad(lambda p: add(jnp.zeros((5, 3, 2)), p).sum())(jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(table, 5.0)
