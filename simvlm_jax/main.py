@@ -5,17 +5,19 @@ processes of a job join to one run. Exit codes: 0 done, 75 interrupted (state sa
 process was lost (the same command continues), 1 an error.
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.abspath(sys.path[0] or ".") == os.getcwd():
+    del sys.path[0]  # `python -m` puts the current folder there; nothing that lies in it is to be run by its name
+
 import contextlib
 import functools
 import importlib.metadata
-import os
 import signal
-import sys
 import traceback
 import zlib
 from pathlib import Path
-
-from simvlm_jax.core.build import add_config_folder, check_config_file, forget_current_folder
 
 EXIT_INTERRUPTED = 75
 
@@ -28,11 +30,11 @@ def run(config, workdir: str, variant: str = "", mode: str = "train") -> None:
     import jax
 
     from simvlm_jax.core.build import check_specs
+    from simvlm_jax.core.lock import held
     from simvlm_jax.core.schema import check
     from simvlm_jax.parallel.hosts import Heart, leave
     from simvlm_jax.run import schema
     from simvlm_jax.run.directory import RunDir, recorded
-    from simvlm_jax.run.lock import held
     from simvlm_jax.train.loop import Interrupted
 
     check(recorded(config, variant), schema.Config, "config")
@@ -273,6 +275,8 @@ def main(argv: list[str] | None = None) -> None:
     from absl import app, flags, logging
     from ml_collections import config_flags
 
+    from simvlm_jax.core.build import add_config_folder, check_config_file
+
     argv = list(sys.argv if argv is None else argv)
     given = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config", "-config")]
     given += [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]
@@ -354,6 +358,5 @@ def _line_of(e: Exception) -> str:
 
 
 if __name__ == "__main__":
-    forget_current_folder()
     use_huge_pages()
     main()

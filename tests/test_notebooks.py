@@ -1,6 +1,7 @@
 """Notebooks execute top to bottom in a kernel of their own, on CPU, and leave what they promise."""
 
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -65,3 +66,36 @@ def test_the_extra_is_that_of_the_hardware(nodes, driver, installed, expected, t
     assert 'Path("/dev")' in source
     exec(source.replace('Path("/dev")', f"Path({str(tmp_path)!r})"), {})
     assert [words[-1] for words in ran] == ([expected] if expected else [])
+
+
+def setup_cell(name):
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    return notebook.cells[1].source
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+def test_from_a_badge_the_first_cell_clones(name, tmp_path, monkeypatch):
+    """Outside of a clone: the address that is set, else the one that Colab's server tells, else a plain error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1")
+    ran = []
+
+    def run(words, check):
+        ran.append(words)
+        (tmp_path / "simvlm_jax" / "configs").mkdir(parents=True)
+        (tmp_path / "simvlm_jax" / "configs" / "prefixlm.py").touch()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1:1")  # nobody is there
+    source = setup_cell(name)
+    with pytest.raises(FileNotFoundError, match="set REPOSITORY above"):
+        exec(source, {})
+    exec(source.replace('REPOSITORY = ""', 'REPOSITORY = "https://example.org/x.git"'), {})
+    assert ran[0][:2] == ["git", "clone"] and ran[0][-2:] == ["https://example.org/x.git", str(tmp_path / "simvlm_jax")]
+    assert os.getcwd() == str(tmp_path / "simvlm_jax")
+
+    opened = [{"path": "fileId=https%3A%2F%2Fgithub.com%2Fsomebody%2Fa_fork%2Fblob%2Fmain%2Fnotebooks%2Fx.ipynb"}]
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.StringIO(json.dumps(opened)))
+    names = {}
+    exec(source, names)
+    assert names["opened_from"]() == "https://github.com/somebody/a_fork"

@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 import zlib
-from pathlib import Path
 from typing import Any
+
+from simvlm_jax.core.files import printable
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +41,11 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from simvlm_jax.data.assemble import eval_pixels
-    from simvlm_jax.data.images import BadImage
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.decode.decoding import Decoding
     from simvlm_jax.decode.sampling import Sampler
     from simvlm_jax.eval.engine import Engine
+    from simvlm_jax.jobs.embed import FileList
     from simvlm_jax.main import setup_jax
     from simvlm_jax.run.load import load_run
 
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
     engine = Engine(
         run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed
     )
+    files = FileList(args.images)
     opening = f"{args.prompt} " if args.prompt else ""
 
     ok = True
@@ -75,10 +77,10 @@ def main(argv: list[str]) -> int:
         seen, ids, answers = [], [], {}
         for i, name in enumerate(names):
             try:
-                data = _read(name)
+                data = files[start + i]["image"]
                 seen.append((i, pixels({"image": data}, NO_DRAWS)["image"]))
                 ids.append(zlib.crc32(data))
-            except (BadImage, OSError) as e:
+            except (ValueError, OSError) as e:
                 answers[i] = {"image": name, "error": _reason(e)}
         if seen:
             images = np.stack([p for _, p in seen])
@@ -93,15 +95,6 @@ def main(argv: list[str]) -> int:
     return 0 if ok else 1
 
 
-def _read(name: str) -> bytes:
-    path = Path(name)
-    if path.is_dir():
-        raise IsADirectoryError("is a directory")
-    if not path.exists():
-        raise FileNotFoundError("does not exist")
-    return path.read_bytes()
-
-
 def _reason(e: Exception) -> str:
     return e.strerror if isinstance(e, OSError) and e.strerror else str(e)
 
@@ -111,9 +104,9 @@ def _print(answer: dict[str, Any], as_json: bool) -> bool:
     if as_json:
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     elif "caption" in answer:
-        print(f"{answer['image']}: {answer['caption']}", flush=True)
+        print(f"{printable(answer['image'])}: {printable(answer['caption'])}", flush=True)
         for other in answer.get("n_best", ())[1:]:
-            print(f"    {other['score']:8.3f}  {other['caption']}", flush=True)
+            print(f"    {other['score']:8.3f}  {printable(other['caption'])}", flush=True)
     if "error" in answer:
-        print(f"error: {answer['image']}: {answer['error']}", file=sys.stderr)
+        print(f"error: {printable(answer['image'])}: {printable(answer['error'])}", file=sys.stderr)
     return "caption" in answer

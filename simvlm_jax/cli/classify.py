@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from simvlm_jax.core.files import printable
+
 
 def main(argv: list[str]) -> int:
     """Names every readable image; returns 1 if any could not be read."""
@@ -75,8 +77,9 @@ def main(argv: list[str]) -> int:
                 print(json.dumps(answer, ensure_ascii=False), flush=True)
             elif "labels" in answer:
                 print(
-                    f"{answer['image']}: " + "  ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["labels"])
+                    f"{printable(answer['image'])}: "
+                    + "  ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["labels"])
                 )
             if "error" in answer:
-                print(f"error: {answer['image']}: {answer['error']}", file=sys.stderr)
+                print(f"error: {printable(answer['image'])}: {printable(answer['error'])}", file=sys.stderr)
     return 0 if ok else 1

@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
     import jax
     import numpy as np
 
-    from simvlm_jax.core.files import can_be_written, read_text
+    from simvlm_jax.core.files import can_be_written, printable, read_text
+    from simvlm_jax.core.lock import held
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.sources import open_source, understood
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, read_vectors, stamp, write_arrays
     from simvlm_jax.main import setup_jax
-    from simvlm_jax.run.lock import held
 
     out = Path(args.out)
     can_be_written(out)
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
         with held(folder, "embeds into", share):
             errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
         for key, why in errors:
-            print(f"error: {key}: {why}", file=sys.stderr)
+            print(f"error: {printable(key)}: {printable(why)}", file=sys.stderr)
         made = merge(folder, out)
         if made is None:
             if args.json:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         parser.error("name a run and a --suite (see --list)")
 
     from simvlm_jax.core.build import assign, build
-    from simvlm_jax.core.files import can_be_written, write_whole
+    from simvlm_jax.core.files import can_be_written, printable, write_whole
     from simvlm_jax.data import assemble
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
 
     def left_out(bad: dict[str, Any]) -> None:
         if (bad["part"], bad["key"]) not in seen:  # a control reads everything again
-            say(f"left out {bad['key']!r}: {bad['error']}")
+            say(f"left out {bad['key']!r}: {printable(bad['error'])}")
         seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:

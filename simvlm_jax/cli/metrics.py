@@ -167,14 +167,16 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
     Raises:
       ValueError: a file of another form; an id twice, without references, or without a caption.
     """
-    rows, truth = read_json(hypotheses, unique=True), _references(references)
+    rows: Any = read_json(hypotheses, unique=True)
+    truth = _references(references)
     if isinstance(rows, dict) and rows and all(isinstance(v, list) and len(v) == 1 for v in rows.values()):
         rows = [{"image_id": k, "caption": v[0]} for k, v in rows.items()]
         rows = [
             {**r, "caption": _caption_of(r["caption"], f"{hypotheses}: the caption of {r['image_id']!r}")} for r in rows
         ]
     _rows_with(rows, hypotheses, "image_id", "caption")
-    said = _once(rows, hypotheses, "image_id", "caption", "image")
+    listed: list[dict[str, Any]] = rows
+    said = _once(listed, hypotheses, "image_id", "caption", "image")
     if unknown := [k for k in said if k not in truth]:
         raise ValueError(f"{references}: no references for image {unknown[0]!r} ({len(unknown)} in all)")
     if missing := [k for k in truth if k not in said]:

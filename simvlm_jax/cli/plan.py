@@ -8,7 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import simvlm_jax
+from simvlm_jax.core.children import with_parent
 
 _CHILD = "SIMVLM_PLAN_CHILD"
 
@@ -89,7 +93,10 @@ def _in_a_process(argv: list[str], target: Any) -> int:
       ValueError: it has crashed.
     """
     call = "import sys; from simvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", call, "plan", *argv], env={**os.environ, _CHILD: "1"}, check=False)
+    home = str(Path(simvlm_jax.__file__).resolve().parents[1])  # also where the package is not installed
+    env = {**os.environ, _CHILD: "1", "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
+    words = [sys.executable, "-P", "-c", call, "plan", *argv]
+    done = subprocess.run(words, env=env, check=False, **with_parent())
     if done.returncode < 0:
         raise ValueError(
             f"the compiler for {target.name} was ended by {signal.Signals(-done.returncode).name}; that is a fault of libtpu "

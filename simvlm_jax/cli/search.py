@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from simvlm_jax.core.files import printable
+
 
 def main(argv: list[str]) -> int:
     """Prints the best pictures of every query."""
@@ -73,5 +75,5 @@ def main(argv: list[str]) -> int:
         if args.json:
             print(json.dumps({"query": name, "found": found}, ensure_ascii=False))
         else:
-            print("\n".join([name, *(f"  {f['score']:.4f}  {f['key']}" for f in found)]))
+            print("\n".join([printable(name), *(f"  {f['score']:.4f}  {printable(f['key'])}" for f in found)]))
     return 0

@@ -1,10 +1,14 @@
 """`simvlm sweep configs/sweeps/X.py [--out DOC.md]`: arms and seeds at equal compute, resumable, one table and figure."""
 
 import argparse
+import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from simvlm_jax.core.files import can_be_written, read_json, read_text, write_whole
 
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
@@ -15,10 +19,34 @@ def make_tokenizer(wanted: Any, folder: Path) -> Path:
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
+    made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
+    record = folder.with_name("tokenizer.json")
+    if (folder / CONTRACT).exists() and record.exists() and read_json(record) != made_for:
+        raise ValueError(
+            f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
+            "another --workdir"
+        )
     if not (folder / CONTRACT).exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(record, json.dumps(made_for))
         texts = [t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)]
         Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
     return folder
+
+
+def _may_be_replaced(page: Path) -> None:
+    """Refuses a page that has no place for the table, and a figure that belongs to no page.
+
+    Raises:
+      ValueError: it is one.
+    """
+    can_be_written(page)
+    if page.exists() and not {BEGIN, END} <= set(re.findall(r"<!--.*?-->", read_text(page))):
+        raise ValueError(
+            f"{page} exists and has no place for the table; add the lines {BEGIN!r} and {END!r}, or name another page"
+        )
+    if not page.exists() and page.with_suffix(".svg").exists():
+        raise ValueError(f"{page.with_suffix('.svg')} exists and belongs to no page; remove it, or name another page")
 
 
 def main(argv: list[str]) -> int:
@@ -41,6 +69,7 @@ def main(argv: list[str]) -> int:
 
     from simvlm_jax.core.build import load_config
     from simvlm_jax.main import EXIT_INTERRUPTED, run, setup_jax, setup_xla
+    from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.progress import duration
     from simvlm_jax.run.sweep import Clock, check, figure, markdown, summarise, trials
     from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
@@ -66,6 +95,8 @@ def main(argv: list[str]) -> int:
         if unknown := wanted - set(names):
             parser.error(f"no arm {', '.join(sorted(unknown))}; the arms are {', '.join(names)}")
         sweep.arms = tuple(arm for arm in sweep.arms if arm.name in wanted)
+    page = Path(args.out) if args.out else folder / "report.md"
+    _may_be_replaced(page)
     every = trials(sweep, folder, make_tokenizer(sweep.tokenizer, folder / "tokenizer"), args.steps_factor)
     clock = Clock(folder)
     for i, trial in enumerate(every if not args.report_only else ()):
@@ -90,17 +121,14 @@ def main(argv: list[str]) -> int:
     done = [t for t in every if t.finished]
     if not done:
         raise ValueError(f"nothing of the sweep has finished in {folder}")
+    for stage in (s for t in done for s in t.stages):
+        RunDir(stage.path).check(stage.config, f"{sweep.name}:{stage.name}")  # of the sweep as it is now
     summaries = summarise(sweep, done, clock.seconds)
-    page = Path(args.out) if args.out else folder / "report.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
     drawn = page.with_suffix(".svg")
-    drawn.write_text(figure(sweep, summaries))
+    write_whole(drawn, figure(sweep, summaries))
     made = f"{BEGIN}\n\n{markdown(sweep, summaries, drawn.name)}\n{END}"
-    before = page.read_text() if page.exists() else ""
-    if BEGIN in before and END in before:  # what people wrote around the table stays
-        start, rest = before.split(BEGIN, 1)
-        page.write_text(start + made + rest.split(END, 1)[1])
-    else:
-        page.write_text(f"# {sweep.name}\n\n{made}\n")
+    before = read_text(page) if page.exists() else f"# {sweep.name}\n\n{BEGIN}{END}\n"
+    start, rest = before.split(BEGIN, 1)  # what people wrote around the table stays
+    write_whole(page, start + made + rest.split(END, 1)[1])
     print(f"{len(done)} of {len(every)} trials; {page} and {drawn}")
     return 0

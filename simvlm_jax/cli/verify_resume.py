@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from simvlm_jax.core.children import with_parent
 
 BOUND = 1e-4
 """Largest relative difference of the loss where the devices changed, over 50 steps."""
@@ -40,11 +42,23 @@ class Drill:
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self._before = {self._metrics_file(), *self._saves()}
         with (self.workdir.parent / f"{self.workdir.name}.log").open("a") as log:
-            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True, **with_parent())
 
     def kill_at(self, moment: Callable[[], bool], name: str, patience: float = 900, soft: bool = False) -> bool:
         """Starts the run and ends it by SIGKILL (or SIGTERM) as soon as `moment` has come; False if it ended before."""
         process, began = self.start(), time.monotonic()
+        with _ended_on_error(process):
+            return self._killed(process, moment, name, began, patience, soft)
+
+    def _killed(
+        self,
+        process: subprocess.Popen,
+        moment: Callable[[], bool],
+        name: str,
+        began: float,
+        patience: float,
+        soft: bool,
+    ) -> bool:
         while process.poll() is None:
             if moment():
                 os.killpg(process.pid, signal.SIGTERM if soft else signal.SIGKILL)
@@ -66,7 +80,8 @@ class Drill:
     def finish(self) -> None:
         """Runs it to its end."""
         process = self.start()
-        process.wait()
+        with _ended_on_error(process):
+            process.wait()
         self.check(process)
 
     def check(self, process: subprocess.Popen) -> None:
@@ -115,11 +130,23 @@ class Drill:
         return bool(self._saves() - self._before)
 
 
+@contextlib.contextmanager
+def _ended_on_error(process: subprocess.Popen) -> Iterator[None]:
+    """Ends a process, which has a session of its own, where what is inside does not come to its end: Ctrl-C, for one."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
 @functools.cache
 def machine() -> tuple[str, int]:
     """What a process finds here, ("cpu", "gpu" or "tpu", devices), asked of another one: an accelerator has one owner."""
     ask = "import jax; print(jax.default_backend(), jax.local_device_count())"
-    found = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run([sys.executable, "-P", "-c", ask], check=True, capture_output=True, text=True).stdout.split()
     return found[-2], int(found[-1])
 
 

@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import types
 from pathlib import Path
@@ -60,7 +59,7 @@ def check_specs(config: Any, name: str = "config") -> None:
     """
     if isinstance(config, ConfigDict | dict):
         if TARGET in config:
-            constructor, given = resolve(config[TARGET]), {k: v for k, v in config.items() if k != TARGET}
+            constructor, given = resolve(str(config[TARGET])), {k: v for k, v in config.items() if k != TARGET}
             fields = inspect.signature(constructor).parameters
             if unknown := sorted(set(given) - set(fields)):
                 raise ValueError(
@@ -83,8 +82,6 @@ def _holds_spec(value: Any) -> bool:
 
 def resolve(target: str) -> Any:
     """The object behind "package.module:Name"."""
-    if not isinstance(target, str):
-        raise ValueError(f'config names {target!r}, which is no "package.module:Name"')
     module, _, name = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -215,12 +212,3 @@ def add_config_folder(file: str) -> None:
 
 
 _OURS = "_made_for_configs"
-
-
-def forget_current_folder() -> None:
-    """Takes the current folder off the path of imports, where `python -m` puts it; nothing that lies there is run by its name.
-
-    What has been imported from there, such as this package from its own checkout, goes on being found.
-    """
-    if not sys.flags.safe_path and sys.path and os.path.abspath(sys.path[0] or ".") == os.getcwd():
-        del sys.path[0]

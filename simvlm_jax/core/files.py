@@ -5,6 +5,7 @@ Every reader of foreign bytes comes through here, so that a FIFO, a device, a bo
 
 import json
 import os
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -179,6 +180,14 @@ def can_be_written(path: str | os.PathLike) -> None:
         raise OSError(f"{path} cannot be written: its folder cannot be made ({e.strerror or e})") from e
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(f"{path} cannot be written (permission denied)")
+
+
+def printable(text: str) -> str:
+    """A name or text for a terminal: control characters, which may move the cursor or worse, are spelt out."""
+    return _CONTROL.sub(lambda c: f"\\x{ord(c[0]):02x}", text)
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def _name(path: str | os.PathLike) -> str:

@@ -67,7 +67,7 @@ def check_arguments(cls: Any, given: Mapping[str, Any], name: str) -> None:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    found = typing.get_type_hints(cls, include_extras=True)
+    found = typing.get_type_hints(inspect.unwrap(cls.__init__), include_extras=True)
     return {k: v for k, v in found.items() if _plain(v)}
 
 

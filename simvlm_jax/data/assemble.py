@@ -30,7 +30,7 @@ def eval_path(config: ConfigDict) -> str:
 
 def _opened(how: ConfigDict, path: str, split: str) -> Source:
     """The source of a path, read as a section of the config says."""
-    return open_source(path, split, columns=how.get("columns") or "", truncated=bool(how.get("truncated")))
+    return open_source(path, split, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated")))
 
 
 def train_source(config: ConfigDict) -> Source:

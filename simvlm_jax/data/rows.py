@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import read_bytes
+from simvlm_jax.core.files import printable, read_bytes
 
 Row = dict[str, Any]
 """`image` or `images` name pictures; `key`, `captions`, `question`, `answer` or `answers`, `label` and the rest are as read."""
@@ -59,7 +59,9 @@ class Understood:
         columns = f", columns {', '.join(self.columns)}" if self.columns else ""
         split = f", split {self.split}" if self.split else ""
         gone = ", ".join(f"{n:,} {why}" for why, n in self.left_out.most_common())
-        return f"{self.reader}{of}: {self.rows:,} rows{columns}{split}{f'; left out: {gone}' if gone else ''}"
+        return printable(
+            f"{self.reader}{of}: {self.rows:,} rows{columns}{split}{f'; left out: {gone}' if gone else ''}"
+        )
 
 
 def names_of(split: str) -> tuple[str, ...]:

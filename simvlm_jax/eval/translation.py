@@ -49,7 +49,7 @@ class Translation(Suite):
         ]
         exact = mean_of([s == t for s, t in zip(said, truth, strict=True)])
         rows = np.asarray([bleu_counts(s, t) for s, t in zip(said, truth, strict=True)], float)
-        sums = {"bleu": Sums(rows, bleu_of), "exact": exact}
+        sums = {"bleu": Sums(rows, lambda sums: bleu_of(sums.tolist())), "exact": exact}
         return Outcome({"bleu": corpus_bleu(said, truth), "exact": float(np.mean(exact.rows[:, 0]))}, items, sums=sums)
 
     def decoding(self) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]
     return {"tokenizer": tokenizer.sha256, "labels": listed, **model}
 
 
+def tokenizer_hash(run: RunDir) -> str:
+    """The sha256 of a run's tokenizer, checked against its contract."""
+    return Tokenizer.load(run.tokenizer).sha256
+
+
 def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """The model of a config, for a tokenizer's vocabulary, the config's image size and the run's answers."""
     known = dict(vocabulary=tokenizer.vocabulary, image_size=config.data.image_size, classes=len(labels))

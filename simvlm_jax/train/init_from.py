@@ -1,6 +1,5 @@
 """Starting from other runs' weights."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from simvlm_jax.core.types import Model, TrainState
 from simvlm_jax.parallel.mesh import placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
+from simvlm_jax.run.load import tokenizer_hash
 
 HEAD = "(^|/)(probe_head/|head_)"
 """Of parameters that mean answers."""
@@ -48,7 +48,14 @@ def initialiser(
                 _same_tokenizer(source["run"], tokenizer)
             if any(re.search(HEAD, name) for name in loaded):
                 _same_labels(source["run"], tuple(labels))
-            loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
+            try:
+                loaded = flatten_dict(model.adapt(unflatten_dict(loaded, sep="/"), state.params), sep="/")
+            except (ValueError, TypeError, KeyError, IndexError) as e:
+                told = str(e).partition("\n")[0]
+                raise ValueError(
+                    f"weights of {source['run']} do not fit this model, which is of another shape ({told:.200}); use `map` to "
+                    "rename or drop some, or set the size they are of"
+                ) from e
             wrong = [
                 f"{k}: {v.shape} loaded, {params[k].shape if k in params else 'nothing'} in the model"
                 for k, v in loaded.items()
@@ -84,7 +91,7 @@ def _records(sources: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _same_tokenizer(path: str, own: str) -> None:
     folder = RunDir(path).tokenizer
-    theirs = json.loads((folder / "contract.json").read_text())["sha256"]
+    theirs = tokenizer_hash(RunDir(path))
     if theirs != own:
         raise ValueError(
             f"init_from: {path} has another tokenizer ({theirs[:12]}, here {own[:12]}), so its embedding means other "

@@ -85,7 +85,8 @@ class WebDatasetSource:
             return os.pread(file.fileno(), size, offset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return read_sample(*self._rows[index], self._read, self.classes)
+        key, files = self._rows[index]
+        return read_sample(key, files, self._read, self.classes)
 
     def text(self, index: int) -> dict[str, Any]:
         """A sample without its picture."""

@@ -31,6 +31,7 @@ class TfdsSource:
         if builder.info.file_format.value != "array_record":
             raise ValueError(f"TFDS data set {name!r} is {builder.info.file_format.value}; prepare it as array_record")
         features = builder.info.features
+        raw_features: Any = features
         skip = tfds.decode.SkipDecoding()
         raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
         self._labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
@@ -45,7 +46,7 @@ class TfdsSource:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(whole)  # None: from the start, to the end
         self._slices = [(p.splitname, range(whole[p.splitname].num_examples)[p.from_ : p.to]) for p in parts]
         self._fingerprint = f"{name}:{builder.version}:{split}"
-        self.understood = Understood(f"TFDS data set {name}", [], len(self._records), sorted(features), split)
+        self.understood = Understood(f"TFDS data set {name}", [], len(self._records), sorted(raw_features), split)
 
     def __len__(self):
         return len(self._records)

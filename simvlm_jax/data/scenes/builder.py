@@ -10,12 +10,15 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from simvlm_jax.core.lock import turn
 from simvlm_jax.data.scenes import graph, tasks
 from simvlm_jax.data.scenes.examples import EVEN_COUNTS, make_examples
 
@@ -124,8 +127,27 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
 
 
 def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
-    """The builder behind a name with its files on disk, prepared on first use."""
+    """The builder behind a name with its files on disk, prepared on first use, by one process while others wait.
+
+    Raises:
+      OSError: they cannot be written; the message names the folder.
+    """
     made = builder(name, data_dir)
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS talks on stdout, which belongs to commands with --json
-        made.download_and_prepare()
+    folder = Path(made.data_path)
+    if (folder / "dataset_info.json").is_file():
+        return made
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), say):
+            for left in folder.parent.glob("incomplete.*"):  # by a process that was killed, for nobody else is here
+                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.redirect_stdout(sys.stderr):  # TFDS talks on stdout, which belongs to commands with --json
+                made.download_and_prepare()
+    except OSError as e:
+        raise OSError(
+            f"scenes/{name} could not be prepared in {folder.parent} ({e.strerror or e}); free some space, or set TFDS_DATA_DIR"
+        ) from e
     return made

@@ -1,4 +1,4 @@
-"""One training at a time in a run directory: a lock that ends with its process, and a heartbeat for other machines.
+"""One process at a time: a lock that ends with its process, and a heartbeat for other machines.
 
 `flock` tells processes of one machine apart, and ends with its process whatever ends that. On network file systems it may not
 reach other machines, so the holder also counts up in the file while it lives; counts, not clocks, are compared.
@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
             _write(file, own | {"ended": True})
     finally:
         file.close()
+
+
+@contextlib.contextmanager
+def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Waits until no other process of this machine is inside, then does what is inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f"waiting for another process that holds {path} ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _here() -> str:
