@@ -276,7 +276,9 @@ def main(argv: list[str] | None = None) -> None:
     from ml_collections import config_flags
 
     from simvlm_jax.core.build import add_config_folder, check_config_file
+    from simvlm_jax.core.children import end_with_parent
 
+    end_with_parent()
     argv = list(sys.argv if argv is None else argv)
     given = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config", "-config")]
     given += [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]

@@ -5,6 +5,8 @@ import io
 import os
 import sys
 
+from simvlm_jax.core.children import end_with_parent
+
 COMMANDS = {
     "models": "list every config, its size, its cost and what it can do",
     "caption": "caption images with a trained run",
@@ -33,12 +35,17 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    end_with_parent()
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8; what JSON gets is their escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    import logging as standard
+
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
+    for name in ("absl", "asyncio"):  # whose errors come out of what they were asked
+        standard.getLogger(name).setLevel(standard.CRITICAL)
     command = importlib.import_module(f"simvlm_jax.cli.{argv[0].replace('-', '_')}")
     try:
         return command.main(_trusting(argv[1:]))

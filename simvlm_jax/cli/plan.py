@@ -94,9 +94,14 @@ def _in_a_process(argv: list[str], target: Any) -> int:
     """
     call = "import sys; from simvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     home = str(Path(simvlm_jax.__file__).resolve().parents[1])  # also where the package is not installed
-    env = {**os.environ, _CHILD: "1", "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
+    env = {
+        **os.environ,
+        **with_parent(),
+        _CHILD: "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
+    }
     words = [sys.executable, "-P", "-c", call, "plan", *argv]
-    done = subprocess.run(words, env=env, check=False, **with_parent())
+    done = subprocess.run(words, env=env, check=False)
     if done.returncode < 0:
         raise ValueError(
             f"the compiler for {target.name} was ended by {signal.Signals(-done.returncode).name}; that is a fault of libtpu "

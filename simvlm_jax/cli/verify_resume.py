@@ -36,13 +36,13 @@ class Drill:
 
     def start(self) -> subprocess.Popen:
         """A process that begins or continues the run on `devices` devices."""
-        env = {**os.environ, **visible(self.devices)}
+        env = {**os.environ, **visible(self.devices), **with_parent()}
         command = [sys.executable, "-m", "simvlm_jax.main", "--config", self.config, "--workdir", str(self.workdir)]
         command += ["--mode", "fit", *self.overrides]
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self._before = {self._metrics_file(), *self._saves()}
         with (self.workdir.parent / f"{self.workdir.name}.log").open("a") as log:
-            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True, **with_parent())
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def kill_at(self, moment: Callable[[], bool], name: str, patience: float = 900, soft: bool = False) -> bool:
         """Starts the run and ends it by SIGKILL (or SIGTERM) as soon as `moment` has come; False if it ended before."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.schema import check
+from simvlm_jax.core.schema import BadValue, check
 
 GROUP = "simvlm_jax"
 TRUSTED = "SIMVLM_TRUST"
@@ -48,27 +48,33 @@ def buildable(*fields: str) -> Callable[[type], Any]:
             made(self, *args, **kwargs)
 
         cls.__init__ = checked
+        cls.is_buildable = True  # pyright: ignore[reportAttributeAccessIssue]
         return cls
 
     return declare
 
 
 def check_arguments(cls: Any, given: Mapping[str, Any], name: str) -> None:
-    """Checks arguments against those of a class's annotations that are plain values, with their ranges (core/schema.py).
+    """Checks arguments against those of a class's annotations that are plain values, with their ranges (core/schema.py), or
+    classes of this kind.
 
     Raises:
       BadValue: one does not fit; the message begins with `name`.FIELD.
     """
     hints = _hints(cls) if isinstance(cls, type) else {}
     for field, value in given.items():
-        if field in hints:
-            check(value, hints[field], f"{name}.{field}")
+        hint = hints.get(field)
+        if isinstance(hint, type) and getattr(hint, "is_buildable", False):
+            if not isinstance(value, hint):
+                raise BadValue(f"{name}.{field} is {value!r:.120}: expected a spec of {hint.__name__}")
+        elif hint is not None:
+            check(value, hint, f"{name}.{field}")
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     found = typing.get_type_hints(inspect.unwrap(cls.__init__), include_extras=True)
-    return {k: v for k, v in found.items() if _plain(v)}
+    return {k: v for k, v in found.items() if _plain(v) or getattr(v, "is_buildable", False)}
 
 
 def _plain(hint: Any) -> bool:

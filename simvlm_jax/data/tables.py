@@ -151,7 +151,7 @@ def read_table(path: Path, columns: str = "") -> Table:
         names[name] = renamed.get(tidy, tidy)
     if lacking := [t for t in renamed if t not in {n.strip().lower() for n in table.columns}]:
         raise ValueError(f"table {str(path)!r} has no column {lacking[0]!r}; it has {', '.join(table.columns)}")
-    if twice := [n for n, k in Counter(names.values()).items() if k > 1]:
+    if twice := [n for n, k in Counter(names[c] for c in table.columns).items() if k > 1]:
         raise ValueError(f"table {str(path)!r} has the column {twice[0]!r} more than once; rename or remove one")
     rows = [
         (line, {names.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row)

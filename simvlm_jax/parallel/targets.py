@@ -79,7 +79,7 @@ def parse_target(name: str) -> Target:
       ValueError: naming the ones there are.
     """
     kind, mark, rest = name.partition(":")
-    if mark and kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", rest):
+    if mark and kind in TPUS and re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", rest):
         return Target(name, "tpu", kind, rest)
     found = re.fullmatch(r"(\w+?)x(\d{1,6})", name)
     if found and int(found[2]) > MOST_STAND_INS and (found[1] == "cpu" or found[1] in GPUS):

@@ -1,9 +1,11 @@
 """Checkpoints by Orbax: asynchronous, atomic, kept by policy, restored straight onto the mesh."""
 
 import contextlib
+import functools
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,22 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from simvlm_jax.core.trees import path_name
+from simvlm_jax.run.checksums import checksums, damaged
 
-_STATE, _WEIGHTS, _ABOUT = "state", "weights", "about"
+_STATE, _WEIGHTS, _ABOUT, _SUMS = "state", "weights", "about", "checksums"
 MOST_PARAMETERS = 2**42
+
+
+@functools.cache
+def _pass_over_closed_loops() -> None:
+    """Keeps tensorstore's threads from printing tracebacks when Orbax has given up on a damaged checkpoint and closed its loop."""
+    shown = sys.excepthook
+
+    def hook(kind: Any, error: Any, trace: Any) -> None:
+        if not (kind is RuntimeError and "Event loop is closed" in str(error)):
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 class Checkpoints:
@@ -36,6 +51,7 @@ class Checkpoints:
     ):
         """about: what the weights belong to (tokenizer, answers, model), plain values that each save records."""
         self.about = about or {}
+        _pass_over_closed_loops()
         policies: list[Any] = [keep.LatestN(latest)]
         if every:
             policies.append(keep.EveryNSteps(every))
@@ -98,7 +114,8 @@ class Checkpoints:
             _WEIGHTS: ocp.args.StandardSave({"params": weights[0], "extra": weights[1]}),
         }
         with self._written():
-            kept = {_ABOUT: self.about} if self.about else None
+            sums = {_STATE: checksums(state), _WEIGHTS: checksums({"params": weights[0], "extra": weights[1]})}
+            kept = {_ABOUT: self.about, _SUMS: sums}
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True, custom_metadata=kept)
 
     def check_about(self, step: int) -> None:
@@ -107,10 +124,7 @@ class Checkpoints:
         Raises:
           ValueError: they belong to another tokenizer, answer list or model; the message names the fields.
         """
-        try:
-            found = (self._manager.metadata(step).custom_metadata or {}).get(_ABOUT, {})
-        except Exception as e:
-            raise self._unreadable(step, e) from e
+        found = self._told(step, _ABOUT)
         wrong = [
             f"{k}: {found[k]!r:.80} in the checkpoint, {self.about[k]!r:.80} here"
             for k in sorted({*found} & {*self.about})
@@ -122,6 +136,24 @@ class Checkpoints:
                 "tokenizer, labels.json and config.json of the run\n  " + "\n  ".join(wrong)
             )
 
+    def _told(self, step: int, what: str) -> dict[str, Any]:
+        """What a save has recorded beside its arrays; {} of an older one."""
+        try:
+            return (self._manager.metadata(step).custom_metadata or {}).get(what) or {}
+        except Exception as e:
+            raise self._unreadable(step, e) from e
+
+    def _check_bits(self, step: int, what: str, tree: Any) -> Any:
+        """The tree, whose bits are those that were saved.
+
+        Raises:
+          ValueError: they are others.
+        """
+        if wrong := damaged(tree, self._told(step, _SUMS).get(what) or {}):
+            more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+            raise self._unreadable(step, ValueError(f"bits of {wrong[0]}{more} are not those that were saved"))
+        return tree
+
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of a step, onto the shapes, dtypes and shardings of `abstract`.
 
@@ -132,9 +164,10 @@ class Checkpoints:
         self.check_about(step)
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
-            return self._manager.restore(step, args=wanted)[_STATE]
+            state = self._manager.restore(step, args=wanted)[_STATE]
         except Exception as e:  # Orbax and its file formats raise many kinds
             raise self._unreadable(step, e) from e
+        return self._check_bits(step, _STATE, state)
 
     def _folder(self, step: int) -> Path:
         return Path(str(self._manager.directory)) / str(step)
@@ -168,9 +201,11 @@ class Checkpoints:
                     is_leaf=lambda m: hasattr(m, "dtype"),
                 )
                 got = reader.restore(folder, abstract)
-            return got["params"], got.get("extra") or {}
+            got = {"params": got["params"], "extra": got.get("extra") or {}}
         except Exception as e:  # Orbax and its file formats raise many kinds
             raise self._unreadable(step, e) from e
+        self._check_bits(step, _WEIGHTS, got)
+        return got["params"], got["extra"]
 
     def count_parameters(self, step: int) -> int:
         """Parameters in the weights of a step."""

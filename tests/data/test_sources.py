@@ -114,6 +114,7 @@ def test_tables_as_people_write_them(folder, name, text):
         ("t.csv", "image,caption\n,a dog\n", "line 2: needs an image"),
         ("t.csv", "image,captions\n0.png,[a]\n", r'line 2: `captions` must be a list such as \["one'),
         ("t.csv", "image,caption,Caption\n0.png,a,b\n", "has the column 'caption' more than once"),
+        ("t.csv", "image,caption,caption\n0.png,a,b\n", "has the column 'caption' more than once"),
         ("t.jsonl", '{"image": "0.png", "caption": "a"}\nso\n', "line 2: not JSON"),
         ("t.jsonl", '{"image": "0.png", "caption": 7}\n', "line 1: a caption must be text, not 7"),
         ("t.jsonl", "[1]\n", r"line 1: must be an object, not \[1\]"),
