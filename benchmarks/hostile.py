@@ -629,7 +629,7 @@ def attempt(case: Case) -> dict[str, Any]:
     memory = int(line.split()[1]) * 1024 if line else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     failure = escaped
     if not failure and (UNFORESEEN in said or "Traceback" in said):
-        failure = "a traceback: " + next(x for x in said.splitlines() if UNFORESEEN in x or "Traceback" in x)
+        failure = "a traceback: " + " / ".join(said.splitlines())[:700]
     if not failure and memory > MEMORY:
         failure = f"{memory / 2**30:.1f} GiB"
     if not failure and case.right is None and code == 0 and not case.either:

@@ -3,6 +3,17 @@
 `simvlm_jax.load("runs/prefixlm")` gives a trained run that can be asked (see api.py).
 """
 
+import os
+import sys
+
+if (
+    sys.argv[:1] == ["-m"]
+    and not sys.flags.safe_path
+    and sys.path
+    and os.path.abspath(sys.path[0] or ".") == os.getcwd()
+):
+    del sys.path[0]  # `python -m` puts the current folder there; nothing that lies in it is to be run by its name
+
 from typing import Any
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from PIL import Image
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.core.trust import trust as trusted
 from simvlm_jax.data.assemble import eval_pixels
-from simvlm_jax.data.images import BadImage
+from simvlm_jax.data.images import BadImage, as_rgb
 from simvlm_jax.data.transforms import NO_DRAWS
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.sampling import Sampler
@@ -214,7 +214,7 @@ def _encoded(picture: Any) -> Any:
     if isinstance(picture, str | os.PathLike):
         return read_bytes(picture)
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(as_rgb(picture))
     if isinstance(picture, np.ndarray):
         if (
             picture.dtype != np.uint8
@@ -222,7 +222,7 @@ def _encoded(picture: Any) -> Any:
             or (picture.ndim == 3 and picture.shape[2] not in (3, 4))
         ):
             raise ValueError(f"an array must be uint8 [Y,X,3] or [Y,X], not {picture.dtype} {list(picture.shape)}")
-        return np.asarray(Image.fromarray(picture).convert("RGB"))
+        return np.asarray(as_rgb(Image.fromarray(picture)))
     if not isinstance(picture, bytes):
         raise ValueError(f"a {type(picture).__name__} is no path, bytes, PIL image or array")
     return picture

@@ -5,16 +5,12 @@ processes of a job join to one run. Exit codes: 0 done, 75 interrupted (state sa
 process was lost (the same command continues), 1 an error.
 """
 
-import os
-import sys
-
-if __name__ == "__main__" and not sys.flags.safe_path and os.path.abspath(sys.path[0] or ".") == os.getcwd():
-    del sys.path[0]  # `python -m` puts the current folder there; nothing that lies in it is to be run by its name
-
 import contextlib
 import functools
 import importlib.metadata
+import os
 import signal
+import sys
 import traceback
 import zlib
 from pathlib import Path
@@ -106,6 +102,8 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
             f"{directory.path} is trained to step {done} already, and config.train.steps={config.train.steps} is fewer; set as "
             "many at least, or use another --workdir"
         )
+    if training and (told := directory.set_metrics_aside()):
+        say(told)
     mesh = make_mesh(**config.mesh)
     meet(mesh)
 

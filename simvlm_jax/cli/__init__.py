@@ -6,6 +6,7 @@ import os
 import sys
 
 from simvlm_jax.core.children import end_with_parent
+from simvlm_jax.core.files import printable_lines
 
 COMMANDS = {
     "models": "list every config, its size, its cost and what it can do",
@@ -21,6 +22,16 @@ COMMANDS = {
     "sweep": "run arms and seeds at equal compute, write a table and a figure",
     "data": "look at batches, prepare the built-in data sets, train tokenizers",
 }
+
+
+def entry() -> None:
+    """The command of the shell. After an error the process ends at once: threads of libraries that failed have nothing to add."""
+    code = main()
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         from simvlm_jax.main import unforeseen
 
-        print(f"error: {e if isinstance(e, ValueError | OSError) else unforeseen(e)}", file=sys.stderr)
+        told = str(e) if isinstance(e, ValueError | OSError) else unforeseen(e)
+        print(f"error: {printable_lines(told)}", file=sys.stderr)
         return 1
 
 

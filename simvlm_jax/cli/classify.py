@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
             elif "labels" in answer:
                 print(
                     f"{printable(answer['image'])}: "
-                    + "  ".join(f"{t['label']} {t['probability']:.1%}" for t in answer["labels"])
+                    + "  ".join(f"{printable(t['label'])} {t['probability']:.1%}" for t in answer["labels"])
                 )
             if "error" in answer:
                 print(f"error: {printable(answer['image'])}: {printable(answer['error'])}", file=sys.stderr)

@@ -55,7 +55,16 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.data.sources import open_source, understood
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
-    from simvlm_jax.jobs.embed import FileList, embed_parts, made_before, merge, read_vectors, stamp, write_arrays
+    from simvlm_jax.jobs.embed import (
+        LONGEST_KEY,
+        FileList,
+        embed_parts,
+        made_before,
+        merge,
+        read_vectors,
+        stamp,
+        write_arrays,
+    )
     from simvlm_jax.main import setup_jax
 
     out = Path(args.out)
@@ -69,6 +78,10 @@ def main(argv: list[str]) -> int:
         texts = [t for t in read_text(args.texts).splitlines() if t.strip()]
         if not texts:
             raise ValueError(f"{args.texts!r} holds no text")
+        if long := [i for i, t in enumerate(texts, 1) if len(t) > LONGEST_KEY]:
+            raise ValueError(
+                f"text {long[0]} of {args.texts!r} has more than {LONGEST_KEY:,} characters; cut it, or leave it out"
+            )
         vectors = engine.embed_texts(texts)
         engine.tell_cuts()
         about |= {"of": "texts"}

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import read_json
+from simvlm_jax.core.files import printable, read_json
 from simvlm_jax.core.schema import check
 from simvlm_jax.run.schema import Results
 
@@ -35,13 +35,13 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps({"compared": compared, "training": trained, **alone}))
     else:
-        print("\n".join(line for one in compared for line in _lines(one)))
+        print("\n".join(printable(line) for one in compared for line in _lines(one)))
         if trained:
             print("the runs were trained otherwise:")
-            print("\n".join(f"  {field}: {a!r} -> {b!r}" for field, (a, b) in trained.items()))
+            print("\n".join(printable(f"  {field}: {a!r} -> {b!r}") for field, (a, b) in trained.items()))
         for name, keys in alone.items():
             if keys:
-                print(f"{name.replace('_', ' ')}: {', '.join(_name(*k) for k in keys)}")
+                print(printable(f"{name.replace('_', ' ')}: {', '.join(_name(*k) for k in keys)}"))
     return 0
 
 

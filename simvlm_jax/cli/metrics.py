@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import can_be_written, read_json, write_whole
+from simvlm_jax.core.files import MOST_TABLE, can_be_written, read_json, write_whole
 
 
 def main(argv: list[str]) -> int:
@@ -113,7 +113,10 @@ def read_vqa_files(predictions: str, annotations: str) -> tuple[dict[str, str], 
     Raises:
       ValueError: a file of another form; a question twice, without annotation, or without an answer.
     """
-    rows, notes = read_json(predictions, unique=True), read_json(annotations, unique=True)
+    rows, notes = (
+        read_json(predictions, unique=True, most=MOST_TABLE),
+        read_json(annotations, unique=True, most=MOST_TABLE),
+    )
     notes = notes.get("annotations", notes) if isinstance(notes, dict) else notes
     _rows_with(rows, predictions, "question_id", "answer")
     _rows_with(notes, annotations, "question_id", "answers")
@@ -167,7 +170,7 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
     Raises:
       ValueError: a file of another form; an id twice, without references, or without a caption.
     """
-    rows: Any = read_json(hypotheses, unique=True)
+    rows: Any = read_json(hypotheses, unique=True, most=MOST_TABLE)
     truth = _references(references)
     if isinstance(rows, dict) and rows and all(isinstance(v, list) and len(v) == 1 for v in rows.values()):
         rows = [{"image_id": k, "caption": v[0]} for k, v in rows.items()]
@@ -175,7 +178,7 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
             {**r, "caption": _caption_of(r["caption"], f"{hypotheses}: the caption of {r['image_id']!r}")} for r in rows
         ]
     _rows_with(rows, hypotheses, "image_id", "caption")
-    listed: list[dict[str, Any]] = rows
+    listed: Any = rows
     said = _once(listed, hypotheses, "image_id", "caption", "image")
     if unknown := [k for k in said if k not in truth]:
         raise ValueError(f"{references}: no references for image {unknown[0]!r} ({len(unknown)} in all)")
@@ -187,7 +190,7 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
 
 def _references(path: str) -> dict[str, list[str]]:
     """{image id: captions}."""
-    value = read_json(path, unique=True)
+    value = read_json(path, unique=True, most=MOST_TABLE)
     if isinstance(value, dict) and isinstance(notes := value.get("annotations"), list):
         _rows_with(notes, path, "image_id", "caption")
         value = {}

@@ -199,12 +199,13 @@ def add_config_folder(file: str) -> None:
     home = ([p for p in path.parents if p.name == "configs"] or [path.parent])[-1]
     name = home.name
     known = sys.modules.get(name)
-    if known is not None and getattr(known, _OURS, False):
-        if str(home) not in known.__path__:
-            known.__path__.insert(0, str(home))
-            for other in [m for m in sys.modules if m.startswith(f"{name}.")]:  # those of another folder of that name
-                del sys.modules[other]
-    elif known is None and name.isidentifier() and (name == "configs" or importlib.util.find_spec(name) is None):
+    if getattr(known, _OURS, False) and known is not None and str(home) not in known.__path__:
+        known.__path__.insert(0, str(home))
+        for other in [m for m in sys.modules if m.startswith(f"{name}.")]:  # those of another folder of that name
+            del sys.modules[other]
+    if name != "configs" and "configs" not in sys.modules and (_BUILT_IN / "parts.py").is_file():
+        add_config_folder(str(_BUILT_IN / "parts.py"))  # a config from elsewhere may build on those beside this package
+    if known is None and name.isidentifier() and (name == "configs" or importlib.util.find_spec(name) is None):
         package = types.ModuleType(name, "The folder of the config that was named.")
         package.__path__ = [str(home)]
         setattr(package, _OURS, True)
@@ -212,3 +213,4 @@ def add_config_folder(file: str) -> None:
 
 
 _OURS = "_made_for_configs"
+_BUILT_IN = Path(__file__).resolve().parents[2] / "configs"

@@ -100,8 +100,9 @@ def parse_json(text: str | bytes, name: str, unique: bool = False) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [k for k, _ in pairs]
-            raise BadFile(f"{name}: {next(k for k in names if names.count(k) > 1)!r} stands more than once")
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+            raise BadFile(f"{name}: {twice!r} stands more than once")
         return found
 
     try:
@@ -121,7 +122,7 @@ def parse_json(text: str | bytes, name: str, unique: bool = False) -> Any:
     return value
 
 
-def read_json(path: str | os.PathLike, unique: bool = False, most: int = MOST_TABLE) -> Any:
+def read_json(path: str | os.PathLike, unique: bool = False, most: int = MOST_BYTES) -> Any:
     """The value of a JSON file.
 
     Raises:
@@ -185,6 +186,11 @@ def can_be_written(path: str | os.PathLike) -> None:
 def printable(text: str) -> str:
     """A name or text for a terminal: control characters, which may move the cursor or worse, are spelt out."""
     return _CONTROL.sub(lambda c: f"\\x{ord(c[0]):02x}", text)
+
+
+def printable_lines(text: str) -> str:
+    """The same, of a text that may have lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")

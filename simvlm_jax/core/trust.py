@@ -7,6 +7,7 @@ declares it is for. Classes of other packages join where the package is installe
 """
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -64,6 +65,7 @@ def check_arguments(cls: Any, given: Mapping[str, Any], name: str) -> None:
     hints = _hints(cls) if isinstance(cls, type) else {}
     for field, value in given.items():
         hint = hints.get(field)
+        value = value.item() if type(value).__module__ == "numpy" and not getattr(value, "ndim", 1) else value
         if isinstance(hint, type) and getattr(hint, "is_buildable", False):
             if not isinstance(value, hint):
                 raise BadValue(f"{name}.{field} is {value!r:.120}: expected a spec of {hint.__name__}")
@@ -73,7 +75,12 @@ def check_arguments(cls: Any, given: Mapping[str, Any], name: str) -> None:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    found = typing.get_type_hints(inspect.unwrap(cls.__init__), include_extras=True)
+    made = inspect.unwrap(cls.__init__)
+    found = {}
+    for name, hint in getattr(made, "__annotations__", {}).items():
+        with contextlib.suppress(Exception):  # of a name that is imported for type checkers alone
+            one = types.SimpleNamespace(__annotations__={name: hint})
+            found |= typing.get_type_hints(one, made.__globals__, include_extras=True)
     return {k: v for k, v in found.items() if _plain(v) or getattr(v, "is_buildable", False)}
 
 

@@ -33,7 +33,7 @@ FORMATS = (
         "PCX",
     ),
     *("QOI", "DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FITS", "FLI", "PCD", "PIXAR", "GBR"),
-    *("BLP", "CUR", "DCX", "FTEX", "ICNS", "IPTC", "MCIDAS", "XVTHUMB", "IMT"),
+    *("BLP", "CUR", "DCX", "FTEX", "ICNS", "MCIDAS", "XVTHUMB", "IMT"),
 )
 """What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not."""
 Box = tuple[float, float, float, float]
@@ -73,7 +73,7 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
                     f"of {MAX_DECODED:,}"
                 )
             image.load()
-            return _to_rgb(_upright(image))
+            return as_rgb(image)
     except BadImage:
         raise
     except Image.DecompressionBombError as e:  # Pillow's own, at twice the limit, before the size can be asked
@@ -99,6 +99,11 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow raises struct.error, SyntaxError, ValueError, TypeError and others
         return image
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `decode` gives it: upright by EXIF, alpha over white, 16-bit scaled to 8."""
+    return _to_rgb(_upright(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

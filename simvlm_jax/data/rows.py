@@ -85,22 +85,35 @@ def split_of(name: str) -> str | None:
     return next(iter(found), None)
 
 
-def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path], str]:
-    """(those of the files that belong to a split, its name; "" where no file is named by one).
+def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path], str, list[str]]:
+    """(those of the files that belong to a split, its name, names of those that no split names).
+
+    Where no file is named by a split, all of them are taken, and the split has no name.
 
     Raises:
       NoSuchSplit: there are splits, and not that one.
     """
-    told = {p: split_of(p.stem if p.is_file() else p.name) for p in files}
+    told = {p: split_of(p.stem) if p.is_file() else _split_named(p.name) for p in files}
     if not any(told.values()):
-        return list(files), ""
+        return list(files), "", []
     wanted = [p for p, s in told.items() if s is not None and (s == split or s in names_of(split))]
     if not wanted:
         there = sorted({s for s in told.values() if s})
         raise NoSuchSplit(
             f"{str(where)!r} has no split {split!r}; it has {', '.join(there)} (by the names of {files[0].name} and others)"
         )
-    return wanted, next(s for s in told.values() if s and s in names_of(split))
+    rest = [p.name for p, s in told.items() if s is None]
+    return wanted, next(s for s in told.values() if s and s in names_of(split)), rest
+
+
+def _split_named(folder: str) -> str | None:
+    """The split whose name a folder has, as a whole: "train_station" is none."""
+    return next((s for s, names in SPLITS.items() if folder.lower() == s or folder.lower() in names), None)
+
+
+def unnamed(rest: Sequence[str], what: str) -> Counter[str]:
+    """What is left out of those that no split names, for `Understood`."""
+    return Counter({f"{what} that no split names ({', '.join(rest[:3])})": len(rest)} if rest else {})
 
 
 def needed(path: Path, split: str) -> Path:
@@ -143,7 +156,12 @@ class Pictures:
         parts = [p for p in _alike(name).split("/") if p not in ("", ".")]
         for start in range(len(parts)):
             wanted = "/".join(parts[start:])
-            found = index.get(wanted) or index.get(wanted.rpartition(".")[0] + ".") or index.get(wanted + ".") or []
+            bare = wanted.rpartition(".")[0] if wanted.endswith(PICTURES) else wanted
+            found = index.get(wanted) or index.get(wanted + ".") or index.get(bare + ".") or []
+            if (
+                start
+            ):  # without some of its folders a name is that of a file only where no other folders take their place
+                found = [p for p in found if any(self._whole(p, f, wanted) for f in self.folders)]
             if len(found) == 1:
                 return found[0]
             if found:
@@ -152,6 +170,14 @@ class Pictures:
                 )
         where = ", ".join(map(str, self.folders)) or "any folder that is there"
         raise FileNotFoundError(f"image {name!r} is in the table but not in {where}")
+
+    @staticmethod
+    def _whole(path: Path, folder: Path, wanted: str) -> bool:
+        """Whether a name is all of a file's path below a folder, whatever its suffix."""
+        if not path.is_relative_to(folder):
+            return False
+        below = _alike(str(path.relative_to(folder)))
+        return below == wanted or below.rpartition(".")[0] in (wanted, wanted.rpartition(".")[0])
 
     def _indexed(self) -> dict[str, list[Path]]:
         """Files by every end of their path; a file stands under its path without a suffix (but its dot) too."""

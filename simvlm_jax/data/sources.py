@@ -16,7 +16,7 @@ from simvlm_jax.data.readers import annotations, classes, flickr, published, sid
 from simvlm_jax.data.readers.tables import from_tables
 from simvlm_jax.data.readers.tars import WebDatasetSource
 from simvlm_jax.data.readers.texts import TextSource
-from simvlm_jax.data.rows import NoSuchSplit, Refused, Understood, names_of, of_split, split_of
+from simvlm_jax.data.rows import NoSuchSplit, Refused, Understood, names_of, of_split, split_of, unnamed
 from simvlm_jax.data.tables import TABLE_SUFFIXES, read_table
 
 MOST_SHARDS = 100_000
@@ -55,7 +55,9 @@ class HashSplit:
         edge = int(share * 2**32)
         self._source = source
         name = getattr(source, "group", source.key)
-        self._indices = [i for i in range(len(source)) if (zlib.crc32(name(i).encode()) < edge) == held_out]
+        self._indices = [
+            i for i in range(len(source)) if (zlib.crc32(name(i).encode("utf-8", "surrogatepass")) < edge) == held_out
+        ]
         if not self._indices:
             raise ValueError(f"{share:.0%} of {len(source)} examples leave none; name data.eval.path instead")
         self._label = f"{'held out' if held_out else 'without'} {share:.0%}"
@@ -210,8 +212,10 @@ def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bo
     tables = [p for p in entries if p.is_file() and p.suffix.lower() in TABLE_SUFFIXES]
     tars = [p for p in entries if p.is_file() and p.suffix.lower() == ".tar"]
     if tars and images and all(p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists() for p in tables):
-        found, name = of_split(tars, split, here)
-        return WebDatasetSource(found, name, truncated)
+        found, name, rest = of_split(tars, split, here)
+        source = WebDatasetSource(found, name, truncated)
+        source.understood.left_out.update(unnamed(rest, "tars"))
+        return source
     if tars and tables and images:
         raise Refused(
             f"{str(here)!r} holds tars and tables ({tars[0].name}, {tables[0].name}); name one of them, or '*.tar'"
@@ -219,11 +223,10 @@ def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bo
     if images and sidecars.accepts(here):
         return sidecars.read_folder(here, split)
     if tables:
-        found, name = of_split(tables, split, here)
+        found, name, rest = of_split(tables, split, here)
         read = [read_table(p, columns) for p in found]
         source = from_tables(here, read, name) if images else TextSource(here, read, name)
-        if rest := [p.name for p in tables if p not in found and split_of(p.stem) is None]:
-            understood(source).left_out[f"tables that no split names ({', '.join(rest[:3])})"] += len(rest)
+        source.understood.left_out.update(unnamed(rest, "tables"))
         return source
     if images and annotations.accepts(here):
         return annotations.read_folder(here, split)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import MOST_TABLE, BadFile, parse_json, read_text
+from simvlm_jax.core.files import MOST_BYTES, MOST_TABLE, BadFile, parse_json, read_text
 from simvlm_jax.text.tokenizer import clean
 
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -69,10 +69,8 @@ def captions_of(row: dict[str, Any]) -> list[str]:
         if isinstance(value, str) and value.lstrip().startswith("["):
             value = listed(value, name, strict=name == "captions")
         if found := [t for t in texts(value) if t]:
-            if _NUMBERED.fullmatch(name):
-                rest = [c for c in row if _NUMBERED.fullmatch(c) and c != name]
-                found += [t for c in rest for t in texts(row[c]) if t]
-            return found
+            rest = [c for c in row if _NUMBERED.fullmatch(c) and c != name]
+            return found + [t for c in rest for t in texts(row[c]) if t]
     return []
 
 
@@ -142,15 +140,16 @@ def read_table(path: Path, columns: str = "") -> Table:
       ValueError: what is not such a file, or has a column twice or lacks one that is named, with the line where there is one.
     """
     kind = path.suffix.lower()
-    read = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}.get(kind, _delimited)
-    table = read(path)
     renamed = {theirs: ours for ours, theirs in parse_columns(columns).items()}
+    read = {".jsonl": _jsonl, ".ndjson": _jsonl}.get(kind, _delimited)
+    table = _parquet(path, renamed) if kind == ".parquet" else read(path)
     names: dict[str, str] = {}
     for name in table.columns:
         tidy = name.strip().lower()
         names[name] = renamed.get(tidy, tidy)
-    if lacking := [t for t in renamed if t not in {n.strip().lower() for n in table.columns}]:
-        raise ValueError(f"table {str(path)!r} has no column {lacking[0]!r}; it has {', '.join(table.columns)}")
+    there = [*table.columns, *([table.pictures.column] if table.pictures else [])]
+    if lacking := [t for t in renamed if t not in {n.strip().lower() for n in there}]:
+        raise ValueError(f"table {str(path)!r} has no column {lacking[0]!r}; it has {', '.join(there)}")
     if twice := [n for n, k in Counter(names[c] for c in table.columns).items() if k > 1]:
         raise ValueError(f"table {str(path)!r} has the column {twice[0]!r} more than once; rename or remove one")
     rows = [
@@ -189,11 +188,22 @@ def _delimited(path: Path) -> Table:
     if first >= len(lines) or not lines[first].strip():
         raise ValueError(f"table {str(path)!r} has no header line")
     mark = mark or _mark(lines[first], "\t" if path.suffix.lower() == ".tsv" else ",")
-    header = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True))
+    csv.field_size_limit(max(csv.field_size_limit(), MOST_BYTES))
+    try:
+        header = next(csv.reader([lines[first]], delimiter=mark, skipinitialspace=True, strict=True))
+    except csv.Error as e:
+        raise ValueError(f"table {str(path)!r} has a header that cannot be read: {e}") from e
+    while header and not header[-1].strip():  # spreadsheets end lines in marks
+        header.pop()
     table = Table(path, [], header)
     body = lines[first + 1 :]
     parsed = _by_lines(table, body, first + 2, mark) if mark == "\t" else None
     for line, fields in parsed if parsed is not None else _quoted(table, body, first + 1, mark):
+        if isinstance(fields, ValueError):
+            table.rows.append((line, fields))
+            continue
+        while len(fields) > len(header) and not fields[-1].strip():
+            fields.pop()
         if not fields or fields == [""]:
             continue
         if len(fields) > len(header):
@@ -215,17 +225,22 @@ def _mark(header: str, usual: str) -> str:
     return max(MARKS, key=fit)
 
 
-def _by_lines(table: Table, lines: list[str], start: int, mark: str) -> list[tuple[int, list[str]]] | None:
-    """The fields of a table whose rows are lines, where that is so; in those, a quote that is not closed is text."""
-    out = []
+def _by_lines(table: Table, lines: list[str], start: int, mark: str) -> list[tuple[int, Any]] | None:
+    """The fields of a table whose rows are lines, where that is so of nearly all; in those, a quote that is not closed is text.
+
+    A line of another number of fields is the error.
+    """
+    out: list[tuple[int, Any]] = []
+    ragged = 0
     for number, line in enumerate(lines, start):
         if not line.strip():
             continue
-        fields = [unquoted(f) for f in line.split(mark)]
+        fields: Any = [unquoted(f) for f in line.split(mark)]
         if len(fields) != len(table.columns):
-            return None
+            ragged += 1
+            fields = table.error(number, f"has {len(fields)} fields where the header has {len(table.columns)}")
         out.append((number, fields))
-    return out
+    return out if ragged * 10 <= len(out) or not any('"' in line for line in lines) else None
 
 
 def unquoted(field: str) -> str:
@@ -236,29 +251,44 @@ def unquoted(field: str) -> str:
     return field
 
 
-def _quoted(table: Table, lines: list[str], before: int, mark: str) -> Iterator[tuple[int, list[str]]]:
-    """The fields of a table whose quoted fields may hold marks and line breaks.
+def _quoted(table: Table, lines: list[str], before: int, mark: str) -> Iterator[tuple[int, Any]]:
+    """The fields of a table whose quoted fields may hold marks and line breaks; a row with a fault of its own is the error.
 
     Raises:
-      ValueError: quotes that do not pair up, or that swallow what would be rows of their own.
+      ValueError: a quote that swallows what would be rows of their own.
     """
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=mark, skipinitialspace=True, strict=True)
-    try:
-        for fields in reader:
-            number = before + reader.line_num
-            for field in fields:
-                inside = field.split("\n")[1:]
-                if inside and len(table.columns) > 1 and all(i.count(mark) >= len(table.columns) - 1 for i in inside):
-                    raise table.error(
-                        number - len(inside), f"a quote is opened and not closed before line {number}: {field[:60]!r}"
-                    )
-            yield number, fields
-    except csv.Error as e:
-        message = f"{e}; a quote inside a quoted field is written twice"
-        raise table.error(before + reader.line_num, message) from e
+    start = 0
+    while start < len(lines):
+        reader = csv.reader((f"{line}\n" for line in lines[start:]), delimiter=mark, skipinitialspace=True, strict=True)
+        try:
+            for fields in reader:
+                number = before + start + reader.line_num
+                for field in fields:
+                    inside = field.split("\n")[1:]
+                    if inside and all(_looks_like_a_row(i, table, mark) for i in inside):
+                        raise table.error(
+                            number - len(inside),
+                            f"a quote is opened and not closed before line {number}: {field[:60]!r}",
+                        )
+                yield number, fields
+            return
+        except csv.Error as e:
+            message = f"{e}; a quote inside a quoted field is written twice"
+            error = table.error(before + start + reader.line_num, message)
+            if "end of data" in str(e):
+                raise error from e
+            yield before + start + reader.line_num, error
+            start += reader.line_num
 
 
-def _parquet(path: Path) -> Table:
+def _looks_like_a_row(line: str, table: Table, mark: str) -> bool:
+    """Whether a line inside a quoted field has as many fields as the header, and the name of a picture among them."""
+    fields = line.split(mark)
+    named = any(re.search(r"\w\.[A-Za-z]\w{2,4}$", f.strip().strip('"')) for f in fields)
+    return len(table.columns) > 1 and len(fields) >= len(table.columns) and named
+
+
+def _parquet(path: Path, renamed: dict[str, str]) -> Table:
     import pyarrow
     import pyarrow.parquet
 
@@ -271,7 +301,7 @@ def _parquet(path: Path) -> Table:
             if (pyarrow.types.is_struct(t := schema.field(name).type) and t.get_field_index("bytes") >= 0)
             or (
                 (pyarrow.types.is_binary(t) or pyarrow.types.is_large_binary(t))
-                and name.lower() in (*IMAGE_COLUMNS, *BYTES_COLUMNS)
+                and renamed.get(name.lower(), name.lower()) in (*IMAGE_COLUMNS, *BYTES_COLUMNS)
             )
         ]
         plain = [name for name in schema.names if name not in held]
@@ -281,6 +311,10 @@ def _parquet(path: Path) -> Table:
             for c in range(file.metadata.num_columns)
             if file.metadata.row_group(g).column(c).path_in_schema.partition(".")[0] in plain
         )
+        if file.metadata.num_rows > max(path.stat().st_size, 1_000_000):
+            raise BadFile(
+                f"table {str(path)!r} claims {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes"
+            )
         if size > MOST_TABLE:
             raise BadFile(
                 f"table {str(path)!r} unpacks to {size:,} bytes of text, more than the limit of {MOST_TABLE:,}"

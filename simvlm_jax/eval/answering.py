@@ -9,7 +9,7 @@ import numpy as np
 
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, most_frequent
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, is_answered, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
@@ -24,6 +24,7 @@ from simvlm_jax.eval.suite import (
     Suite,
     best_answer,
     draw_ids,
+    filled_in,
     probabilities,
 )
 from simvlm_jax.text.tokenizer import clean
@@ -84,11 +85,14 @@ class Answering(Suite):
         for example, answer in answered:
             people = answers_of(example)
             truth = most_frequent(people)
-            value = self.worth(answer.text, people, truth)
+            named = not self.spells and not is_answered(example)  # a name of a class, which is compared as it is
+            form = clean if named else self.form
+            value = float(clean(answer.text) == clean(truth)) if named else self.worth(answer.text, people, truth)
             values.append(value)
-            for name in _slices(example, self.form(truth) in known if known else None):
+            listed = {clean(a) for a in self.list_of(engine)} if named else known
+            for name in _slices(example, form(truth) in listed if listed else None):
                 slices.setdefault(name, []).append(value)
-            alike = self.form(answer.text) == self.form(truth)
+            alike = form(answer.text) == form(truth)
             confusion[truth, truth if alike else answer.text] += 1
             items.append(
                 Item(
@@ -203,7 +207,7 @@ class Generation(Answering):
         width = engine.room_before(self.how.max_length)
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
-            asked = [self.prompt.format(e[self.question]) for e in rows]
+            asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
             made = engine.generate(images, asked, draw_ids(rows), self.how, width=width)
             out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
         return out
@@ -236,7 +240,7 @@ class Ranking(Answering):
         length = np.asarray([len(engine.tokenizer.encode(c)) + 1 for c in candidates])
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):
-            asked = [self.prompt.format(e[self.question]) for e in rows]
+            asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
             scores = engine.likelihoods(images, asked, candidates, self.shortlist, width)
             scores = scores / length if self.per_piece else scores
             out += [(e, best_answer(candidates, s)) for e, s in zip(rows, scores, strict=True)]

@@ -15,7 +15,7 @@ from simvlm_jax.core.schema import NotNegative
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.suite import Answered, Examples, best_answer
+from simvlm_jax.eval.suite import Answered, Examples, best_answer, filled_in
 
 
 @buildable("suites")
@@ -43,7 +43,7 @@ class GenerativeClassifier(Classes):
             "count": len(classes),
             "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
         }
-        texts = [self.template.format(name=c, a="an" if c[0] in "aeiou" else "a") for c in classes]
+        texts = [filled_in(self.template, c, name=c, a="an" if c[0] in "aeiou" else "a") for c in classes]
         prior = np.zeros(len(classes))
         out: Answered = []
         for rows, images in examples.chunks(engine.batch_size):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -31,6 +32,26 @@ class Answer:
 
 
 Answered = list[tuple[Example, Answer]]
+
+
+def filled_in(template: str, *given: str, **named: str) -> str:
+    """A template with texts in place of "{}" and "{name}"; "{{" is a brace.
+
+    Raises:
+      ValueError: a place has another name, or says more (a width, an attribute), which templates of files may not.
+    """
+    out, rest = [], iter(given)
+    for text, field, how, conversion in string.Formatter().parse(template):
+        out.append(text)
+        if field is None:
+            continue
+        if how or conversion or (field and field not in named):
+            known = ", ".join(["{}", *(f"{{{name}}}" for name in named)])
+            raise ValueError(
+                f"template {template!r} has a place {{{field}}}, which must be one of {known} and say no more"
+            )
+        out.append(named[field] if field else next(rest, given[0] if given else ""))
+    return "".join(out)
 
 
 def best_answer(names: Sequence[str], scores: np.ndarray) -> Answer:
@@ -256,4 +277,4 @@ class Suite:
 
 def draw_ids(examples: Sequence[Example]) -> np.ndarray:
     """Numbers [N] that choose each example's draws: they depend on its key alone, not on the batch or the limit."""
-    return np.asarray([zlib.crc32(str(e["key"]).encode()) for e in examples], np.int64)
+    return np.asarray([zlib.crc32(str(e["key"]).encode("utf-8", "surrogatepass")) for e in examples], np.int64)

@@ -14,7 +14,7 @@ from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
-from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, probabilities
+from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, probabilities
 from simvlm_jax.run.progress import Countdown
 
 NAMES_AT_ONCE = 50
@@ -39,6 +39,7 @@ class ZeroShot(Classes):
         classes = tuple(dict.fromkeys(classes or getattr(examples.source, "classes", ()) or examples.truths()))
         if not self.prompts and self.templates == ZeroShot.templates:  # data sets may bring their own
             templates = getattr(examples.source, "templates", ()) or templates
+            check_templates(templates)
         engine.notes["classes"] = {
             "count": len(classes),
             "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
@@ -122,7 +123,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 def said(template: str, name: str) -> str:
     """A prompt."""
-    return template.format(name, name=name, a="an" if name[:1].lower() in "aeiou" else "a")
+    return filled_in(template, name, name=name, a="an" if name[:1].lower() in "aeiou" else "a")
 
 
 def class_vectors(engine: Engine, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:

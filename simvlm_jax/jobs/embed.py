@@ -25,6 +25,8 @@ from simvlm_jax.data.tables import TABLE_SUFFIXES
 from simvlm_jax.run.progress import Countdown
 
 MANIFEST = "manifest.json"
+LONGEST_KEY = 4096
+"""Characters of a key: numpy gives every one the room of the longest."""
 
 
 class FileList:
@@ -89,7 +91,7 @@ def embed_parts(
         )
     parts = [part for part in range(-(-len(source) // rows)) if mine(part) and not _path(folder, part).exists()]
     pace = Countdown("pictures", sum(len(_rows_of(source, part, rows)) for part in parts))
-    done, unread = 0, []
+    done, unread, images = 0, [], 0
     for part in parts:
         keys: list[str] = []
         found: list[np.ndarray] = []
@@ -97,10 +99,16 @@ def embed_parts(
         waiting: list[np.ndarray] = []
         for i in _rows_of(source, part, rows):
             try:
-                waiting.append(pixels(source[i], None)["image"])
-                keys.append(str(source.key(i)))
+                made, key = pixels(source[i], None)["image"], str(source.key(i))
+                images = images or len(made)
+                if len(made) != images:
+                    raise ValueError(f"it has {len(made)} images, where others have {images}")
+                if len(key) > LONGEST_KEY:
+                    raise ValueError(f"its key has {len(key):,} characters, more than {LONGEST_KEY:,}")
+                waiting.append(made)
+                keys.append(key)
             except Exception as e:  # people's files fail in any way they like
-                errors.append((str(source.key(i)), f"{type(e).__name__}: {e}"))
+                errors.append((str(source.key(i))[:LONGEST_KEY], f"{type(e).__name__}: {e}"[:1000]))
             done += 1
             if len(waiting) == chunk:
                 found.append(embed(np.stack(waiting)))
@@ -230,7 +238,7 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
             if not np.isfinite(vectors[start : start + 2**16]).all():
                 raise ValueError("some of its vectors are not finite")
         return vectors, keys, about
-    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+    except Exception as e:  # zipfile, zlib and numpy raise whatever they like on what is damaged
         raise ValueError(f"{str(path)!r} is not a file of vectors as `simvlm embed` writes it: {e}") from e
 
 
@@ -241,6 +249,9 @@ def _check_members(path: Path) -> None:
       ValueError: they do not agree, or are compressed to a hundredth, as no vectors are.
     """
     with open_regular(path, 2**50) as raw, zipfile.ZipFile(raw) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names) or set(names) - {"errors.npy"} != {"embeddings.npy", "keys.npy", "about.npy"}:
+            raise ValueError(f"its members are {', '.join(names)[:200]}")
         for name in ("embeddings.npy", "keys.npy", "about.npy"):
             member = archive.getinfo(name)
             if member.file_size > 100 * max(member.compress_size, 2**20):

@@ -42,10 +42,9 @@ def _opener(until: float, after: contextlib.ExitStack) -> urllib.request.OpenerD
         class Limited(kind):
             def __init__(self, *args: Any, **kwargs: Any):
                 super().__init__(*args, **kwargs)
-                create = self._create_connection
 
-                def connected(*args: Any, **kwargs: Any) -> socket.socket:
-                    made = create(*args, **kwargs)
+                def connected(address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
+                    made = _connected(address, until)
                     after.enter_context(_hang_up(made, until))
                     return made
 
@@ -72,6 +71,24 @@ def _opener(until: float, after: contextlib.ExitStack) -> urllib.request.OpenerD
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _connected(address: tuple[str, int], until: float) -> socket.socket:
+    """A connection to one of the addresses of a name, tried one after the other until the deadline."""
+    error: Exception = OSError(f"{address[0]} has no address")
+    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"{address[0]} did not answer in time")
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(left)
+            made.connect(place)
+            return made
+        except OSError as e:
+            made.close()
+            error = e
+    raise error
 
 
 @contextlib.contextmanager

@@ -22,15 +22,19 @@ MOST_PARAMETERS = 2**42
 
 
 @functools.cache
-def _pass_over_closed_loops() -> None:
-    """Keeps tensorstore's threads from printing tracebacks when Orbax has given up on a damaged checkpoint and closed its loop."""
-    shown = sys.excepthook
+def _say_it_once() -> None:
+    """Keeps what Orbax leaves behind when it gives up on a damaged checkpoint (closed loops, unread coroutines) from printing
+    tracebacks of their own: the error itself has been raised."""
 
-    def hook(kind: Any, error: Any, trace: Any) -> None:
-        if not (kind is RuntimeError and "Event loop is closed" in str(error)):
-            shown(kind, error, trace)
+    def left_behind(kind: Any, error: Any, where: Any = None) -> bool:
+        code = getattr(where, "cr_code", None)
+        return (kind is RuntimeError and "Event loop is closed" in str(error)) or "orbax" in getattr(
+            code, "co_filename", ""
+        )
 
-    sys.excepthook = hook
+    unraisable, uncaught = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = lambda e: None if left_behind(e.exc_type, e.exc_value, e.object) else unraisable(e)
+    sys.excepthook = lambda kind, e, trace: None if left_behind(kind, e) else uncaught(kind, e, trace)
 
 
 class Checkpoints:
@@ -51,7 +55,7 @@ class Checkpoints:
     ):
         """about: what the weights belong to (tokenizer, answers, model), plain values that each save records."""
         self.about = about or {}
-        _pass_over_closed_loops()
+        _say_it_once()
         policies: list[Any] = [keep.LatestN(latest)]
         if every:
             policies.append(keep.EveryNSteps(every))

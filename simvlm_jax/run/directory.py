@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,23 @@ class RunDir:
         """The step of the newest checkpoint, 0 without any."""
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         return max((int(p.name) for p in steps if p.name.isdigit() and p.name.isascii()), default=0)
+
+    def set_metrics_aside(self) -> str:
+        """Where checkpoints have been removed, keeps the rows of the run under another name; what to say of it, else "".
+
+        A run that was killed before its first checkpoint has a folder for them, and nothing to keep.
+        """
+        path = self.path / "metrics.jsonl"
+        if self.process or self.checkpoints.exists() or not path.exists() or not (lines := whole_rows(path)):
+            return ""
+        number = 1
+        while (aside := path.with_name(f"metrics-{number}.jsonl")).exists():
+            number += 1
+        path.replace(aside)
+        last = json.loads(lines[-1])["step"]
+        return (
+            f"no checkpoint is left of a run that came to step {last}: it begins anew; its metrics are kept in {aside}"
+        )
 
     def check(self, config: ConfigDict, variant: str) -> None:
         """Compares a config with that of the run that has begun here, if one has.
@@ -175,25 +191,11 @@ class Metrics:
 
         self._path = run.path / "metrics.jsonl"
         lines = whole_rows(self._path) if self._path.exists() else []
-        if lines and not resume_step and not run.newest_step():
-            self._set_aside(lines)
         kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
         with self._written():
             write_whole(self._path, "".join(line + "\n" for line in kept))
             self._file = self._path.open("a", encoding="utf-8")
             self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
-
-    def _set_aside(self, lines: list[str]) -> None:
-        """Keeps the rows of a run whose checkpoints are gone, which begins anew."""
-        number = 1
-        while (aside := self._path.with_name(f"metrics-{number}.jsonl")).exists():
-            number += 1
-        write_whole(aside, "".join(line + "\n" for line in lines))
-        last = json.loads(lines[-1])["step"]
-        print(
-            f"no checkpoint is left of a run that came to step {last}: it begins anew; its metrics are kept in {aside}",
-            file=sys.stderr,
-        )
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:

@@ -36,6 +36,12 @@ def recorded_config(run: RunDir) -> ConfigDict:
     config["data"] = {"whole": False, "quarantine": 0.05, "labels": {"size": 0, "at_least": 1}, **config["data"]}
     config["eval"] = {"suites": {}, "batch_size": 100, "examples": 0, **config["eval"]}
     config["checkpoint"] = {"best": None, **config["checkpoint"]}
+    config["seed"] = config.get("seed", 0)
+    for name, default in (
+        ("eval", {"path": None, "split": "validation", "splits": {}}),
+        ("documents", {"batch_size": 0}),
+    ):
+        config["data"][name] = {**default, **(config["data"].get(name) or {})}
     config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, **config.get("mesh", {})}
     return ConfigDict(config)
 
@@ -44,7 +50,14 @@ def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]
     """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model."""
     listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
     model = {f"model.{k}": v for k, v in flat(recorded(config)["model"]).items()}
-    return {"tokenizer": tokenizer.sha256, "labels": listed, **model}
+    pixels = {"data.image_size": config.data.image_size, "data.whole": bool(config.data.get("whole", False))}
+    return {
+        "tokenizer": tokenizer.sha256,
+        "text.length": tokenizer.vocabulary.length,
+        "labels": listed,
+        **pixels,
+        **model,
+    }
 
 
 def tokenizer_hash(run: RunDir) -> str:

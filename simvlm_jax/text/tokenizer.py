@@ -91,7 +91,7 @@ class Tokenizer:
             raise ValueError(f"a vocabulary of {size} pieces is not between 8 and {2**24:,}")
         if not 2 <= length <= LONGEST:
             raise ValueError(f"a text length of {length} pieces is not between 2 and {LONGEST:,}")
-        texts = [piece for t in texts for piece in _short_enough(spelt(t, spelling))]
+        texts = [piece for t in texts for piece in _short_enough(spelt(whole(t), spelling))]
         if not texts:
             raise ValueError("there are no texts to train a tokenizer on")
         known = "".join(c for c in ASCII if spelt(c, spelling) == c) if size > len(ASCII) + 32 else ""

@@ -505,3 +505,89 @@ def test_a_tfds_folder_may_name_no_classes_but_tfdss_own(tmp_path, monkeypatch):
             with pytest.raises(ValueError, match=r"evil\.Feature'; only those of tensorflow_datasets"):
                 open_source(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_other_picture_takes_the_place_of_a_missing_one(tmp_path):
+    put(tmp_path, "images/val/dog/0001.jpg", pic(1))
+    put(tmp_path, "IMG_1.jpg", pic(2))
+    put(tmp_path, "IMG_1.v1.jpg", pic(3))
+    put(tmp_path, "images/val2014/x.jpg", pic(4))
+    names = ["train/cat/0001.jpg", "IMG_1.v1", "coco/images/val2014/x.jpg"]
+    put(tmp_path, "t.jsonl", "\n".join(json.dumps({"image": n, "caption": "a"}) for n in names))
+    source = open_source(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is in the table but not in"):
+        source[0]
+    assert source[1]["image"] == pic(3) and source[2]["image"] == pic(4)
+
+
+def test_what_no_split_names_is_counted(tmp_path):
+    for name in ("train-000", "extra-000"):
+        write_tar(tmp_path / "tars" / f"{name}.tar", [("a.jpg", pic()), ("a.txt", b"x")])
+    assert "1 tars that no split names (extra-000.tar)" in open_source(str(tmp_path / "tars")).understood.line()
+    for folder in ("beach", "forest", "train_station"):
+        put(tmp_path, f"places/{folder}/0.jpg", pic())
+        put(tmp_path, f"places/{folder}/0.txt", "a place")
+    assert len(open_source(str(tmp_path / "places"))) == 3
+    for name in ("dog/1.png", "cat/1.png", "loose.png", "dog/more/2.png"):
+        put(tmp_path / "classes", name, pic())
+    source = open_source(str(tmp_path / "classes"))
+    assert len(source) == 2 and "2 pictures that lie in no folder of a class, or deeper" in source.understood.line()
+
+
+def test_several_tars_in_one_file(tmp_path):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", pic()), (f"{name}.txt", b"x")])
+    both = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    with pytest.raises(ValueError, match="it goes on after its end mark"):
+        open_source(str(put(tmp_path / "c", "both.tar", both)))
+
+
+def test_tables_of_spreadsheets(tmp_path):
+    rows = 'image,caption,,\n0.png,"a dog, and\na cat, there",,\n1.png,"a "red" ball",,\n2.png,a cow,,\n'
+    put(tmp_path, "t.csv", rows)
+    source = open_source(str(tmp_path))
+    texts = {source.key(i): source.text(i)["captions"] for i in range(len(source)) if source.key(i).endswith("png")}
+    assert texts == {"0.png": ["a dog, and a cat, there"], "2.png": ["a cow"]} and source.understood.rows == 2
+    put(
+        tmp_path / "tsv",
+        "t.tsv",
+        'image\tcaption\na.jpg\t"hello\n' + "".join(f"{i}.jpg\tx {i}\n" for i in range(30)) + 'foo\nd.jpg\tbar"\n',
+    )
+    source = open_source(str(tmp_path / "tsv"))
+    assert source.understood.rows == 32 and len(source) == 33
+
+
+def test_caption_columns_beside_others(tmp_path, shown):
+    put(tmp_path, "0.png", pic())
+    for text, wanted in (
+        ("image,caption,caption_2,caption_3\n0.png,a,b,c\n", ["a", "b", "c"]),
+        ("image,caption_1,caption_2,label\n0.png,a,b,dog\n", ["a", "b"]),
+        ("filepath,title,label\n0.png,a,dog\n", ["a"]),
+    ):
+        put(tmp_path, "t.csv", text)
+        assert shown(tmp_path)[0]["0.png"]["captions"] == wanted
+
+
+def test_a_column_of_pictures_may_have_any_name(tmp_path):
+    for image in ({"bytes": pic(1), "path": "a.png"}, pic(1)):
+        pq.write_table(pa.table({"photo": [image], "words": ["a dog"]}), put(tmp_path, "t.parquet", b""))
+        source = open_source(str(tmp_path), columns="image=photo,caption=words")
+        assert source[0]["image"] == pic(1) and source[0]["captions"] == ["a dog"]
+    bomb = pa.table(
+        {
+            "image": pa.array(["a"] * 2_000_000).dictionary_encode(),
+            "caption": pa.array(["a"] * 2_000_000).dictionary_encode(),
+        }
+    )
+    pq.write_table(bomb, put(tmp_path, "t.parquet", b""))
+    with pytest.raises(ValueError, match=r"claims 2,000,000 rows in [\d,]+ bytes"):
+        open_source(str(tmp_path))
+
+
+def test_keys_that_are_not_utf_8(tmp_path):
+    from simvlm_jax.data.sources import HashSplit
+
+    for i in range(40):
+        put(tmp_path, f"{'ab'[i % 2]}/{i}" + os.fsdecode(b"\xe9.png"), pic(i))
+    source = open_source(str(tmp_path))
+    assert len(HashSplit(source, 0.3, True)) + len(HashSplit(source, 0.3, False)) == 40

@@ -306,3 +306,21 @@ def test_crops():
     image = Image.new("RGB", (300, 100), "blue")
     image.paste("red", (100, 0, 200, 100))
     assert (resize(image, 20)[:, 2:-2] == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("how", ["eps", "inside"])
+def test_postscript_never_reaches_a_program(how, monkeypatch):
+    import struct
+
+    from PIL import EpsImagePlugin
+
+    called = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: called.append(a))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF\n"
+    if how == "inside":  # of an IPTC record, which Pillow would open by its content
+        field = lambda tag, data: b"\x1c" + bytes(tag) + struct.pack(">H", len(data)) + data  # noqa: E731
+        tags = [((3, 60), b"\x01\x00"), ((3, 20), b"\0\x09"), ((3, 30), b"\0\x09"), ((3, 120), b"\x05"), ((8, 10), eps)]
+        eps = b"".join(field(tag, data) for tag, data in tags)
+    with pytest.raises(BadImage):
+        decode(eps)
+    assert not called

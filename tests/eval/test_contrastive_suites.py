@@ -345,3 +345,13 @@ def test_real_labelled_pictures(shared):
     names = json.loads((shared("clip_ref") / "imagenet_classes_templates.json").read_text())["classes"]
     assert len(samples) == 1000 and {samples.text(i)["label"] for i in range(1000)} == set(names)
     assert Pixels(32)(samples[0], None)["image"].shape == (1, 32, 32, 3)
+
+
+def test_templates_hold_names_and_nothing_more():
+    from simvlm_jax.eval.suite import filled_in
+    from simvlm_jax.eval.zero_shot import check_templates
+
+    assert filled_in("{a} photo of {name}, {} {{x}}", "dog", name="dog", a="a") == "a photo of dog, dog {x}"
+    for template in ("{x}", "{name:300000000}", "{0.__class__}", "{name!r}", "no place"):
+        with pytest.raises(ValueError, match=r"must have one place|must be one of"):
+            check_templates([template])

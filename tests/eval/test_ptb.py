@@ -41,6 +41,7 @@ def test_line_breaks_are_spaces():
 
 def test_a_caption_of_many_words_takes_no_time():
     assert len(ptb_tokenize("zebra 5, " * 20_000)) == 40_000
+    assert len(ptb_tokenize("a," * 10_000)) == 10_000
 
 
 # ---- beside the program ----------------------------------------------------------------------------------------------------

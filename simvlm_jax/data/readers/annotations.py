@@ -10,7 +10,18 @@ from typing import Any
 
 from simvlm_jax.core.files import MOST_TABLE, read_json
 from simvlm_jax.data.readers.tables import as_table, from_tables
-from simvlm_jax.data.rows import NoSuchSplit, Pictures, Refused, Row, Rows, Understood, by_picture, names_of, of_split
+from simvlm_jax.data.rows import (
+    NoSuchSplit,
+    Pictures,
+    Refused,
+    Row,
+    Rows,
+    Understood,
+    by_picture,
+    names_of,
+    of_split,
+    unnamed,
+)
 from simvlm_jax.data.tables import texts
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "features.json", "config.json", "state.json", "package.json")
@@ -40,8 +51,10 @@ def read_folder(folder: Path, split: str) -> Rows:
     of_one_file = len(files) == 1 and _kind(value := _loaded(files[0])) == "karpathy"
     if of_one_file:
         return _karpathy(files[0], value, split, folder)
-    files, name = of_split(files, split, folder)
-    return _read(files, name, folder)
+    files, name, rest = of_split(files, split, folder)
+    source = _read(files, name, folder)
+    source.understood.left_out.update(unnamed(rest, "files"))
+    return source
 
 
 def read_file(path: Path, split: str) -> Rows:

@@ -34,6 +34,8 @@ def class_folders(folder: Path, split: str) -> Rows:
         )
     name = f"{folder.name}/{root.name}" if root != folder else folder.name
     understood = Understood("a folder a class", [], split=split if root != folder else "")
+    if more := sum(1 for p in root.rglob("*") if p.suffix.lower() in PICTURES) - len(rows):
+        understood.left_out["pictures that lie in no folder of a class, or deeper"] += more
     return Rows(name, rows, lambda picture: read_bytes(root / picture), understood)
 
 

@@ -1,6 +1,7 @@
 """DAQUAR, easy-VQA and NLVR as their authors publish them, each found by a file it cannot do without."""
 
 import functools
+import gzip
 import io
 import itertools
 import json
@@ -9,11 +10,13 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.core.files import MOST_UNPACKED, BadFile, open_regular, read_json, read_text
+from simvlm_jax.core.files import MOST_BYTES, MOST_UNPACKED, BadFile, open_regular, read_json, read_text
+from simvlm_jax.data.images import decode
 from simvlm_jax.data.rows import PICTURES, Rows, Understood, needed
 
 
@@ -94,8 +97,7 @@ _SEAM = 8
 
 def arrange_boxes(png: bytes, order: list[int]) -> bytes:
     """The three boxes of an NLVR picture (100 px, 50 px apart), in an order, on a square of 2 x 2 places, 8 px apart."""
-    with Image.open(io.BytesIO(png)) as image:
-        row = np.asarray(image.convert("RGB"))
+    row = np.asarray(decode(png))
     square = np.full((2 * _BOX + _SEAM, 2 * _BOX + _SEAM, 3), row[0, _BOX + _GAP // 2], np.uint8)
     for i, (y, x) in zip(order, ((0, 0), (0, 1), (1, 0)), strict=True):
         box = row[:_BOX, i * (_BOX + _GAP) : i * (_BOX + _GAP) + _BOX]
@@ -138,7 +140,7 @@ def unpacked(path: Path, whole: bool = False) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     total = 0
     try:
-        with open_regular(path, MOST_UNPACKED) as file, tarfile.open(fileobj=file) as tar:
+        with open_regular(path, MOST_UNPACKED) as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # pyright: ignore
             for m in tar:
                 if m.size < 0:
                     raise tarfile.ReadError(f"{m.name} claims {m.size} bytes")
@@ -149,4 +151,28 @@ def unpacked(path: Path, whole: bool = False) -> dict[str, bytes]:
                     found[m.name if whole else m.name.rpartition("/")[2]] = tar.extractfile(m).read()  # pyright: ignore
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise BadFile(f"{str(path)!r} is not a whole tar archive: {e}") from e
+    if not found:
+        raise BadFile(f"{str(path)!r} holds no pictures")
     return found
+
+
+class _Bounded:
+    """A file, unpacked if it is gzip, of which no more than MOST_UNPACKED bytes are read: headers may be as long as they say."""
+
+    def __init__(self, file: Any):
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        self._file = gzip.GzipFile(fileobj=file) if packed else file
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > MOST_BYTES or self._file.tell() + size > MOST_UNPACKED:
+            raise BadFile(f"an archive claims {size:,} bytes in one piece, or unpacks to more than {MOST_UNPACKED:,}")
+        return self._file.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        if place > MOST_UNPACKED:
+            raise BadFile(f"an archive unpacks to more than {MOST_UNPACKED:,} bytes")
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()

@@ -14,7 +14,7 @@ from typing import Any
 
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.readers.tars import not_fetched, read_texts
-from simvlm_jax.data.rows import PICTURES, Understood, of_split
+from simvlm_jax.data.rows import PICTURES, Understood, of_split, unnamed
 
 _BESIDE = (".json", ".txt")
 
@@ -70,8 +70,8 @@ def read_folder(folder: Path, split: str) -> Sidecars:
     """The pictures of a folder with the texts beside them; where its folders are named by splits, those of one."""
     inner = [p for p in sorted(folder.iterdir()) if p.is_dir()]
     direct = any(p.suffix.lower() in PICTURES for p in folder.iterdir())
-    roots, name = ([folder], "") if direct or not inner else of_split(inner, split, folder)
-    left_out: Counter[str] = Counter()
+    roots, name, rest = ([folder], "", []) if direct or not inner else of_split(inner, split, folder)
+    left_out: Counter[str] = unnamed(rest, "folders")
     files = []
     for path, names in (found for root in roots for found in _walk(root)):
         if beside := _beside(path, names):

@@ -23,9 +23,9 @@ def asks(columns: set[str]) -> bool:
 
     It is when it has a question or hypothesis, or a label or answer and no captions.
     """
-    captions = {"caption", "captions", "text"}
+    captions = set(caption_columns(columns)) - {"sentence", "sentences"}
     answered = columns & {"label", "answer", "answers", "conversations"}
-    return bool(columns & set(_ONE_TEXT) or (answered and not columns & captions) or "conversations" in columns)
+    return bool(columns & set(_ONE_TEXT) or (answered and not captions) or "conversations" in columns)
 
 
 def from_tables(
@@ -54,7 +54,8 @@ def _used(columns: list[str], tables: list[Table]) -> list[str]:
     images = _held(tables) or [c for c in ("images", *IMAGE_COLUMNS) if c in columns][:1]
     if asks(set(columns)):
         return [*images, *(c for c in columns if c not in images)]
-    return [*images, *caption_columns(columns)]
+    captions = caption_columns(columns)
+    return [*images, *captions[:1], *(c for c in captions[1:] if c[-1].isdigit())]
 
 
 def _held(tables: list[Table]) -> list[str]:

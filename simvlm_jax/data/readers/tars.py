@@ -192,6 +192,11 @@ def index_tar(path: Path, truncated: bool = False) -> tuple[list[tuple[str, dict
             after = file.read(512) or b""
             if after.strip(b"\0"):  # a damaged header, or half a one, looks like the end
                 raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
+            while not truncated and (more := file.read(2**20)):
+                if more.strip(b"\0"):
+                    raise tarfile.ReadError(
+                        "it goes on after its end mark, as several tars in one file do; part them again"
+                    )
             if len(after) < 512 and not truncated:
                 raise tarfile.ReadError(f"it has no end mark after byte {tar.offset}, so it was cut short there")
     except (tarfile.TarError, OverflowError, UnicodeError) as e:

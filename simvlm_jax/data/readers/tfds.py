@@ -34,6 +34,7 @@ class TfdsSource:
         raw_features: Any = features
         skip = tfds.decode.SkipDecoding()
         raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
+        raw |= {k: _skipped(f, skip) for k, f in features.items() if k not in raw and _holds_image(f)}
         self._labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
@@ -75,6 +76,32 @@ class TfdsSource:
 
     def __repr__(self):
         return self._fingerprint
+
+
+def _holds_image(feature: Any) -> bool:
+    """Whether pictures lie in a feature: TFDS would open them by whatever Pillow finds fit."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image | tfds.features.Video):
+        return True
+    if isinstance(feature, tfds.features.Sequence | tfds.features.Dataset):
+        return _holds_image(feature.feature)
+    return isinstance(feature, tfds.features.FeaturesDict) and any(map(_holds_image, feature.values()))
+
+
+def _skipped(feature: Any, skip: Any) -> Any:
+    """A decoder that leaves the pictures of a feature encoded.
+
+    Raises:
+      BadFile: they lie too deep for that.
+    """
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image):
+        return skip
+    raise BadFile(
+        f"a feature of kind {type(feature).__name__} holds pictures in a place that is not read; flatten the data set"
+    )
 
 
 def _prepared(name: str) -> Any:

@@ -135,13 +135,15 @@ def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
     made = builder(name, data_dir)
     folder = Path(made.data_path)
     if (folder / "dataset_info.json").is_file():
-        return made
+        return builder(name, data_dir)  # anew, for it reads what is there when it is made
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
         with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), say):
+            if (folder / "dataset_info.json").is_file():  # another process has made it in the meantime
+                return builder(name, data_dir)
             for left in folder.parent.glob("incomplete.*"):  # by a process that was killed, for nobody else is here
                 shutil.rmtree(left, ignore_errors=True)
             with contextlib.redirect_stdout(sys.stderr):  # TFDS talks on stdout, which belongs to commands with --json

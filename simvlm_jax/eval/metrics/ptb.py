@@ -14,7 +14,7 @@ fall out of step.
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simvlm_jax.eval.metrics.ptb_characters import DIGITS, LETTERS, MARKS, SYMBOLS
 
@@ -170,6 +170,8 @@ class _Rule(NamedTuple):
     make: Callable[[str], str | None]
     cut: int = 0
     """How many characters of the match are read again."""
+    needs: str = ""
+    """A character that stands in every match, before any space: where it does not come, the rule is not tried."""
 
 
 def _as_is(text: str) -> str:
@@ -227,7 +229,7 @@ _EYES, _FACE = r"[\-^x=~<>']", r"[\^x=~<>']"
 def _rules() -> list[_Rule]:
     """The rules in order: (pattern of the token), then what it looks ahead at."""
     letter = rf"[{_L}]"
-    given: list[tuple[str, Callable[[str], str | None]] | tuple[str, Callable[[str], str | None], int]] = [
+    given: list[tuple[Any, ...]] = [
         (r"((?i:c\+\+))", _as_is),
         (r"((?i:[cf]\#))", _as_is),
         (r"((?i:cannot))", _as_is, 3),
@@ -253,7 +255,7 @@ def _rules() -> list[_Rule]:
             r"""(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}""",
             r"""(?:[^ \t\n\f\r"`'<>|.!?(){},-_$]+\.)+(?i:com|net|org|edu)""",
         )),
-        (rf"((?:(?i:&lt;)|<)?[a-zA-Z0-9]{_ADDRESS}*@(?:{_HOST}+\.)*{_HOST}+(?:(?i:&gt;)|>)?)", _as_is),
+        (rf"((?:(?i:&lt;)|<)?[a-zA-Z0-9]{_ADDRESS}*@(?:{_HOST}+\.)*{_HOST}+(?:(?i:&gt;)|>)?)", _as_is, 0, "@"),
         (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#{_LETTER}+)", _as_is),
         (rf"({_AUX})[^A-Za-z]", _quote),
         (rf"({_NOT})[^A-Za-z]", _quote),
@@ -305,8 +307,8 @@ def _rules() -> list[_Rule]:
         (r"([.\xa1\xbf\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002])", _as_is),
         (r"(=)", _as_is),
         (r"(/)", _as_is),
-        (rf"({_COMPOUND}\.){_PAUSE}", _without_hyphens),
-        (rf"({_COMPOUND})", _without_hyphens),
+        (rf"({_COMPOUND}\.){_PAUSE}", _without_hyphens, 0, "-"),
+        (rf"({_COMPOUND})", _without_hyphens, 0, "-"),
         (rf"({_HYPHENATED}\.){_PAUSE}", _as_is),
         (rf"({_HYPHENATED})", _as_is),
         (rf"({_CAPITALS}\.){_PAUSE}", _ampersand),
@@ -338,7 +340,10 @@ def _lexed(line: str, following: str | None) -> list[str]:
     place = 0
     while place < end:
         longest, chosen, match = 0, None, None
+        stop = whole.find(" ", place)
         for rule in _all_rules():
+            if rule.needs and whole.find(rule.needs, place, stop if stop >= 0 else len(whole)) < 0:
+                continue
             found = rule.pattern.match(whole, place)
             if found and found.end() - place > longest and found.end(1) <= end:
                 longest, chosen, match = found.end() - place, rule, found
