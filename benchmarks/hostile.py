@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+BEGIN, END = "<!-- begin: made by benchmarks/hostile.py -->", "<!-- end of benchmarks/hostile.py -->"
 SECONDS, MEMORY = 60, 2 * 2**30
 UNFORESEEN = "SIMVLM_TRACEBACK=1 shows where"
 Check = Callable[[str], bool]
@@ -660,6 +661,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="kinds whose name holds this")
+    parser.add_argument("--page", help="write the table between the marks of this page")
     parser.add_argument("--out", help="write the counts to this JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
@@ -680,9 +682,13 @@ def main() -> int:
             if i % 50 == 49:
                 print(f"{i + 1} of {len(cases)}", file=sys.stderr, flush=True)
         ran = (folder / "inputs" / "ran").exists()
-    table(done)
+    print(table(done))
     failures = [d for d in done if d["failure"]]
-    print(f"\n{len(done)} inputs, {len(failures)} failures; code that a file names was {'RUN' if ran else 'not run'}")
+    told = f"{len(done)} inputs, {len(failures)} failures; code that a file names was {'RUN' if ran else 'not run'}"
+    print(f"\n{told}")
+    if args.page:
+        before, _, rest = Path(args.page).read_text().partition(BEGIN)
+        Path(args.page).write_text(f"{before}{BEGIN}\n\n{table(done)}\n\n{told}.\n\n{END}{rest.partition(END)[2]}")
     if args.out:
         Path(args.out).write_text(
             json.dumps({"inputs": len(done), "failures": failures, "code_was_run": ran, "kinds": kinds(done)}, indent=1)
@@ -709,14 +715,17 @@ def kinds(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def table(done: list[dict[str, Any]]) -> None:
-    print(
-        "| kind | inputs | refused, in a line | taken for what they are | failures | slowest | most memory |\n|---|---|---|---|---|---|---|"
-    )
+def table(done: list[dict[str, Any]]) -> str:
+    """The counts in Markdown."""
+    lines = [
+        "| kind | inputs | refused, in a line | taken for what they are | failures | slowest | most memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for k in kinds(done):
-        print(
+        lines.append(
             f"| {k['kind']} | {k['inputs']} | {k['refused']} | {k['taken']} | {k['failures']} | {k['slowest_s']} s | {k['most_bytes'] / 2**30:.2f} GiB |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

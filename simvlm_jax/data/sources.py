@@ -208,7 +208,7 @@ def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bo
         if len(found) > 1:
             raise Refused(f"{str(here)!r} holds {' and '.join(p.name for p in found)}; name the file that is meant")
         return flickr.read_file(found[0], split)
-    entries = sorted(p for p in here.iterdir() if not p.name.startswith("."))
+    entries = sorted(p for p in here.iterdir() if not p.name.startswith(".") and not p.name.endswith(".npz.parts"))
     tables = [p for p in entries if p.is_file() and p.suffix.lower() in TABLE_SUFFIXES]
     tars = [p for p in entries if p.is_file() and p.suffix.lower() == ".tar"]
     if tars and images and all(p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists() for p in tables):

@@ -133,11 +133,11 @@ def test_a_repetition_penalty_makes_repeats_rarer():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (dict(beams=0), "need 1 <= n_best <= beams"),
+        (dict(beams=0), "Decoding.beams is 0: expected int >= 1"),
         (dict(beams=2, n_best=3), "need 1 <= n_best <= beams"),
         (dict(beams=2, sampler=Sampler(1.0)), "search or sample"),
         (dict(max_length=4, min_length=4), "no room for an EOS"),
-        (dict(repetition_penalty=0.0), "above 0"),
+        (dict(repetition_penalty=0.0), "Decoding.repetition_penalty is 0.0: expected float > 0.0"),
         (dict(length_penalty=0.5), "acts on a beam search alone"),
     ],
 )

@@ -109,5 +109,5 @@ def test_a_text_that_was_cut_ends_in_eos(text_batch):
 def test_bad_fields_are_named():
     with pytest.raises(ValueError, match="size 'XL' is not one of tiny, B/16"):
         SigLIP(V, 32, size="XL")
-    with pytest.raises(ValueError, match="start_scale 0 must be positive"):
+    with pytest.raises(ValueError, match=r"SigLIP.start_scale is 0: expected float > 0\.0"):
         SigLIP(V, 32, start_scale=0)
