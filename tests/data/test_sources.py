@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from simvlm_jax.data.images import BadImage, decode, resize
+from simvlm_jax.data.scenes.builder import TASKS, make_examples
 from simvlm_jax.data.sources import open_source
 
 
@@ -201,6 +202,21 @@ def test_tfds_by_name_needs_no_code(tmp_path, monkeypatch):
         source = open_source(name, "train")
         assert len(source) == 8 and len(source[3]["captions"]) == 5
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tfds_gives_what_the_scenes_drew(task):
+    """One picture or several in an example: encoded, for the package alone decodes them."""
+    source = open_source(f"scenes/{task}-32px-8_8_8_8", "test")
+    drawn = list(make_examples(task, "test", 8, 32, 0))
+    assert len(source) == 8
+    for i, made in enumerate(drawn):
+        read = source[i]
+        for name in {"image", "images"} & set(made):
+            assert read[name] == made[name]
+        for name, value in made.items():
+            if isinstance(value, str):
+                assert str(read[name]) == value
 
 
 @pytest.mark.parametrize(

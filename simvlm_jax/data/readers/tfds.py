@@ -34,7 +34,7 @@ class TfdsSource:
         raw_features: Any = features
         skip = tfds.decode.SkipDecoding()
         raw = {k: skip for k, f in features.items() if isinstance(f, tfds.features.Image)}
-        raw |= {k: _skipped(f, skip) for k, f in features.items() if k not in raw and _holds_image(f)}
+        raw |= {k: _skipped(f) for k, f in features.items() if k not in raw and _holds_image(f)}
         self._labels = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
         try:
             self._records: Any = builder.as_data_source(split, decoders=raw or None)  # pyright: ignore[reportCallIssue]
@@ -89,7 +89,7 @@ def _holds_image(feature: Any) -> bool:
     return isinstance(feature, tfds.features.FeaturesDict) and any(map(_holds_image, feature.values()))
 
 
-def _skipped(feature: Any, skip: Any) -> Any:
+def _skipped(feature: Any) -> Any:
     """A decoder that leaves the pictures of a feature encoded.
 
     Raises:
@@ -98,10 +98,21 @@ def _skipped(feature: Any, skip: Any) -> Any:
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image):
-        return skip
+        return _encoded()
     raise BadFile(
         f"a feature of kind {type(feature).__name__} holds pictures in a place that is not read; flatten the data set"
     )
+
+
+def _encoded() -> Any:
+    """A decoder that gives a sequence's pictures as they lie in the file, which TFDS's own gives for one picture alone."""
+    import tensorflow_datasets as tfds
+
+    class Encoded(tfds.decode.SkipDecoding):
+        def decode_batch_example_np(self, serialized_example):
+            return list(serialized_example)
+
+    return Encoded()
 
 
 def _prepared(name: str) -> Any:
