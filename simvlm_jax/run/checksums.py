@@ -4,7 +4,6 @@ Orbax's files do not tell: the compressed chunks they hold have no checksum. A s
 an odd number that depends on its place, modulo 2^32; such sums may be taken in any order, and so in shards.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -18,8 +17,10 @@ _CHUNK = 2**22
 
 def checksums(tree: Any) -> dict[str, int]:
     """{path of a leaf: checksum}, each below 2^32; every process that holds a part of the tree must call it."""
-    found = {path_name(path): _of(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: int(value) for name, value in jax.device_get(found).items()}
+    leaves = {path_name(path): _numbers(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    shared = {n: x for n, x in leaves.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
+    sums = jax.device_get(_on_devices(jax.block_until_ready(shared))) if shared else {}
+    return {n: int(sums[n]) if n in sums else _on_host(np.asarray(x)) for n, x in leaves.items()}
 
 
 def damaged(tree: Any, recorded: dict[str, int]) -> list[str]:
@@ -27,12 +28,10 @@ def damaged(tree: Any, recorded: dict[str, int]) -> list[str]:
     return [name for name, value in checksums(tree).items() if recorded.get(name, value) != value]
 
 
-def _of(leaf: Any) -> Any:
+def _numbers(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return _on_device(leaf)
-    return _on_host(np.asarray(leaf))
+        return jax.random.key_data(leaf)
+    return leaf
 
 
 def _on_host(x: np.ndarray) -> int:
@@ -46,9 +45,16 @@ def _on_host(x: np.ndarray) -> int:
     return total % 2**32
 
 
-@functools.partial(jax.jit)
+@jax.jit
+def _on_devices(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The same, where arrays lie in shards; the sums are everywhere.
+
+    One program for all: programs of many processes that are in flight together can wait for each other for ever.
+    """
+    return {name: _on_device(x) for name, x in leaves.items()}
+
+
 def _on_device(x: jax.Array) -> jax.Array:
-    """The same, where an array lies in shards; the sum is everywhere."""
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32))
     places, stride = jnp.zeros((), jnp.uint32), 1

@@ -17,7 +17,8 @@ from simvlm_jax.run.load import load_run
 def test_host_and_device_agree(dtype):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (16, 5, 3)) * 3.7, dtype)
     sharded = jax.device_put(x, jax.sharding.NamedSharding(make_mesh(), jax.sharding.PartitionSpec("data")))
-    assert module._on_host(np.asarray(x)) == int(module._on_device(x)) == int(module._on_device(sharded))
+    sums = module._on_devices({"here": x, "sharded": sharded})
+    assert module._on_host(np.asarray(x)) == int(sums["here"]) == int(sums["sharded"])
 
 
 def test_long_arrays_and_what_moves_or_changes(monkeypatch):
