@@ -1,6 +1,7 @@
 """Machines that a program can be compiled for without having them: `v5e:4x4`, `v4:8x16x16`, `h200x8`, `cpux8`."""
 
 import dataclasses
+import math
 import os
 import re
 from typing import Any
@@ -98,13 +99,14 @@ def _described(kind: str, topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     name = f"{kind}:{topology}"
-    megacore: dict[str, Any] = {"chip_config_name": "megacore"}  # both cores of a chip as one device
+    more: dict[str, Any] = (
+        {"chip_config_name": "megacore"} if kind == "v4" else {}
+    )  # both cores of a chip as one device
+    sides = [int(n) for n in topology.split("x")]
+    if math.prod(sides) < 4:  # a part of a host, which libtpu takes to have four chips or more unless it is told
+        more["chips_per_host_bounds"] = [*sides, 1, 1][:3]
     try:
-        return list(
-            topologies.get_topology_desc(
-                platform="tpu", topology_name=name, **(megacore if kind == "v4" else {})
-            ).devices
-        )
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
     except ModuleNotFoundError as e:
         raise ValueError(f"{name} needs libtpu to be described; pip install -e .[tpu]") from e
     except Exception as e:
