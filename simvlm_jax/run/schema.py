@@ -8,7 +8,6 @@ from simvlm_jax.core.schema import Count, NotNegative, Positive, Seed, Share, Si
 
 Text = Annotated[str, Meta(max_length=10_000)]
 Axis = Annotated[int, Meta(ge=-1, le=2**20)]
-Name = Annotated[str, Meta(max_length=10_000)]
 
 
 class Train(Struct):
@@ -150,9 +149,9 @@ class Config(Struct):
 class Entry(Struct):
     """Scores of one suite on one split, or the error in their place."""
 
-    suite: Name
-    split: Name
-    control: Name | None
+    suite: Text
+    split: Text
+    control: Text | None
     scores: dict[str, float | None]
     provenance: dict[str, Any] = {}
     remarks: list[str] = []
@@ -182,4 +181,4 @@ class Row(Struct):
     """A line of metrics.jsonl; further fields are numbers."""
 
     step: Count
-    split: Name
+    split: Text

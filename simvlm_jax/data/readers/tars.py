@@ -4,7 +4,6 @@ Indexed once, read at random. What a tar holds and the rows do not is counted by
 """
 
 import functools
-import json
 import os
 import posixpath
 import tarfile
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_text
+from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_json, read_text
 from simvlm_jax.data.rows import PICTURES, Understood
 from simvlm_jax.data.tables import captions_of, read_table
 from simvlm_jax.text.tokenizer import clean
@@ -278,7 +277,7 @@ def not_fetched(paths: list[Path]) -> Counter[str]:
                 if row.get("status") not in (None, "success"):
                     gone[f"of status {row['status']}"] += 1
         elif stats.is_file():
-            told = json.loads(read_text(stats))
+            told = read_json(stats)
             failed = told.get("count", 0) - told.get("successes", 0) if isinstance(told, dict) else 0
             if isinstance(failed, int) and failed > 0:
                 gone["not fetched"] += failed
