@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,22 +128,6 @@ def read_json(path: str | os.PathLike, unique: bool = False, most: int = MOST_BY
       BadFile: as `read_text` and `parse_json`.
     """
     return parse_json(read_text(path, most), _name(path), unique)
-
-
-def check_archive(path: str | os.PathLike, most: int = MOST_UNPACKED) -> None:
-    """Refuses a zip archive (.npz) that is damaged or whose members unpack to more than `most` bytes.
-
-    Raises:
-      BadFile: it is no archive, or too large.
-    """
-    with open_regular(path, most) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                total = sum(m.file_size for m in archive.infolist())
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-            raise BadFile(f"{_name(path)} is not a whole .npz archive: {e}") from e
-    if total > most:
-        raise BadFile(f"{_name(path)} unpacks to {total:,} bytes, more than the limit of {most:,}")
 
 
 def write_whole(path: str | os.PathLike, data: str | bytes) -> None:

@@ -116,13 +116,14 @@ def test_flickr8k_tokens_and_their_lists_of_splits(tmp_path, shown):
     lines = [f"{i}.png#{n}\tA dog , number {i} , runs ." for i in range(3) for n in range(5)]
     put(tmp_path, "Flickr8k_text/Flickr8k.token.txt", "\n".join(lines) + "\n")
     put(tmp_path, "Flickr8k_text/Flickr8k.lemma.token.txt", "\n".join(lines) + "\n")
-    put(tmp_path, "Flickr8k_text/Flickr_8k.trainImages.txt", "0.png\n1.png\n")
+    put(tmp_path, "Flickr8k_text/Flickr_8k.trainImages.txt", "0.png\n1.png\nlost.png\n")
     put(tmp_path, "Flickr8k_text/Flickr_8k.devImages.txt", "2.png\n")
     for i in range(3):
         put(tmp_path, f"Flicker8k_Dataset/{i}.png", pic(i))
     rows, told = shown(tmp_path / "Flickr8k_text")
     assert list(rows) == ["0.png", "1.png"] and rows["1.png"]["captions"] == ["A dog , number 1 , runs ."] * 5
-    assert "Flickr tokens" in told and list(shown(tmp_path / "Flickr8k_text", "--split", "dev")[0]) == ["2.png"]
+    assert "Flickr tokens" in told and "1 pictures of the list without a caption, such as lost.png" in told
+    assert list(shown(tmp_path / "Flickr8k_text", "--split", "dev")[0]) == ["2.png"]
 
 
 def test_flickr8k_captions_txt(tmp_path, shown):

@@ -47,11 +47,6 @@ def files_in(folder: Path) -> list[Path]:
     return [p for p in found if not re.search(r"lemma|expert|crowd", p.name, re.IGNORECASE)] or found
 
 
-def accepts(folder: Path) -> bool:
-    """Whether a folder holds such a file."""
-    return bool(files_in(folder))
-
-
 def read_file(path: Path, split: str, folder: Path | None = None) -> Rows:
     """The captions of a file, of those pictures that the lists of splits beside it name."""
     folder = folder or path.parent
@@ -66,6 +61,8 @@ def read_file(path: Path, split: str, folder: Path | None = None) -> Rows:
                 yield name, name, [clean(value)], {}
 
     rows = by_picture(triples())
+    if bare := (names or set()) - {r["image"] for r in rows if isinstance(r, dict)}:
+        left_out[f"pictures of the list without a caption, such as {min(bare)}"] += len(bare)
     kinds = {"token": "Flickr tokens", "captions": "Flickr8k captions.txt", "piped": "Flickr30k CSV"}
     understood = Understood(kinds[kind_of(path)], [path.name], 0, ["image", "caption"], chosen, left_out)
     usual = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", "flickr30k-images", "flickr30k_images")
