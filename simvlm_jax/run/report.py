@@ -115,6 +115,8 @@ def _scores(entries: list[dict[str, Any]]) -> str:
         out += "".join(f"<p class=no>{html.escape(text)}</p>" for text in failed)
         remarks = [f"{e['split']}: {remark}" for e in mine for remark in e.get("remarks", ())]
         out += "".join(f"<p class=sub>{html.escape(text)}</p>" for text in remarks)
+    if any(e.get("intervals") for e in entries):
+        out += "<p class=sub>Small figures: 95 % intervals, by the bootstrap over images.</p>"
     return out
 
 
@@ -123,16 +125,16 @@ def _table(entries: list[dict[str, Any]], names: list[str]) -> str:
     out = [f"<table><tr><th></th>{cells}</tr>"]
     for e in entries:
         label = e["split"] + (f" · {e['control']}" if e["control"] else "")
-        values = "".join(
-            _cell(e["scores"][n], e.get("intervals", {}).get(n)) if n in e["scores"] else "<td>–</td>" for n in names
-        )
+        values = "".join(_cell(e["scores"].get(n), e.get("intervals", {}).get(n)) for n in names)
         style = " class=control" if e["control"] else ""
         out.append(f"<tr{style}><th>{html.escape(label)}</th>{values}</tr>")
     return "".join(out) + "</table>"
 
 
-def _cell(score: float, interval: tuple[float, float] | None) -> str:
+def _cell(score: float | None, interval: tuple[float, float] | None) -> str:
     """A score, and below it between what it lies in 95 of 100 draws of the images."""
+    if score is None:
+        return "<td>–</td>"
     between = f"<small>{interval[0]:.3f}–{interval[1]:.3f}</small>" if interval else ""
     return f"<td>{score:.3f}{between}</td>"
 
@@ -225,7 +227,7 @@ def _card(card: Card) -> str:
 _STYLE = """
 body{margin:0;background:#f6f6f4;color:#1c1c1c;font:15px/1.45 system-ui,"DejaVu Sans",sans-serif}
 main{max-width:1180px;margin:auto;padding:24px}h1{margin:0}h2{margin:32px 0 8px}h3{margin:16px 0 4px;font-size:15px}
-.sub{color:#666;margin:2px 0 10px}td small{display:block;color:#999;font-size:10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto;width:max-content;max-width:100%}
+.sub{color:#666;margin:2px 0 10px}td small{display:block;white-space:nowrap;color:#999;font-size:10px}table{border-collapse:collapse;background:#fff;font-size:13px;display:block;overflow-x:auto;width:max-content;max-width:100%}
 th,td{padding:5px 10px;border-bottom:1px solid #e4e4e0;text-align:right;font-variant-numeric:tabular-nums}
 th:first-child{text-align:left}.control{color:#888}.curves{display:flex;flex-wrap:wrap;gap:12px}
 figure{margin:0;background:#fff;padding:8px;width:270px}figcaption{font-size:13px;color:#444}svg text{font-size:10px;fill:#666}

@@ -36,6 +36,9 @@ def test_a_run_directory(finished_run):
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["split"] == "train"] == [1, 2, 3, 4]
     page = (finished_run / "report.html").read_text()
+    low, high = entry["intervals"]["cider"]
+    assert f"<td>{entry['scores']['cider']:.3f}<small>{low:.3f}–{high:.3f}</small>" in page
+    assert page.count("95 % intervals") == 1
     assert page.count("data:image/png;base64") > 10 and "http" not in page and "polyline" in page
     assert (finished_run / "tokenizer" / "contract.json").exists()
 
