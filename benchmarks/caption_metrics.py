@@ -10,8 +10,7 @@ import numpy as np
 
 from simvlm_jax.data.scenes import graph
 from simvlm_jax.data.scenes.language import references
-from simvlm_jax.eval.metrics.caption import CiderD, bleu, rouge_l
-from simvlm_jax.eval.metrics.ptb import ptb_tokenize
+from simvlm_jax.eval.metrics.caption import CiderD, bleu, rouge_l, tokenized
 
 
 def main(images: int = 100_000) -> None:
@@ -25,8 +24,7 @@ def main(images: int = 100_000) -> None:
         rows.append((name, time.process_time() - began))
         began = time.process_time()
 
-    hypotheses = [ptb_tokenize(h) for h in said]
-    refs = [[ptb_tokenize(r) for r in group] for group in truth]
+    hypotheses, refs = tokenized(said, truth)
     lap(f"PTB tokens of {6 * images:,} captions")
     bleu(hypotheses, refs)
     lap("BLEU-1..4")
