@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from simvlm_jax.cli import inspect_data, show_data, web_data
 
@@ -19,9 +21,11 @@ def main(argv: list[str]) -> int:
     )
     prepare.add_argument("--json", action="store_true", help="one line a data set: {name, path, splits}")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece model on a data set's texts")
-    tokenizer.add_argument("path", help="tars, a folder with a table, or a TFDS name such as scenes/captions")
+    tokenizer.add_argument(
+        "path", help="a .txt, a document a line, a table of texts, or any data set that has captions"
+    )
     tokenizer.add_argument("--out", required=True, help="the folder to write tokenizer.model and contract.json to")
-    tokenizer.add_argument("--split", default="train")
+    tokenizer.add_argument("--split", help="the split to read (default: train, or the only one there is)")
     tokenizer.add_argument("--vocabulary", type=int, default=32_000)
     tokenizer.add_argument("--length", type=int, default=256, help="text length of the runs that will use it")
     tokenizer.add_argument("--json", action="store_true")
@@ -59,14 +63,14 @@ def _prepare(args) -> int:
 
 def _tokenizer(args) -> int:
     from simvlm_jax.data.assemble import texts_of
-    from simvlm_jax.data.sources import open_source
+    from simvlm_jax.data.sources import without_pictures
     from simvlm_jax.text.tokenizer import Tokenizer
 
-    source = open_source(args.path, args.split, images=False)
+    source = _texts(args.path, args.split)
     texts, bad = [], 0
     for i in range(len(source)):
         try:
-            texts += texts_of(source[i])
+            texts += texts_of(without_pictures(source, i))
         except Exception as e:  # one bad item must not cost the rest
             bad += 1
             print(f"left out {source.key(i)}: {e}", file=sys.stderr)
@@ -80,3 +84,19 @@ def _tokenizer(args) -> int:
         print(f"{made.vocabulary.size} pieces from {len(texts)} texts in {args.out}; {bad} examples left out")
         print(f"train with it: --config.text.model={args.out}")
     return 0
+
+
+def _texts(path: str, split: str | None) -> Any:
+    """A data set with pictures, or else documents alone: a .txt, or tables that name no pictures."""
+    from simvlm_jax.data.readers import flickr
+    from simvlm_jax.data.sources import open_asked
+
+    if path.lower().endswith(".txt") and Path(path).expanduser().is_file():
+        return open_asked(path, split, images=bool(flickr.kind_of(Path(path).expanduser())))
+    try:
+        return open_asked(path, split)
+    except ValueError as first:
+        try:
+            return open_asked(path, split, images=False)
+        except (ValueError, OSError):
+            raise first from None

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.core.files import can_be_written, printable, read_text
     from simvlm_jax.core.lock import held
     from simvlm_jax.data.assemble import eval_pixels
-    from simvlm_jax.data.sources import open_source, understood
+    from simvlm_jax.data.sources import open_asked, understood
     from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.jobs.embed import (
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
     engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 64)))
     about = {"run": str(args.run), "step": run.step, "weights": weights_hash((run.params, run.extra))}
     if args.texts:
-        texts = [t for t in read_text(args.texts).splitlines() if t.strip()]
+        texts = [t for t in re.split(r"\r\n|[\r\n]", read_text(args.texts)) if t.strip()]
         if not texts:
             raise ValueError(f"{args.texts!r} holds no text")
         if long := [i for i, t in enumerate(texts, 1) if len(t) > LONGEST_KEY]:
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> int:
         made, errors = len(texts), []
     else:
         able = engine.needs("embedding images", "embed_image")
-        source = open_source(args.data, args.split or "train") if args.data else FileList(args.images)
+        source = open_asked(args.data, args.split) if args.data else FileList(args.images)
         if args.data:
             print(f"{args.data}: {understood(source).line()}", file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")

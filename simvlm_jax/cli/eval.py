@@ -62,10 +62,6 @@ def main(argv: list[str]) -> int:
     if args.data:
         spec.path = args.data
     if args.split:
-        if Path(spec.path or assemble.eval_path(run.config)).is_file():
-            raise ValueError(
-                f"{spec.path or assemble.eval_path(run.config)!r} is one file, which has no splits; leave --split out"
-            )
         spec.splits = {name: name for name in args.split}
     suite = build(spec, args.suite, tokenizer=run.tokenizer, labels=run.labels)
     rows = run.config.eval.batch_size if args.batch_size is None else args.batch_size

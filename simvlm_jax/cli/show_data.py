@@ -1,7 +1,6 @@
 """`simvlm data show PATH`: what a path is understood as, and its rows, one JSON object a line, without their pictures."""
 
 import argparse
-import dataclasses
 import json
 import sys
 from typing import Any
@@ -20,14 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args) -> int:
     """Prints what was understood on stderr and the rows on stdout; returns 1 if a row of those shown cannot be read."""
-    from simvlm_jax.data.sources import Source, open_source, understood, without_pictures
+    from simvlm_jax.data.sources import Source, open_asked, understood, without_pictures
 
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit} must not be negative")
-    source: Source = _opened(open_source, args)
+    source: Source = open_asked(args.path, args.split, columns=args.columns, truncated=args.truncated)
     told, bad = understood(source), 0
     if args.json:
-        print(json.dumps(dataclasses.asdict(told), ensure_ascii=False), file=sys.stderr, flush=True)
+        print(
+            json.dumps({**vars(told), "left_out": dict(told.left_out)}, ensure_ascii=False), file=sys.stderr, flush=True
+        )
     else:
         print(f"{args.path}: {told.line()}", file=sys.stderr, flush=True)
     for i in range(min(args.limit, len(source)) if args.limit else len(source)):
@@ -37,26 +38,6 @@ def show(args) -> int:
             bad += 1
             print(f"left out {source.key(i)!r}: {e}", file=sys.stderr)
     return 1 if bad else 0
-
-
-def _opened(open_source: Any, args: Any) -> Any:
-    from simvlm_jax.data.rows import SPLITS, NoSuchSplit
-
-    how = dict(columns=args.columns, truncated=args.truncated)
-    if args.split:
-        return open_source(args.path, args.split, **how)
-    try:
-        return open_source(args.path, "train", **how)
-    except NoSuchSplit:
-        found = []
-        for split in SPLITS:
-            try:
-                found.append(open_source(args.path, split, **how))
-            except NoSuchSplit:
-                continue
-        if len(found) != 1:
-            raise
-        return found[0]
 
 
 def _row(key: str, example: dict[str, Any]) -> dict[str, Any]:

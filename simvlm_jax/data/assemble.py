@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
-from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, without_pictures
+from simvlm_jax.data.rows import Refused, group_of, is_of
+from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, open_split, without_pictures
 from simvlm_jax.data.transforms import Pixels, answers_of, is_answered, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
 
@@ -28,15 +29,23 @@ def eval_path(config: ConfigDict) -> str:
     return config.data.eval.path or config.data.train.path
 
 
-def _opened(how: ConfigDict, path: str, split: str) -> Source:
-    """The source of a path, read as a section of the config says."""
-    return open_source(path, split, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated")))
+def _opened(how: ConfigDict, path: str, split: str, usual: str) -> Source:
+    """The source of a path, read as a section of the config says; data that tells no splits apart has the `usual` one alone."""
+    named = group_of(split) != usual
+    open_ = open_split if named else open_source
+    return open_(path, split, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated")))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two paths is the other, or within it."""
+    a, b = Path(one).expanduser().resolve(), Path(other).expanduser().resolve()
+    return a.is_relative_to(b) or b.is_relative_to(a)
 
 
 def train_source(config: ConfigDict) -> Source:
     """The training images; a share is held out where the evaluation names no data of its own."""
     data = config.data
-    source = _opened(data.train, data.train.path, data.train.split)
+    source = _opened(data.train, data.train.path, data.train.split, "train")
     if data.eval.path is None and not is_scenes(data.train.path):
         return HashSplit(source, data.held_out, held_out=False)
     return source
@@ -48,8 +57,15 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
     if is_scenes(path):
         return {name: open_source(path, split) for name, split in data.eval.splits.items()}
     if data.eval.path is None:
-        return {"test": HashSplit(_opened(data.train, path, data.train.split), data.held_out, held_out=True)}
-    source = _opened(data.eval, path, data.eval.split)
+        return {"test": HashSplit(_opened(data.train, path, data.train.split, "train"), data.held_out, held_out=True)}
+    source = _opened(data.eval, path, data.eval.split, "validation")
+    if not is_of(getattr(source, "split", ""), data.eval.split) and _overlap(data.train.path, path):
+        learned = _opened(data.train, data.train.path, data.train.split, "train")
+        if repr(learned) == repr(source):
+            raise Refused(
+                f"config.data.eval.path {path!r} holds the rows of config.data.train.path again, for nothing tells splits apart in "
+                f"them; leave data.eval.path out (then data.held_out={data.held_out} is held out), or name other data"
+            )
     return {getattr(source, "split", "") or "test": source}
 
 

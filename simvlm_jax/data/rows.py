@@ -8,7 +8,7 @@ import threading
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ SPLITS = {
     "train": ("train", "training", "train2014", "train2017", "restval"),
     "validation": ("validation", "val", "valid", "dev", "val2014", "val2017"),
     "test": ("test", "testing", "test2014", "test2015", "test2017"),
+    "testdev": ("testdev", "testdev2015", "test-dev", "test-dev2015"),
 }
-"""How splits are named by people."""
+"""How splits are named by people. Names with a year, and restval, are a part of their split."""
+_YEAR = re.compile(r"[a-z]+(19|20)\d\d")
+_JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 class NoSuchSplit(FileNotFoundError, ValueError):
@@ -64,25 +67,87 @@ class Understood:
         )
 
 
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, without what is hidden, left there by an operating system or written there by `embed`."""
+    return sorted(p for p in folder.iterdir() if not _hidden(p.name))
+
+
+def walk(folder: Path, deepest: int = 100, _above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of a folder and all below it, so many folders deep; through links, but not in circles."""
+    real = os.path.realpath(folder)
+    if real in _above:
+        return
+    with os.scandir(folder) as found:
+        entries = sorted((e for e in found if not _hidden(e.name)), key=lambda e: e.name)
+    yield folder, [e.name for e in entries if not e.is_dir()]
+    if deepest:
+        for e in entries:
+            if e.is_dir():
+                yield from walk(folder / e.name, deepest - 1, _above | {real})
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK or name.endswith(".npz.parts")
+
+
 def names_of(split: str) -> tuple[str, ...]:
-    """All names of a split, that which was asked for first."""
-    for name, others in SPLITS.items():
-        if split == name or split in others:
-            return tuple(dict.fromkeys((split, name, *others)))
-    return (split,)
+    """All names of a split, that which was asked for first; of a part of a split ("val2017", "restval") its own alone."""
+    group = group_of(split)
+    if group is None or _is_part(split):
+        return (split,)
+    return tuple(dict.fromkeys((split, group, *SPLITS[group])))
+
+
+def group_of(split: str) -> str | None:
+    """ "train", "validation", "test" or "testdev" by any of its names, None for another."""
+    return next((name for name, others in SPLITS.items() if split == name or split in others), None)
+
+
+def _is_part(split: str) -> bool:
+    return split == "restval" or bool(_YEAR.fullmatch(split.replace("-", "")))
+
+
+def is_of(found: str, split: str) -> bool:
+    """Whether rows of the split `found` are of the one that is meant by `split`."""
+    return found == split or (group_of(found) is not None and group_of(found) == group_of(split))
+
+
+def folders_of(told: dict[Path, str], split: str) -> list[Path]:
+    """Those of the folders {folder: its split} that are meant by a split: the one of that very name, else all of the same split."""
+    exact = [p for p in told if p.name.lower() == split]
+    return exact or [p for p, s in told.items() if s == group_of(split) and not _is_part(split)]
+
+
+def _words(name: str) -> list[str]:
+    """The words of a file's name in lower case: at marks, and where capitals begin ("captionsVal")."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return re.split(r"[-_. ]+", re.sub(r"test-dev", "testdev", apart.lower()))
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's or folder's name tells: "train-00000-of-00001.parquet", "captions_val2017.json", "dev".
+    """The split that a file's or folder's name tells: "train-00000-of-00001.parquet", "captions_val2017.json", "val2", "dev".
 
     Raises:
       Refused: it tells two.
     """
-    words = re.split(r"[-_. ]+", name.lower())
-    found = {s for word in words for s, names in SPLITS.items() if word in names or word == s}
+    found = {g for word in _words(name) if (g := group_of(word) or group_of(word.rstrip("0123456789")))}
     if len(found) > 1:
         raise Refused(f"{name!r} names several splits ({', '.join(sorted(found))}); rename it, or name the file itself")
     return next(iter(found), None)
+
+
+def part_of(name: str) -> str:
+    """The part of a split that a name tells by a year ("val2017"), else ""."""
+    return next((w for w in _words(name) if _YEAR.fullmatch(w)), "")
+
+
+def split_told(files: Sequence[Path]) -> str:
+    """The one split that the names of all files tell, "" where they tell none or several."""
+    try:
+        told = {split_of(p.stem) for p in files}
+    except Refused:
+        return ""
+    return (next(iter(told)) or "") if len(told) == 1 else ""
 
 
 def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path], str, list[str]]:
@@ -91,24 +156,32 @@ def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path]
     Where no file is named by a split, all of them are taken, and the split has no name.
 
     Raises:
-      NoSuchSplit: there are splits, and not that one.
+      NoSuchSplit: there are splits, and not that one. Refused: there are two years of it.
     """
-    told = {p: split_of(p.stem) if p.is_file() else _split_named(p.name) for p in files}
+    told = {p: split_of(p.stem) for p in files}
     if not any(told.values()):
         return list(files), "", []
-    wanted = [p for p, s in told.items() if s is not None and (s == split or s in names_of(split))]
+    asked = group_of(split)
+    wanted = [p for p, s in told.items() if s is not None and s == (asked or split)]
+    parts = sorted({part_of(p.stem) for p in wanted} - {""})
+    if _is_part(split):
+        wanted = [p for p in wanted if split.replace("-", "") in _words(p.stem)]
+    elif len(parts) > 1:
+        raise Refused(
+            f"{str(where)!r} has several sets of {split!r} ({', '.join(parts)}); ask for one of these as the split, or name the file"
+        )
     if not wanted:
         there = sorted({s for s in told.values() if s})
         raise NoSuchSplit(
             f"{str(where)!r} has no split {split!r}; it has {', '.join(there)} (by the names of {files[0].name} and others)"
         )
     rest = [p.name for p, s in told.items() if s is None]
-    return wanted, next(s for s in told.values() if s and s in names_of(split)), rest
+    return wanted, asked or split, rest
 
 
-def _split_named(folder: str) -> str | None:
+def split_named(folder: str) -> str | None:
     """The split whose name a folder has, as a whole: "train_station" is none."""
-    return next((s for s, names in SPLITS.items() if folder.lower() == s or folder.lower() in names), None)
+    return group_of(folder.lower())
 
 
 def unnamed(rest: Sequence[str], what: str) -> Counter[str]:
@@ -131,13 +204,22 @@ class Pictures:
     """Pictures by the names that tables give them, in a folder and some others.
 
     A name is looked for as it is; then under the Unicode normal form, the case and kind of suffix, the slashes and the leading
-    folders that the files have. What then fits several files is an error.
+    folders that the files have. What then fits several files, or only one in a folder of another split, is an error.
     """
 
-    def __init__(self, *folders: Path):
-        self.folders = tuple(dict.fromkeys(f for f in folders if f.is_dir()))
+    def __init__(self, *folders: Path, split: str = ""):
+        group = group_of(split) or ""
+        own = [f / s for s in (split, group, *SPLITS.get(group, ())) if s for f in folders]
+        self.folders = tuple(dict.fromkeys(f for f in (*own, *folders) if f.is_dir()))
+        self._allowed = {"": None, "testdev": {"testdev", "test"}}.get(group, {group})
         self._index: dict[str, list[Path]] | None = None
+        self._rows: Sequence[Any] = ()
+        self._ends: Counter[str] | None = None
         self._lock = threading.Lock()
+
+    def serve(self, rows: Sequence[Any]) -> None:
+        """Tells the rows whose pictures will be asked for, so that no file is taken for two of them."""
+        self._rows, self._ends = rows, None
 
     def __call__(self, name: str) -> bytes:
         return read_bytes(self.find(name))
@@ -153,7 +235,7 @@ class Pictures:
                 return path
         with self._lock:
             index = self._index = self._index if self._index is not None else self._indexed()
-        parts = [p for p in _alike(name).split("/") if p not in ("", ".")]
+        parts = _parts(name)
         for start in range(len(parts)):
             wanted = "/".join(parts[start:])
             bare = wanted.rpartition(".")[0] if wanted.endswith(PICTURES) else wanted
@@ -162,6 +244,16 @@ class Pictures:
                 start
             ):  # without some of its folders a name is that of a file only where no other folders take their place
                 found = [p for p in found if any(self._whole(p, f, wanted) for f in self.folders)]
+                if found and self._shared(wanted):
+                    raise FileNotFoundError(
+                        f"image {name!r} is not there, and {found[0]} may be another of the table that ends in {wanted!r}; "
+                        "restore the folders of its name"
+                    )
+            if found and not (mine := [p for p in found if self._may_be(p, parts)]):
+                raise FileNotFoundError(
+                    f"image {name!r} is only in {found[0].parent}, of another split; add it, or give its whole path there"
+                )
+            found = mine if found else found
             if len(found) == 1:
                 return found[0]
             if found:
@@ -170,6 +262,22 @@ class Pictures:
                 )
         where = ", ".join(map(str, self.folders)) or "any folder that is there"
         raise FileNotFoundError(f"image {name!r} is in the table but not in {where}")
+
+    def _may_be(self, path: Path, parts: Sequence[str]) -> bool:
+        """Whether a file lies in no folder of another split, but for one that its name in the table has."""
+        if self._allowed is None:
+            return True
+        base = max((f for f in self.folders if path.is_relative_to(f)), key=lambda f: len(f.parts))
+        told = {p for p in path.relative_to(base).parts[:-1] if p not in parts}
+        return all(split_named(p) in (None, *self._allowed) for p in told)
+
+    def _shared(self, end: str) -> bool:
+        """Whether several names of the table end so."""
+        with self._lock:
+            if self._ends is None:
+                names = {_parts(name) for row in self._rows for name in _picture_names(row)}
+                self._ends = Counter("/".join(parts[i:]) for parts in names for i in range(len(parts)))
+        return self._ends[end] > 1
 
     @staticmethod
     def _whole(path: Path, folder: Path, wanted: str) -> bool:
@@ -184,9 +292,9 @@ class Pictures:
         found: dict[str, list[Path]] = {}
         seen: set[Path] = set()
         for folder in self.folders:
-            for where, _, names in os.walk(folder):
-                for name in sorted(names):
-                    path = Path(where, name)
+            for where, names in walk(folder):
+                for name in names:
+                    path = where / name
                     if path.suffix.lower() not in PICTURES or path in seen:
                         continue
                     seen.add(path)
@@ -196,6 +304,15 @@ class Pictures:
                         found.setdefault(end, []).append(path)
                         found.setdefault(end.rpartition(".")[0] + ".", []).append(path)
         return found
+
+
+def _picture_names(row: Any) -> list[str]:
+    named = [row.get("image"), *(row.get("images") or ())] if isinstance(row, dict) else []
+    return [name for name in named if isinstance(name, str)]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(p for p in _alike(name).split("/") if p not in ("", "."))
 
 
 def _alike(name: str) -> str:
@@ -221,6 +338,8 @@ class Rows:
             raise bad[0][1]
         self._name, self._rows, self._read, self._kind = name, rows, read, kind
         self.understood, self.split = understood, understood.split
+        if isinstance(read, Pictures):
+            read.serve(rows)
         understood.rows = len(rows) - len(bad)
         if bad:
             understood.left_out[f"cannot be read, such as {bad[0][0]}: {bad[0][1]}"[:300]] += len(bad)
@@ -271,16 +390,24 @@ def _stand_in(value: Any) -> str:
 def by_picture(found: Iterable[tuple[str, Any, list[str] | Exception, Row]]) -> list[Row | tuple[str, Exception]]:
     """One row a picture with all its captions, of (key, picture, captions, more), in the order in which pictures first come.
 
-    What is wrong with a row stands by itself; what more there is to tell of a picture is what its first row tells.
+    What is wrong with a row stands by itself, and so does one that tells something else of its picture than the first (`more`).
     """
-    captions: dict[Any, list[str]] = {}
+    rows: dict[Any, Row] = {}
     out: list[Any] = []
     for key, picture, value, more in found:
         if isinstance(value, Exception):
             out.append((key, value))
             continue
-        if picture not in captions:
-            captions[picture] = []
-            out.append({**more, "key": key, "image": picture, "captions": captions[picture]})
-        captions[picture].extend(value)
+        if picture not in rows:
+            rows[picture] = {**more, "key": key, "image": picture, "captions": []}
+            out.append(rows[picture])
+        other = [k for k, v in more.items() if rows[picture].get(k, v) != v]
+        if other:
+            first = rows[picture][other[0]]
+            out.append(
+                (key, ValueError(f"{picture} has the {other[0]} {more[other[0]]!r}, and {first!r} in an earlier row"))
+            )
+            continue
+        rows[picture] |= more
+        rows[picture]["captions"].extend(value)
     return out

@@ -4,7 +4,9 @@ An example is a dict with `key` (text) and, as far as there are any, `image` (en
 `text`, and whatever else the data set knows (`scene`).
 """
 
-import itertools
+import contextlib
+import dataclasses
+import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,7 +18,21 @@ from simvlm_jax.data.readers import annotations, classes, flickr, published, sid
 from simvlm_jax.data.readers.tables import from_tables
 from simvlm_jax.data.readers.tars import WebDatasetSource
 from simvlm_jax.data.readers.texts import TextSource
-from simvlm_jax.data.rows import NoSuchSplit, Refused, Understood, names_of, of_split, split_of, unnamed
+from simvlm_jax.data.rows import (
+    PICTURES,
+    SPLITS,
+    NoSuchSplit,
+    Refused,
+    Understood,
+    folders_of,
+    is_of,
+    of_split,
+    split_named,
+    split_told,
+    unnamed,
+    visible,
+    walk,
+)
 from simvlm_jax.data.tables import TABLE_SUFFIXES, read_table
 
 MOST_SHARDS = 100_000
@@ -149,13 +165,14 @@ def open_source(
     Raises:
       Refused: what lies there is no layout that is known, or could be two. NoSuchSplit, FileNotFoundError, ValueError.
     """
+    how = _How(split, images, columns, truncated)
     if any(c in path for c in "*?[{") and not Path(path).expanduser().exists():
-        return _of_pattern(path, images, columns, truncated)
+        return _of_pattern(path, how)
     here = Path(path).expanduser()
     if here.is_file():
-        return _of_file(here, split, images, columns, truncated)
+        return _of_file(here, how)
     if here.is_dir():
-        return _of_folder(here, split, images, columns, truncated)
+        return _of_folder(here, how)
     if here.exists():
         raise BadFile(f"path {path!r} is neither a regular file nor a folder")
     if path.startswith(("/", ".", "~")) or "\\" in path:
@@ -163,138 +180,217 @@ def open_source(
     return tfds.TfdsSource(path, split)
 
 
-def _of_pattern(path: str, images: bool, columns: str, truncated: bool) -> Source:
+def open_split(path: str, split: str, **how: Any) -> Source:
+    """The source of a split that somebody asked for by its name; `how` is as for `open_source`.
+
+    Raises:
+      NoSuchSplit: what lies there tells no splits apart, or is of another.
+    """
+    source = open_source(path, split, **how)
+    found = getattr(source, "split", "")
+    if not found:
+        raise NoSuchSplit(
+            f"{path!r} has no split {split!r}: nothing tells splits apart in its {len(source):,} rows; leave the split out to take "
+            "them all, or name files or folders by splits (train.csv, val.csv)"
+        )
+    if not is_of(found, split):
+        raise NoSuchSplit(f"{path!r} has no split {split!r}; by its name it is {found}")
+    return source
+
+
+def open_asked(path: str, split: str | None, **how: Any) -> Source:
+    """The source of the split that is named; of none, that of `train`, or of the only split there is."""
+    if split:
+        return open_split(path, split, **how)
+    try:
+        return open_source(path, "train", **how)
+    except NoSuchSplit:
+        found = []
+        for other in SPLITS:
+            with contextlib.suppress(NoSuchSplit):
+                found.append(open_source(path, other, **how))
+        if len(found) != 1:
+            raise
+        return found[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """How a path is to be read: the arguments of `open_source`."""
+
+    split: str
+    images: bool
+    columns: str
+    truncated: bool
+
+
+def _of_pattern(path: str, how: _How) -> Source:
     files = [p for pattern in ranges(str(Path(path).expanduser())) for p in _glob(Path(pattern))]
     tars = [p for p in files if p.suffix.lower() == ".tar"]
     tables = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES]
-    if tars and images and not tables:
-        return WebDatasetSource(tars, truncated=truncated)
-    if tables and not tars:
-        read = [read_table(p, columns) for p in tables]
-        return from_tables(tables[0].parent, read) if images else TextSource(tables[0], read)
     if tars and tables:
         raise Refused(f"path {path!r} matches tars and tables; name one kind, as in '*.tar'")
+    if tars and how.images:
+        return _of_tars(tars, Path(path), _named(tars, how))
+    if tables:
+        return _of_tables(tables, tables[0], _named(tables, how))
     raise FileNotFoundError(f"path {path!r} matches no .tar file (or table); expected shards like train-0000.tar")
 
 
-def _of_file(here: Path, split: str, images: bool, columns: str, truncated: bool) -> Source:
+def _of_file(here: Path, how: _How) -> Source:
     suffix = here.suffix.lower()
-    if suffix == ".tar" and images:
-        return WebDatasetSource([here], truncated=truncated)
-    if images and not columns and flickr.kind_of(here):
-        return flickr.read_file(here, split)
-    if suffix == ".txt" and not images:
+    if suffix == ".tar" and how.images:
+        return _of_tars([here], here, _named([here], how))
+    if how.images and not how.columns and flickr.kind_of(here):
+        return flickr.read_file(here, how.split)
+    if suffix == ".txt" and not how.images:
         return TextSource(here)
     if suffix in TABLE_SUFFIXES:
-        table = read_table(here, columns)
-        return from_tables(here.parent, [table]) if images else TextSource(here, [table])
-    if suffix == ".json" and images:
-        return annotations.read_file(here, split)
-    text = "" if images else "a .txt, "
+        return _of_tables([here], here, _named([here], how))
+    if suffix == ".json" and how.images:
+        return annotations.read_file(here, how.split)
+    text = "" if how.images else "a .txt, "
     raise ValueError(
         f"path {str(here)!r} is neither {text}a .tar nor a table (*{', *'.join((*TABLE_SUFFIXES, '.json'))})"
     )
 
 
-def _of_folder(here: Path, split: str, images: bool, columns: str, truncated: bool) -> Source:
-    """The source in a folder: what is known by a file of its own first, then tables, tars, and pictures by themselves."""
+def _named(files: list[Path], how: _How) -> _How:
+    """How files that were named are read: where all names tell one split it is that, whatever was asked."""
+    return dataclasses.replace(how, split=split_told(files) or how.split)
+
+
+def _of_tars(tars: list[Path], here: Path, how: _How) -> Source:
+    """Those of the tars that are of the split."""
+    found, name, rest = of_split(tars, how.split, here)
+    source = WebDatasetSource(found, name, how.truncated)
+    source.understood.left_out.update(unnamed(rest, "tars"))
+    return source
+
+
+def _of_tables(tables: list[Path], here: Path, how: _How) -> Source:
+    """Those of the tables that are of the split."""
+    found, name, rest = of_split(tables, how.split, here)
+    read = [read_table(p, how.columns) for p in found]
+    folder = here if here.is_dir() else here.parent
+    source = from_tables(folder, read, name, asked=how.split) if how.images else TextSource(here, read, name)
+    source.understood.left_out.update(unnamed(rest, "tables"))
+    return source
+
+
+def _of_folder(here: Path, how: _How) -> Source:
+    """The source in a folder: what is known by a file of its own first, then the one layout that its files have.
+
+    Raises:
+      Refused: they have none, or two.
+    """
     if tfds.accepts(here):
-        return tfds.TfdsSource(str(here), split)
-    if known := next((make for marker, make in published.KNOWN.items() if (here / marker).exists()), None):
-        return known(here, split)
-    if images and classes.holds_imagenet_samples(here):
-        return classes.imagenet_samples(here, split)
-    if images and not columns and (found := flickr.files_in(here)):
-        if len(found) > 1:
-            raise Refused(f"{str(here)!r} holds {' and '.join(p.name for p in found)}; name the file that is meant")
-        return flickr.read_file(found[0], split)
-    entries = sorted(p for p in here.iterdir() if not p.name.startswith(".") and not p.name.endswith(".npz.parts"))
-    tables = [p for p in entries if p.is_file() and p.suffix.lower() in TABLE_SUFFIXES]
-    tars = [p for p in entries if p.is_file() and p.suffix.lower() == ".tar"]
-    if tars and images and all(p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists() for p in tables):
-        found, name, rest = of_split(tars, split, here)
-        source = WebDatasetSource(found, name, truncated)
-        source.understood.left_out.update(unnamed(rest, "tars"))
-        return source
-    if tars and tables and images:
-        raise Refused(
-            f"{str(here)!r} holds tars and tables ({tars[0].name}, {tables[0].name}); name one of them, or '*.tar'"
-        )
-    if images and sidecars.accepts(here):
-        return sidecars.read_folder(here, split)
-    if tables:
-        found, name, rest = of_split(tables, split, here)
-        read = [read_table(p, columns) for p in found]
-        source = from_tables(here, read, name) if images else TextSource(here, read, name)
-        source.understood.left_out.update(unnamed(rest, "tables"))
-        return source
-    if images and annotations.accepts(here):
-        return annotations.read_folder(here, split)
+        return tfds.TfdsSource(str(here), how.split)
+    if known := published.known(here):
+        return known(here, how.split)
+    if how.images and classes.holds_imagenet_samples(here):
+        return classes.imagenet_samples(here, how.split)
+    entries = visible(here)
     folders = [p for p in entries if p.is_dir()]
-    if inner := _split_folder(here, folders, split, images):
-        inside = _of_folder(inner[0], split, images, columns, truncated)
+    found = _layouts(here, entries, how)
+    if len(found) > 1:
+        told = " and ".join(f"{kind} ({name})" for kind, (name, _) in found.items())
+        raise Refused(f"{str(here)!r} holds {told}; name the file that is meant, or '*.tar', or move the others away")
+    if found:
+        return next(iter(found.values()))[1]()
+    if inner := _split_folder(here, folders, how):
+        inside = _of_folder(inner[0], how)
         if inner[1]:
             named: Any = inside
             named.split = named.understood.split = inner[1]
         return inside
-    if images and classes.holds_class_archives(here):
-        return classes.class_archive(here, split)
-    if images and classes.holds_class_folders(here):
-        if strange := _strange(here, entries):
+    if len(folders) == 1 and not split_named(folders[0].name) and not _holds_pictures(folders[0]):
+        return _of_folder(folders[0], how)
+    if how.images and classes.holds_class_archives(here):
+        return classes.class_archive(here, how.split)
+    if how.images and classes.holds_class_folders(here):
+        if strange := _strange(here):
             raise Refused(
                 f"{str(here)!r} holds {strange}, which no reader understands, beside folders of pictures; name what is meant, or "
                 "move it away if the folders are classes"
             )
-        return classes.class_folders(here, split)
+        return classes.class_folders(here, how.split)
     raise Refused(
         f"path {str(here)!r} holds neither .tar shards, nor a table of captions, nor a folder a class, nor any other layout of "
         "docs/data.md"
     )
 
 
+def _layouts(here: Path, entries: list[Path], how: _How) -> dict[str, tuple[str, Callable[[], Source]]]:
+    """{layout: (a file of it, how to read it)} of all that a folder's files may be."""
+    files = [p for p in entries if p.is_file()]
+    lines = flickr.files_in(here) if how.images and not how.columns else []
+    tables = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES and p not in lines]
+    tars = [p for p in files if p.suffix.lower() == ".tar"] if how.images else []
+    if how.images:  # img2dataset's tables beside its pictures tell what became of their addresses
+        fetched = {p for p in tables if p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists()}
+        if tars or any((here / p.stem).is_dir() for p in fetched):
+            tables = [p for p in tables if p not in fetched]
+    found: dict[str, tuple[str, Callable[[], Source]]] = {}
+    if len(lines) > 1:
+        raise Refused(f"{str(here)!r} holds {' and '.join(p.name for p in lines)}; name the file that is meant")
+    if lines:
+        found["a caption a line"] = lines[0].name, lambda: flickr.read_file(lines[0], how.split)
+    if tars:
+        found["tars"] = tars[0].name, lambda: _of_tars(tars, here, how)
+    if tables:
+        found["tables"] = tables[0].name, lambda: _of_tables(tables, here, how)
+    if how.images and (beside := sidecars.accepts(here)):
+        found["pictures with texts beside them"] = beside, lambda: sidecars.read_folder(here, how.split)
+    if how.images and (notes := annotations.files_in(here) if not found else annotations.known_in(here)):
+        found["annotations in JSON"] = notes[0].name, lambda: annotations.read_folder(here, how.split)
+    return found
+
+
 _DATA_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".xml", ".arrow", ".txt", ".tar", ".zip", ".pkl", ".token", ".mat")
 _ABOUT = re.compile(r"readme|licen[cs]e|classes|classnames|labels?\b|notice|citation|wordnet|templates", re.IGNORECASE)
 
 
-def _strange(here: Path, entries: list[Path]) -> str:
+def _strange(here: Path) -> str:
     """A file of data that would be passed over if folders of pictures were taken for classes."""
-    inside = itertools.chain.from_iterable(itertools.islice(p.iterdir(), 200) for p in entries if p.is_dir())
-    found = (p for p in (*entries, *inside) if p.is_file() and p.suffix.lower() in _DATA_SUFFIXES)
-    return next(
-        (
-            str(p.relative_to(here))
-            for p in found
-            if p.suffix.lower() not in (".txt", ".json") or not _ABOUT.match(p.name)
-        ),
-        "",
-    )
+    for where, names in walk(here, 3):
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in _DATA_SUFFIXES and not (suffix in (".txt", ".json") and _ABOUT.match(name)):
+                return str((where / name).relative_to(here))
+    return ""
 
 
-def _split_folder(here: Path, folders: list[Path], split: str, images: bool) -> tuple[Path, str] | None:
+def _split_folder(here: Path, folders: list[Path], how: _How) -> tuple[Path, str] | None:
     """(the folder of a split, its name) where splits are folders with data of their own in them, else None.
 
     A folder with pictures by class has its own reader; a lone folder `data` is looked into.
 
     Raises:
-      NoSuchSplit: splits are folders, and this one is not among them.
+      NoSuchSplit: splits are folders, and this one is not among them. Refused: two are.
     """
-    told = {
-        p: s for p in folders if (s := split_of(p.name)) and p.name.lower() in names_of(s) and _holds_data(p, images)
-    }
+    told = {p: s for p in folders if (s := split_named(p.name)) and _holds_data(p, how.images)}
     if told:
-        for p, s in told.items():
-            if s == split or s in names_of(split):
-                return p, s
-        raise NoSuchSplit(f"{str(here)!r} has no split {split!r}; it has {', '.join(p.name for p in told)}")
+        found = folders_of(told, how.split)
+        if len(found) > 1:
+            raise Refused(f"{str(here)!r} has {' and '.join(p.name for p in found)}, both of {how.split!r}; name one")
+        if found:
+            return found[0], told[found[0]]
+        raise NoSuchSplit(f"{str(here)!r} has no split {how.split!r}; it has {', '.join(p.name for p in told)}")
     data = here / "data"
-    return (data, "") if data in folders and _holds_data(data, images) else None
+    return (data, "") if data in folders and _holds_data(data, how.images) else None
+
+
+def _holds_pictures(folder: Path) -> bool:
+    with os.scandir(folder) as found:
+        return any(os.path.splitext(e.name)[1].lower() in PICTURES for e in found)
 
 
 def _holds_data(folder: Path, images: bool) -> bool:
-    names = [p for p in itertools.islice(folder.iterdir(), 10_000) if p.is_file()]
-    if any(p.suffix.lower() in (*TABLE_SUFFIXES, ".tar") for p in names):
-        return True
-    return images and (sidecars.accepts(folder) or annotations.accepts(folder))
+    with os.scandir(folder) as found:
+        if any(os.path.splitext(e.name)[1].lower() in (*TABLE_SUFFIXES, ".tar") and e.is_file() for e in found):
+            return True
+    return images and bool(sidecars.accepts(folder) or annotations.accepts(folder))
 
 
 def ranges(path: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from simvlm_jax.data.rows import NoSuchSplit
-from simvlm_jax.data.sources import Source, open_source
+from simvlm_jax.data.sources import Source, open_source, open_split
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import intervals
@@ -87,7 +87,9 @@ def evaluate_run(
 def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]:
     """A suite's own data, or the run's; "test" first."""
     if suite.path:
-        return {name: open_source(suite.path, split) for name, split in (suite.splits or {"test": "test"}).items()}
+        if suite.splits:
+            return {name: open_split(suite.path, split) for name, split in suite.splits.items()}
+        return {"test": open_source(suite.path, "test")}
     if unknown := [s for s in suite.splits if s not in sources]:
         raise ValueError(f"a suite names split {unknown[0]!r}; config.data.eval.splits has {', '.join(sources)}")
     chosen = {k: sources[k] for k in suite.splits or sources}

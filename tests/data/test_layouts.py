@@ -403,7 +403,7 @@ def test_names_of_pictures_as_other_systems_write_them(tmp_path):
     put(tmp_path, "sub/b.JPG", pic(2))
     put(tmp_path, "one/c.png", pic(3))
     put(tmp_path, "two/c.png", pic(4))
-    names = {"sub/강아지 1.png": 1, "sub\\b.jpg": 2, "b": 2, "data\\sub\\b.jpg": 2, "one/c": 3}
+    names = {"sub/강아지 1.png": 1, "sub\\b.jpg": 2, "b": 2, "one/c": 3}
     put(tmp_path, "t.jsonl", "\n".join(json.dumps({"image": n, "caption": "x"}) for n in [*names, "c.png", "d.png"]))
     source = open_source(str(tmp_path))
     assert [source[i]["image"] for i in range(len(names))] == [pic(i) for i in names.values()]
@@ -411,6 +411,22 @@ def test_names_of_pictures_as_other_systems_write_them(tmp_path):
         source[len(names)]
     with pytest.raises(FileNotFoundError, match=r"'d\.png' is in the table but not in"):
         source[len(names) + 1]
+
+
+def test_no_file_is_taken_for_two_pictures(tmp_path):
+    """Folders may be missing in front of a name, but not of two names that then are one."""
+    put(tmp_path, "1.jpg", pic(1))
+    put(tmp_path, "c/2.jpg", pic(2))
+    rows = ["a\\b\\1.jpg", "data/c/2.jpg"]
+    put(tmp_path, "t.jsonl", "\n".join(json.dumps({"image": n, "caption": "x"}) for n in rows))
+    source = open_source(str(tmp_path))
+    assert [source[i]["image"] for i in range(2)] == [pic(1), pic(2)]
+    put(tmp_path, "t.jsonl", "\n".join(json.dumps({"image": n, "caption": "x"}) for n in [*rows, "d/1.jpg", "c/2.jpg"]))
+    source = open_source(str(tmp_path))
+    for i in range(3):
+        with pytest.raises(FileNotFoundError, match="may be another of the table that ends in"):
+            source[i]
+    assert source[3]["image"] == pic(2)
 
 
 def test_quotes_of_a_tsv_never_swallow_rows(tmp_path, shown):
@@ -459,8 +475,8 @@ def test_files_named_by_splits_are_kept_apart(tmp_path):
         ({"annotations/captions.json": '{"a": 1}', "images/0.png": pic()}, "is of no kind that is known"),
         ({"labels.xml": "<a/>", "a/0.png": pic(), "b/0.png": pic()}, r"labels\.xml, which no reader understands") ,
         ({"boxes.txt": "1 2", "a/0.png": pic(), "b/0.png": pic()}, r"boxes\.txt, which no reader understands"),
-        ({"images/0.png": pic(), "images/1.png": pic()}, "holds one folder of pictures, 'images'"),
-        ({"x.tar": b"", "y.csv": "image,caption\n"}, "holds tars and tables"),
+        ({"images/0.png": pic(), "images/1.png": pic()}, "holds folders of pictures such as 'images'"),
+        ({"x.tar": b"", "y.csv": "image,caption\n"}, r"holds tars \(x.tar\) and tables"),
         ({"a.json": "[]"}, "is of no kind that is known"),
         ({"a_val.json": '[{"image": "a", "caption": "b"}]', "b_val.json": '{"images": [], "annotations": [{"caption": "a"}]}'},
          "name the file that is meant"),

@@ -3,14 +3,16 @@
 A file is known by what it holds, not by its name; its name tells the split.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import MOST_TABLE, read_json
 from simvlm_jax.data.readers.tables import as_table, from_tables
 from simvlm_jax.data.rows import (
+    PICTURES,
     NoSuchSplit,
     Pictures,
     Refused,
@@ -18,24 +20,55 @@ from simvlm_jax.data.rows import (
     Rows,
     Understood,
     by_picture,
+    group_of,
     names_of,
     of_split,
+    part_of,
+    split_told,
     unnamed,
+    visible,
 )
-from simvlm_jax.data.tables import texts
+from simvlm_jax.data.tables import IMAGE_COLUMNS, texts
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "features.json", "config.json", "state.json", "package.json")
 
 
+_OF_COCO = ("instances_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+"""What lies beside COCO's captions."""
+_INSIDE = ("annotations", "questions")
+"""Folders of JSON files whose pictures lie beside the folder."""
+
+
 def files_in(folder: Path) -> list[Path]:
-    """The JSON files of a folder that may hold annotations: its own, and those of `annotations/`."""
-    found = [p for where in (folder, folder / "annotations") if where.is_dir() for p in sorted(where.glob("*.json"))]
-    return [p for p in found if p.name not in _NOT_DATA and not p.name.endswith("_stats.json")]
+    """The JSON files of a folder that may hold annotations: its own, and those of `annotations/`; none that is beside a picture."""
+    found = [p for where in (folder, folder / "annotations") if where.is_dir() for p in visible(where)]
+    pictures = {p.with_suffix("") for p in found if p.suffix.lower() in PICTURES}
+    return [
+        p
+        for p in found
+        if p.suffix.lower() == ".json"
+        and p.name not in _NOT_DATA
+        and not p.name.endswith("_stats.json")
+        and p.with_suffix("") not in pictures
+    ]
 
 
 def accepts(folder: Path) -> bool:
     """Whether a folder holds JSON files of annotations."""
     return bool(files_in(folder))
+
+
+def known_in(folder: Path) -> list[Path]:
+    """Those of a folder's JSON files that are of a known kind and name pictures."""
+    return [
+        p
+        for p in files_in(folder)
+        if _kind(value := _loaded(p)) not in ("", "answers", "list") or _names_picture(value)
+    ]
+
+
+def _names_picture(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and bool({"images", *IMAGE_COLUMNS} & set(value[0]))
 
 
 def read_folder(folder: Path, split: str) -> Rows:
@@ -45,25 +78,28 @@ def read_folder(folder: Path, split: str) -> Rows:
       NoSuchSplit: its files name others. Refused: they are of no known kind, or of two.
     """
     files = files_in(folder)
-    captions = [p for p in files if p.name.startswith("captions_")]
-    if captions:  # COCO has many more files beside these
-        files = captions + [p for p in files if p.name.startswith("instances_")]
+    pairs = [p for p in files if p.name.endswith("_complementary_pairs.json")]  # of VQAv2, numbers of questions
+    files = [p for p in files if p not in pairs]
+    if any(p.name.startswith("captions_") for p in files):
+        files = [p for p in files if not p.name.startswith(_OF_COCO[1:])]
     of_one_file = len(files) == 1 and _kind(value := _loaded(files[0])) == "karpathy"
     if of_one_file:
         return _karpathy(files[0], value, split, folder)
     files, name, rest = of_split(files, split, folder)
-    source = _read(files, name, folder)
+    source = _read(files, name, folder, split)
     source.understood.left_out.update(unnamed(rest, "files"))
+    if pairs:
+        source.understood.left_out["files of complementary pairs"] += len(pairs)
     return source
 
 
 def read_file(path: Path, split: str) -> Rows:
     """A file of annotations, with its pictures in its folder or in the one above `annotations/`."""
-    folder = path.parent.parent if path.parent.name == "annotations" else path.parent
+    folder = path.parent.parent if path.parent.name in _INSIDE else path.parent
     value = _loaded(path)
     if _kind(value) == "karpathy":
         return _karpathy(path, value, split, folder)
-    return _read([path], "", folder, {path: value})
+    return _read([path], split_told([path]), folder, split, {path: value})
 
 
 def _loaded(path: Path) -> Any:
@@ -95,7 +131,7 @@ def _kind(value: Any) -> str:
     return ""
 
 
-def _read(files: list[Path], split: str, folder: Path, loaded: dict[Path, Any] | None = None) -> Rows:
+def _read(files: list[Path], split: str, folder: Path, asked: str, loaded: dict[Path, Any] | None = None) -> Rows:
     of_kind: dict[str, list[tuple[Path, Any]]] = {}
     for path in files:
         value = (loaded or {}).get(path, None) or _loaded(path)
@@ -111,7 +147,12 @@ def _read(files: list[Path], split: str, folder: Path, loaded: dict[Path, Any] |
         raise Refused(
             f"{str(folder)!r} holds {' and '.join(f'{v[0][0].name} ({k})' for k, v in of_kind.items())}; name the file that is meant"
         )
-    pictures = Pictures(folder, folder / "images", *(folder / s for s in names_of(split) if split))
+    around = [folder, folder.parent] if folder.name in _INSIDE else [folder]
+    around = [place for f in around for place in (f, f / "images")]
+    years = [year for p in files if (year := part_of(p.stem))]
+    pictures = Pictures(*(f / year for year in years for f in around), *around, split=split)
+    if reader is _list:
+        reader = functools.partial(_list, asked=asked)
     try:
         return reader(of_kind, split, folder, pictures)
     except (KeyError, TypeError, AttributeError) as e:
@@ -128,6 +169,7 @@ def _coco(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
     classes: dict[Any, list[str]] = {}
     left_out: Counter[str] = Counter()
     broken: list[tuple[str, Exception]] = []
+    _once(found.get("captions", ()), lambda value: (note.get("id") for note in value["annotations"]))
     for path, value in [*found.get("captions", ()), *found.get("instances", ())]:
         for image in value["images"]:
             names.setdefault(image["id"], image["file_name"])
@@ -138,7 +180,10 @@ def _coco(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
                 left_out["annotations of pictures that are not listed"] += 1
             elif "caption" in note:
                 try:
-                    captions.setdefault(of, []).extend(texts(note["caption"]))
+                    told = [t for t in texts(note["caption"]) if t]
+                    captions.setdefault(of, []).extend(told)
+                    if not told:
+                        left_out["empty captions"] += 1
                 except ValueError as e:
                     broken.append((f"{path.name}/{note.get('id')}", e))
             elif "category_id" in note:
@@ -172,6 +217,7 @@ def _karpathy(path: Path, value: Any, split: str, folder: Path) -> Rows:
     there = list(dict.fromkeys(str(i.get("split")) for i in value["images"]))
     wanted = {split, *names_of(split)}
     chosen = [i for i in value["images"] if i.get("split") in wanted]
+    left_out: Counter[str] = Counter()
     if not chosen:
         raise NoSuchSplit(f"{str(path)!r} has no split {split!r}; it has {', '.join(there)}")
 
@@ -179,13 +225,36 @@ def _karpathy(path: Path, value: Any, split: str, folder: Path) -> Rows:
         for i in chosen:
             name = "/".join(filter(None, (i.get("filepath"), i["filename"])))
             try:
-                yield name, name, texts(i["sentences"]), {}
+                told = texts(i["sentences"])
             except ValueError as e:
                 yield name, None, e, {}
+                continue
+            if bare := sum(not t for t in told):
+                left_out["empty captions"] += bare
+            if any(told):
+                yield name, name, [t for t in told if t], {}
+            else:
+                left_out["pictures without a caption"] += 1
 
-    name = next(n for n in ("train", "validation", "test", split) if split in (n, *names_of(n)))
-    understood = Understood("Karpathy's splits", [path.name], 0, ["filename", "raw"], name)
-    return Rows(folder.name, by_picture(triples()), Pictures(folder, folder / "images"), understood, "karpathy")
+    rows = by_picture(triples())
+    name = split if split == "restval" else group_of(split) or split
+    understood = Understood("Karpathy's splits", [path.name], 0, ["filename", "raw"], name, left_out)
+    return Rows(folder.name, rows, Pictures(folder, folder / "images"), understood, "karpathy")
+
+
+def _once(files: Sequence[tuple[Path, Any]], ids: Callable[[Any], Iterable[Any]]) -> None:
+    """Nothing, where no record stands in two files.
+
+    Raises:
+      Refused: one does, so that both are of one set of records.
+    """
+    seen: dict[Any, Path] = {}
+    for path, value in files if len(files) > 1 else ():
+        for key in ids(value):
+            if key is not None and seen.setdefault(key, path) != path:
+                raise Refused(
+                    f"the record {key!r} stands in {seen[key].name} and in {path.name}; name the file that is meant"
+                )
 
 
 def _questions(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
@@ -193,6 +262,7 @@ def _questions(found: Found, split: str, folder: Path, pictures: Pictures) -> Ro
     notes = {a["question_id"]: a for _, value in found.get("answers", ()) for a in value["annotations"]}
     rows: list[Any] = []
     left_out: Counter[str] = Counter()
+    _once(found["questions"], lambda value: (q["question_id"] for q in value["questions"]))
     for path, value in found["questions"]:
         subset = str(value.get("data_subtype") or path.stem.removesuffix("_questions").rpartition("_")[2]).replace(
             "test-dev", "test"
@@ -221,6 +291,7 @@ def _questions(found: Found, split: str, folder: Path, pictures: Pictures) -> Ro
 def _gqa(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
     """GQA (Hudson & Manning, CVPR 2019): questions by their number."""
     rows: list[Any] = []
+    _once(found["gqa"], lambda value: value)
     for _, value in found["gqa"]:
         for key, q in value.items():
             row: Row = {"question": q["question"], "image": f"{q['imageId']}.jpg", "key": str(key)}
@@ -240,11 +311,11 @@ def _gqa(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
     )
 
 
-def _list(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
+def _list(found: Found, split: str, folder: Path, pictures: Pictures, asked: str = "") -> Rows:
     """Lists of records: LAVIS's and BLIP's captions and questions, LLaVA's conversations, and one's own."""
     tables = [as_table(path, value) for path, value in found["list"]]
     talks = any("conversations" in t.columns for t in tables)
-    return from_tables(folder, tables, split, pictures.folders, "LLaVA conversations" if talks else "JSON list")
+    return from_tables(folder, tables, split, pictures, "LLaVA conversations" if talks else "JSON list", asked)
 
 
 READERS: dict[frozenset[str], Callable[[Found, str, Path, Pictures], Rows]] = {

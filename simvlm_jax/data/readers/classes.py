@@ -1,42 +1,77 @@
 """Pictures with a class each: folders of classes, archives of them, and a table of labels beside an archive."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simvlm_jax.core.files import open_regular, read_bytes
 from simvlm_jax.data.readers.published import unpacked
-from simvlm_jax.data.rows import PICTURES, SPLITS, NoSuchSplit, Refused, Rows, Understood, names_of, needed
+from simvlm_jax.data.rows import (
+    PICTURES,
+    SPLITS,
+    NoSuchSplit,
+    Refused,
+    Rows,
+    Understood,
+    folders_of,
+    names_of,
+    needed,
+    split_named,
+    split_of,
+    visible,
+    walk,
+)
 from simvlm_jax.data.tables import read_table
 
-_NO_CLASS = re.compile(r"(images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files|\d+)", re.IGNORECASE)
+_NO_CLASS = re.compile(r"images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files", re.IGNORECASE)
+_SHARD = re.compile(r"\d{5,}")
 LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 
 def class_folders(folder: Path, split: str) -> Rows:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    wanted = names_of(split)
-    names = dict.fromkeys((*(s for names in SPLITS.values() for s in names), *wanted))
-    there = [s for s in names if any(_pictures(folder / s, "*/*"))]
-    root = next((folder / s for s in wanted if s in there), folder)
-    if root == folder and there:
-        raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(there)}")
-    if not (pictures := sorted(_pictures(root, "*/*"))):
+    there = {p: g for p in visible(folder) if p.is_dir() and (g := split_named(p.name)) and any(_pictures(p, 1))}
+    wanted = folders_of(there, split)
+    if there and not wanted:
+        raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(p.name for p in there)}")
+    if len(wanted) > 1:
+        raise Refused(
+            f"{str(folder)!r} has {' and '.join(p.name for p in wanted)}, both of {split!r}; name the folder that is meant"
+        )
+    root = wanted[0] if wanted else folder
+    if not (pictures := list(_pictures(root, 1))):
         raise FileNotFoundError(f"{str(folder)!r} holds no pictures as {LAYOUT}")
     rows = [
         {"image": str(p.relative_to(root)), "label": p.parent.name, "key": str(p.relative_to(folder))} for p in pictures
     ]
-    alone = {row["label"] for row in rows}
-    if len(alone) == 1 and _NO_CLASS.fullmatch(rows[0]["label"]):
+    if strange := _no_classes(pictures):
         raise Refused(
-            f"{str(root)!r} holds one folder of pictures, {rows[0]['label']!r}, which is hardly a class; add a table of captions "
-            "or labels, or name the folder by its class"
+            f"{str(root)!r} holds folders of pictures such as {strange!r}, which is hardly a class; add a table of captions "
+            f"or labels, or lay pictures out as {LAYOUT}"
         )
     name = f"{folder.name}/{root.name}" if root != folder else folder.name
     understood = Understood("a folder a class", [], split=split if root != folder else "")
-    if more := sum(1 for p in root.rglob("*") if p.suffix.lower() in PICTURES) - len(rows):
+    if more := sum(1 for _ in _pictures(root)) - len(rows):
         understood.left_out["pictures that lie in no folder of a class, or deeper"] += more
     return Rows(name, rows, lambda picture: read_bytes(root / picture), understood)
+
+
+def _no_classes(pictures: list[Path]) -> str:
+    """A folder of pictures that is named as no class is: "images"; a shard or a split, where all of them are; else ""."""
+    labels = dict.fromkeys(p.parent.name for p in pictures)
+    if found := next(filter(_NO_CLASS.fullmatch, labels), ""):
+        return found
+    shards = all(map(_SHARD.fullmatch, labels)) and all(p.stem.isdigit() for p in pictures)
+    alone = len(labels) == 1 and next(iter(labels)).isdigit()
+    return next(iter(labels)) if shards or alone or all(map(_tells_split, labels)) else ""
+
+
+def _tells_split(label: str) -> bool:
+    try:
+        return split_of(label) is not None
+    except Refused:
+        return True
 
 
 def class_archive(folder: Path, split: str) -> Rows:
@@ -76,13 +111,16 @@ def _member_of(path: Path) -> Callable[[str], bytes]:
     return read
 
 
-def _pictures(root: Path, pattern: str) -> Iterator[Path]:
-    return (p for p in root.glob(pattern) if p.suffix.lower() in PICTURES)
+def _pictures(folder: Path, depth: int | None = None) -> Iterator[Path]:
+    """The pictures so many folders below a folder, or all of them, by name."""
+    for where, names in walk(folder, 100 if depth is None else depth):
+        if depth in (None, len(where.relative_to(folder).parts)):
+            yield from (where / n for n in names if os.path.splitext(n)[1].lower() in PICTURES)
 
 
 def holds_class_folders(folder: Path) -> bool:
     """Whether pictures lie one or two folders deep."""
-    return any(any(_pictures(folder, pattern)) for pattern in ("*/*", "*/*/*"))
+    return any(any(_pictures(folder, depth)) for depth in (1, 2))
 
 
 def holds_class_archives(folder: Path) -> bool:

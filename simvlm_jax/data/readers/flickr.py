@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import open_regular, read_text
-from simvlm_jax.data.rows import NoSuchSplit, Pictures, Rows, Understood, by_picture, names_of
+from simvlm_jax.core.files import decoded, open_regular, read_text
+from simvlm_jax.data.rows import NoSuchSplit, Pictures, Rows, Understood, by_picture, group_of, visible
 from simvlm_jax.data.tables import unquoted
 from simvlm_jax.text.tokenizer import clean
 
@@ -30,20 +30,22 @@ def kind_of(path: Path) -> str:
             head = file.read(4096) or b""
     except (OSError, ValueError):
         return ""
-    first = head.decode("utf-8-sig", "replace").splitlines()[:1]
-    if not first:
-        return ""
-    if _PIPED.fullmatch(first[0]):
+    try:
+        text = decoded(head[: len(head) // 2 * 2], path.name)
+    except ValueError:  # cut within a character, or of another encoding, which is told when the file is read
+        text = head.decode("utf-8-sig", "replace")
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    if _PIPED.fullmatch(first):
         return "piped"
-    if _TOKEN.fullmatch(first[0]):
+    if _TOKEN.fullmatch(first):
         return "token"
-    names = first[0].replace(" ", "").lower()
+    names = first.replace(" ", "").lower()
     return "captions" if path.suffix.lower() == ".txt" and names in ("image,caption", "image_name,caption") else ""
 
 
 def files_in(folder: Path) -> list[Path]:
     """The files of captions in a folder, the plain one before those of lemmas and experts."""
-    found = [p for p in sorted(folder.iterdir()) if p.is_file() and kind_of(p)]
+    found = [p for p in visible(folder) if p.is_file() and kind_of(p)]
     return [p for p in found if not re.search(r"lemma|expert|crowd", p.name, re.IGNORECASE)] or found
 
 
@@ -99,13 +101,13 @@ def _listed(folder: Path, split: str) -> tuple[set[str] | None, str]:
     Raises:
       NoSuchSplit: there are lists of other splits.
     """
-    lists = {s: next(iter(sorted(folder.glob(f"*{end}"))), None) for s, end in _LISTS.items()}
+    lists = {s: next((p for p in visible(folder) if p.name.endswith(end)), None) for s, end in _LISTS.items()}
     if not any(lists.values()):
         return None, ""
-    chosen = next((s for s in lists if split == s or split in names_of(s)), None)
+    chosen = group_of(split)
     path = lists.get(chosen or "")
     if path is None or chosen is None:
         raise NoSuchSplit(
             f"{str(folder)!r} has no split {split!r}; its lists are of {', '.join(s for s, p in lists.items() if p)}"
         )
-    return {line.strip() for line in read_text(path).splitlines() if line.strip()}, chosen
+    return {line.strip() for line in read_text(path).split("\n") if line.strip()}, chosen

@@ -22,7 +22,10 @@ from simvlm_jax.data.rows import PICTURES, Rows, Understood, needed
 
 def easy_vqa(folder: Path, split: str) -> Rows:
     """easy-VQA (Zhou 2019): 64 x 64 shapes, splits train and test."""
-    questions = read_json(needed(folder / f"{split}_questions.json", split))
+    path = needed(folder / f"{split}_questions.json", split)
+    questions = read_json(path)
+    if not isinstance(questions, list) or not all(isinstance(q, list) and len(q) == 3 for q in questions):
+        raise BadFile(f"{str(path)!r} is not easy-VQA's, a list of [question, answer, number of the picture]")
     rows = [
         {"question": q, "answer": a, "image": f"{i}.png", "key": f"{split}-{n}"}
         for n, (q, a, i) in enumerate(questions)
@@ -114,6 +117,14 @@ KNOWN: dict[str, Callable[[Path, str], Rows]] = {
     "hidden_images_perm0-1.tar.gz": nlvr,
 }
 """Data sets by a file of theirs."""
+
+
+def known(folder: Path) -> Callable[[Path, str], Rows] | None:
+    """The reader of a folder that holds one of these data sets, None of another."""
+    found = next((make for marker, make in KNOWN.items() if (folder / marker).exists()), None)
+    if found is easy_vqa and not (folder / "train_images.tar.gz").exists():
+        return None  # others name their questions so too
+    return found
 
 
 def _archive(path: Path) -> Callable[[str], bytes]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.readers.tars import not_fetched, read_texts
-from simvlm_jax.data.rows import PICTURES, Understood, of_split, unnamed
+from simvlm_jax.data.rows import PICTURES, NoSuchSplit, Understood, group_of, split_named, visible, walk
 
-_BESIDE = (".json", ".txt")
+_BESIDE = (".json", ".caption", ".txt")
 
 
 class Sidecars:
@@ -37,10 +37,7 @@ class Sidecars:
 
     def text(self, index: int) -> dict[str, Any]:
         """An example without its picture."""
-        path, beside = self._files[index]
-        members: dict[str, Any] = {suffix: suffix for suffix in beside}
-        found = read_texts(self.key(index), members, lambda suffix: read_bytes(path.with_suffix(suffix)))  # pyright: ignore
-        return {**found, "key": self.key(index)}
+        return {**_told(self.key(index), *self._files[index]), "key": self.key(index)}
 
     def __repr__(self):
         names = json.dumps([self.key(i) for i in range(len(self))])
@@ -48,38 +45,65 @@ class Sidecars:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    for where, folders, names in os.walk(folder):
-        folders.sort()
+    for where, names in walk(folder):
         here = set(names)
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
-                yield Path(where, name), here
+        for name in names:
+            if os.path.splitext(name)[1].lower() in PICTURES:
+                yield where / name, here
 
 
 def _beside(path: Path, names: set[str]) -> list[str]:
     return [s for s in _BESIDE if path.stem + s in names]
 
 
-def accepts(folder: Path) -> bool:
-    """Whether the first pictures of a folder (or of those in it) have texts beside them."""
-    looked = [bool(_beside(*found)) for found in itertools.islice(_walk(folder), 200)]
-    return sum(looked) * 2 > len(looked)
+def _told(key: str, path: Path, beside: list[str]) -> dict[str, Any]:
+    members: dict[str, Any] = {{".caption": ".txt"}.get(suffix, suffix): suffix for suffix in beside}
+    return read_texts(key, members, lambda suffix: read_bytes(path.with_suffix(suffix)))  # pyright: ignore
+
+
+def accepts(folder: Path) -> str:
+    """A picture of a folder (or of those in it) if its first pictures have texts beside them that tell something, else ""."""
+    looked = [(path, _beside(path, names)) for path, names in itertools.islice(_walk(folder), 200)]
+    found = [(path, beside) for path, beside in looked if beside]
+    told = len(found) * 2 > len(looked) and any(_tells(*pair) for pair in found[:20])
+    return found[0][0].name if told else ""
+
+
+def _tells(path: Path, beside: list[str]) -> bool:
+    """Whether the texts beside a picture have a caption, a question or a label, or cannot be read, which is to be told."""
+    try:
+        told = _told(path.name, path, beside)
+    except ValueError:
+        return True
+    return any(value for name, value in told.items() if name != "key")
 
 
 def read_folder(folder: Path, split: str) -> Sidecars:
-    """The pictures of a folder with the texts beside them; where its folders are named by splits, those of one."""
-    inner = [p for p in sorted(folder.iterdir()) if p.is_dir()]
-    direct = any(p.suffix.lower() in PICTURES for p in folder.iterdir())
-    roots, name, rest = ([folder], "", []) if direct or not inner else of_split(inner, split, folder)
-    left_out: Counter[str] = unnamed(rest, "folders")
+    """The pictures of a folder with the texts beside them; where they lie in folders named by splits, those of one."""
+    found = [(path, _beside(path, names), _split(path, folder)) for path, names in _walk(folder)]
+    left_out: Counter[str] = Counter()
+    name = ""
+    if told := {s for _, _, s in found if s}:
+        name = group_of(split) or split
+        if name not in told:
+            raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(sorted(told))}")
+        if bare := sum(not s for _, _, s in found):
+            left_out["pictures in folders that no split names"] += bare
     files = []
-    for path, names in (found for root in roots for found in _walk(root)):
-        if beside := _beside(path, names):
+    for path, beside, of in found:
+        if of != name:
+            continue
+        if beside:
             files.append((path, beside))
         else:
             left_out["pictures without a text beside them"] += 1
-    fetched = [folder / f"{p.name}.tar" for p in inner if (folder / f"{p.name}_stats.json").is_file()]
+    fetched = [folder / f"{p.name}.tar" for p in visible(folder) if (folder / f"{p.name}_stats.json").is_file()]
     left_out.update(not_fetched(fetched))
     kind = "img2dataset files" if fetched else "pictures with texts beside them"
     columns = sorted({s for _, beside in files for s in beside})
     return Sidecars(folder, files, Understood(kind, [], 0, columns, name, left_out))
+
+
+def _split(path: Path, folder: Path) -> str:
+    """The split that one of the folders above a picture names, "" where none does."""
+    return next(filter(None, map(split_named, path.relative_to(folder).parts[:-1])), "")

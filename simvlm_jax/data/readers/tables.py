@@ -4,16 +4,34 @@ Among them open_clip's CSV (filepath, title), Hugging Face's imagefolder (metada
 inside, img2dataset's Parquet and LAVIS's and BLIP's lists. Rows are captions of pictures, or questions about them (one example a row).
 """
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
+from simvlm_jax.data.rows import (
+    NoSuchSplit,
+    Pictures,
+    Refused,
+    Row,
+    Rows,
+    Understood,
+    by_picture,
+    group_of,
+    is_of,
+    part_of,
+    split_named,
+)
 from simvlm_jax.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Table, caption_columns, captions_of, listed
 
 _ONE_TEXT = ("question", "hypothesis", "instruction")
+_SPEAKERS = {
+    **dict.fromkeys(("human", "user"), "human"),
+    **dict.fromkeys(("gpt", "assistant", "model", "bot"), "model"),
+    "system": "system",
+}
 _KEPT = ("label", "domain", "kind")
 """Columns that stay beside captions."""
 
@@ -29,24 +47,104 @@ def asks(columns: set[str]) -> bool:
 
 
 def from_tables(
-    folder: Path, tables: list[Table], split: str = "", more: tuple[Path, ...] = (), kind: str = ""
+    folder: Path,
+    tables: list[Table],
+    split: str = "",
+    pictures: Pictures | None = None,
+    kind: str = "",
+    asked: str = "",
 ) -> Rows:
-    """The rows of tables whose pictures lie in `folder`, or in `more` folders, or in the tables themselves."""
+    """The rows of tables whose pictures lie in `folder`, or where `pictures` has them, or in the tables themselves.
+
+    split: which the names of the files tell. asked: the one that is wanted, where the rows themselves tell.
+
+    Raises:
+      NoSuchSplit: the rows tell others. Refused: some tables hold questions and some captions, or the same rows.
+    """
+    of_kind = {asks(set(t.columns)): t.path.name for t in tables}
+    if len(of_kind) > 1:
+        raise Refused(
+            f"{str(folder)!r} holds captions ({of_kind[False]}) and questions or labels ({of_kind[True]}); name the file that is meant"
+        )
+    _once(tables)
+    tables, split = _of_split(tables, split, asked, folder)
     columns = list(dict.fromkeys(c for table in tables for c in table.columns))
     left_out: Counter[str] = Counter()
-    read = _reader_of(tables, Pictures(folder, folder / "images", *more))
+    files = pictures or Pictures(folder, folder / "images", split=split)
+    read = _reader_of(tables, files)
     if "status" in columns and "key" in columns and {"url", "jpg", "png", "webp"} & {*columns, *_held(tables)}:
         kind = kind or "img2dataset table"
-    asked = asks(set(columns))
-    rows = list(_questions(tables, left_out)) if asked else by_picture(_captions(tables, left_out))
+    examples = next(iter(of_kind))
+    rows = list(_questions(tables, left_out)) if examples else by_picture(_captions(tables, left_out))
     if not rows:
         gone = "; ".join(f"{n} {why}" for why, n in left_out.items())
         raise ValueError(f"table {str(tables[0].path)!r} has no rows" + (f" (left out: {gone})" if gone else ""))
+    files.serve(rows)
     kind = kind or f"{tables[0].path.suffix.lower().removeprefix('.')} table"
     understood = Understood(kind, [t.path.name for t in tables], 0, _used(columns, tables), split, left_out)
     return Rows(
-        f"table/{folder.name}" if asked else folder.name, rows, read, understood, "table" if asked else "folder"
+        f"table/{folder.name}" if examples else folder.name, rows, read, understood, "table" if examples else "folder"
     )
+
+
+def _once(tables: list[Table]) -> None:
+    """Nothing, where no table has the rows of an earlier one again.
+
+    Raises:
+      Refused: one does, as a copy or in another format.
+    """
+    seen: dict[Any, str] = {}
+    for table in tables if len(tables) > 1 else ():
+        again = Counter[str]()
+        mine = {_what(row) for _, row in table.good} - {None}
+        for what in mine:
+            again[seen.setdefault(what, table.path.name)] += 1
+        del again[table.path.name]
+        if again and again.total() * 2 > len(mine):
+            raise Refused(
+                f"{table.path.name} holds rows of {next(iter(again))} again; remove one, or name the file that is meant"
+            )
+
+
+def _what(row: Row) -> tuple[str, str] | None:
+    """What tells that two rows are one: the picture's name and all that is said of it."""
+    name = next((row[k] for k in ("images", *IMAGE_COLUMNS) if row.get(k)), None)
+    said = [row.get(k) for k in (*caption_columns(row), *_ONE_TEXT, "conversations", "answer", "label")]
+    return None if name is None else (str(name), str([v for v in said if v]))
+
+
+def _of_split(tables: list[Table], split: str, asked: str, folder: Path) -> tuple[list[Table], str]:
+    """(the tables with the rows of a split alone, its name) where a column `split` or the pictures' folders tell several."""
+    for tell in (_column_tells, _folder_tells):
+        told = [[tell(row) if isinstance(row, dict) else "" for _, row in t.rows] for t in tables]
+        each = {s for line in told for s in line} - {""}
+        names = sorted(filter(None, each))
+        if not names or None in each:
+            continue
+        if len(names) == 1:
+            return tables, split or names[0]
+        if tell is _folder_tells and split:
+            continue
+        if not (wanted := {s for s in names if is_of(s, asked)}):
+            raise NoSuchSplit(f"{str(folder)!r} has no split {asked!r}; its rows are of {', '.join(names)}")
+        kept = [
+            dataclasses.replace(t, rows=[pair for pair, s in zip(t.rows, line, strict=True) if not s or s in wanted])
+            for t, line in zip(tables, told, strict=True)
+        ]
+        return kept, next(iter(wanted))
+    return tables, split
+
+
+def _column_tells(row: Row) -> str | None:
+    value = row.get("split")
+    return group_of(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _folder_tells(row: Row) -> str | None:
+    """The split of the folder that a picture lies in, of none that is named by a year: those of COCO are of other splits too."""
+    name = next((row[k] for k in IMAGE_COLUMNS if isinstance(row.get(k), str)), "")
+    parts = name.replace("\\", "/").split("/")[:-1]
+    return next((g for p in parts if (g := split_named(p)) and not part_of(p)), None)
 
 
 def _used(columns: list[str], tables: list[Table]) -> list[str]:
@@ -134,6 +232,14 @@ def _questions(tables: list[Table], left_out: Counter[str]) -> Iterator[Row | tu
         for line, row in table.rows:
             if isinstance(row, dict) and _skipped(row, left_out):
                 continue
+            if (
+                isinstance(row, dict)
+                and "conversations" in row
+                and table.pictures is None
+                and not any(row.get(k) for k in ("images", *IMAGE_COLUMNS))
+            ):
+                left_out["conversations without a picture"] += 1
+                continue
             try:
                 if isinstance(row, ValueError):
                     raise row
@@ -175,8 +281,16 @@ def _turns(table: Table, line: int, turns: Any) -> Row:
         raise table.error(
             line, f'`conversations` must be a list of {{"from", "value"}}, two at least, not {turns!r:.100}'
         )
-    said = [t["value"].replace("<image>", "").strip() for t in turns]
-    return {"question": said[0], "answer": said[1], "texts": said}
+    said = [(_SPEAKERS.get(str(t.get("from", "")).lower()), t["value"].replace("<image>", "").strip()) for t in turns]
+    if unknown := [t["from"] for t in turns if t.get("from") and str(t["from"]).lower() not in _SPEAKERS]:
+        raise table.error(line, f"`conversations` has a speaker {unknown[0]!r}; known are {', '.join(_SPEAKERS)}")
+    if not any(who for who, _ in said):  # nobody is named: they take turns
+        said = [(("human", "model")[i % 2], text) for i, (_, text) in enumerate(said)]
+    asked = next((i for i, (who, _) in enumerate(said) if who == "human"), len(said))
+    reply = next((text for who, text in said[asked:] if who == "model"), None)
+    if reply is None:
+        raise table.error(line, f"`conversations` has no turn of a person that a model answers: {turns!r:.100}")
+    return {"question": said[asked][1], "answer": reply, "texts": [text for who, text in said if who != "system"]}
 
 
 def _list(table: Table, line: int, name: str, value: Any) -> list[Any]:
