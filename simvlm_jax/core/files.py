@@ -64,7 +64,7 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: str | os.PathLike, most: int = MOST_TABLE) -> str:
-    """The text of a file in UTF-8 (with or without a byte order mark) or in UTF-16 with one.
+    """The text of a file in UTF-8 or UTF-16, as `decoded` tells them apart.
 
     Raises:
       BadFile: another encoding; the message names the byte.
@@ -73,20 +73,34 @@ def read_text(path: str | os.PathLike, most: int = MOST_TABLE) -> str:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """Text of bytes in UTF-8 (with or without a byte order mark) or in UTF-16 with one.
+    """Text of bytes in UTF-8 or UTF-16, with or without a byte order mark; without one, UTF-16 is told by its zero bytes.
 
     Raises:
       BadFile: another encoding.
     """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) and not data.startswith(b"\xff\xfe\0\0"):
+    if wide := _wide(data[:4096]):
         try:
-            return data.decode("utf-16")
+            return data.decode(wide)
         except UnicodeDecodeError as e:
             raise BadFile(f"{name} begins as UTF-16 and is not (byte {e.start}); save it as UTF-8") from e
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise BadFile(f"{name} is not UTF-8 (byte {e.start}); save it as UTF-8") from e
+
+
+def _wide(start: bytes) -> str:
+    """The name of the UTF-16 that a file which begins so is in, "" where it is in none.
+
+    It is told by the byte order mark; without one, nearly every second byte of mostly ASCII text is zero and hardly any other.
+    """
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) and not start.startswith(b"\xff\xfe\0\0"):
+        return "utf-16"
+    half = len(start) // 2
+    even, odd = start[: 2 * half : 2].count(0), start[1 : 2 * half : 2].count(0)
+    if half > 1 and odd * 10 >= half * 9 and even * 10 < half:
+        return "utf-16-le"
+    return "utf-16-be" if half > 1 and even * 10 >= half * 9 and odd * 10 < half else ""
 
 
 def parse_json(text: str | bytes, name: str, unique: bool = False) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simvlm_jax.core.files import BadFile, decoded
 from simvlm_jax.data.images import BadImage, decode, resize
 from simvlm_jax.data.scenes.builder import TASKS, make_examples
 from simvlm_jax.data.sources import open_source
@@ -140,6 +141,19 @@ def test_a_table_in_latin_1(folder):
 def test_unpaired_quotes_in_a_tsv_are_text(folder):
     (folder / "t.tsv").write_text('image\tcaption\n0.png\t"I love you" balloon\n1.png\t"a dog\n2.png\ta cat\n')
     assert captions_of(folder) == {"0.png": ['"I love you" balloon'], "1.png": ['"a dog'], "2.png": ["a cat"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_byte_order_mark(folder, encoding):
+    (folder / "t.csv").write_bytes("image,caption\r\n0.png,a café\r\n".encode(encoding))
+    assert captions_of(folder) == {"0.png": ["a café"]}
+    with pytest.raises(BadFile, match="x begins as UTF-16 and is not"):
+        decoded("a dog".encode(encoding) + b"\n", "x")
+
+
+@pytest.mark.parametrize("text", ["a\0b\0c d", "\0\0\0\0", "a\0", "", "a", "nul \0 here", "a\0b\0c\0" + "text" * 20])
+def test_text_that_holds_nuls_stays(text):
+    assert decoded(text.encode(), "x") == text
 
 
 def test_documents(tmp_path):
