@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import itertools
 import json
 import re
 import threading
@@ -31,6 +32,8 @@ CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentence", "sentence
 BYTES_COLUMNS = ("jpg", "jpeg", "png", "webp")
 """Columns of encoded pictures, as img2dataset's Parquet form has them."""
 _NUMBERED = re.compile(r"(caption|text|sentence)s?[ _]?\d+")
+_TOKENS = re.compile(r"""(?P<text>[bu]?(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"))|(?P<cut>\.\.\.)|(?P<comma>,)|\s+""")
+"""What Python and NumPy write between the brackets of a list of texts."""
 _LEAVES = ("text", "caption", "raw", "sentence")
 MARKS = (",", "\t", ";", "|")
 
@@ -80,14 +83,16 @@ def caption_columns(columns: Any) -> list[str]:
 
 
 def listed(value: str, name: str, strict: bool = True) -> Any:
-    """A list of texts in JSON's or in Python's spelling; without `strict`, a text that is none stays a text.
+    """A list of texts in JSON's, Python's or NumPy's spelling; without `strict`, a text that is none stays a text.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is none, or was cut when it was written.
     """
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, lambda v: _neighbours(v, name), ast.literal_eval):
         try:
             found = read(value)
+        except BadFile:
+            raise
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and (strict or all(isinstance(v, str) for v in found)):
@@ -95,6 +100,38 @@ def listed(value: str, name: str, strict: bool = True) -> Any:
     if strict and value.rstrip().endswith("]"):
         raise ValueError(f'`{name}` must be a list such as ["one", "two"], not {value!r:.100}')
     return value
+
+
+def _neighbours(value: str, name: str) -> list[str | bytes] | None:
+    """The texts of a list as NumPy prints it, without commas (Python would join them); None where it is no such list.
+
+    Raises:
+      BadFile: the list was cut when it was written, or has commas between some of the texts only.
+    """
+    value = value.strip()
+    if not (value.startswith("[") and value.endswith("]")):
+        return None
+    found: list[tuple[str, str]] = []
+    place = 1
+    while place < len(value) - 1:
+        token = _TOKENS.match(value, place, len(value) - 1)
+        if token is None:
+            return None
+        if token.lastgroup:
+            found.append((token.lastgroup, token[0]))
+        place = token.end()
+    kinds = [kind for kind, _ in found]
+    if "text" not in kinds:
+        return None
+    if "cut" in kinds:
+        raise BadFile(
+            f"`{name}` is a list that was cut where it was written (...): {value!r:.100}; write all of it, as JSON for instance"
+        )
+    if ("text", "text") not in itertools.pairwise(kinds):
+        return None
+    if "comma" in kinds:
+        raise BadFile(f"`{name}` has commas between some of its texts only: {value!r:.100}; put one between any two")
+    return [ast.literal_eval(text) for _, text in found]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from simvlm_jax.core.files import BadFile, decoded
 from simvlm_jax.data.images import BadImage, decode, resize
 from simvlm_jax.data.scenes.builder import TASKS, make_examples
 from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.tables import listed
 
 
 def picture(mode="RGB", size=(40, 30), fmt="PNG", **save):
@@ -141,6 +142,21 @@ def test_a_table_in_latin_1(folder):
 def test_unpaired_quotes_in_a_tsv_are_text(folder):
     (folder / "t.tsv").write_text('image\tcaption\n0.png\t"I love you" balloon\n1.png\t"a dog\n2.png\ta cat\n')
     assert captions_of(folder) == {"0.png": ['"I love you" balloon'], "1.png": ['"a dog'], "2.png": ["a cat"]}
+
+
+def test_lists_in_numpys_spelling():
+    for text in ("['a' 'b']", "['a'\n 'b']", "[ 'a''b' ]", "[\"a\" 'b']"):
+        assert listed(text, "captions") == listed(text, "caption", strict=False) == ["a", "b"]
+    assert listed("['it\\'s, so' \"it's ... [b]\"]", "captions") == ["it's, so", "it's ... [b]"]
+    assert listed("[b'a' b'b']", "captions") == [b"a", b"b"]
+    assert listed("['a', \"it's\"]", "captions") == ["a", "it's"]
+    for text in ("['a' ... 'b']", "['a'\n 'b'\n ...\n 'c']", "['a', ..., 'b']"):
+        with pytest.raises(ValueError, match=r"`caption` is a list that was cut where it was written"):
+            listed(text, "caption", strict=False)
+    with pytest.raises(ValueError, match=r"`captions` has commas between some of its texts only"):
+        listed("['a' 'b', 'c']", "captions")
+    for text in ("[...]", "[so] it is", "[a 'b' 'c']", "['a' 'b'] there"):
+        assert listed(text, "caption", strict=False) == text
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
