@@ -171,32 +171,42 @@ def parse_columns(columns: str) -> dict[str, str]:
 
 
 def read_table(path: Path, columns: str = "") -> Table:
-    """Reads a JSONL, CSV, TSV or Parquet file. columns: as `parse_columns`; those columns get the names they have here.
+    """Reads a JSONL, CSV, TSV or Parquet file.
+
+    columns: as `parse_columns`; those columns get the names they have here, and columns that had these names are dropped.
 
     Raises:
       ValueError: what is not such a file, or has a column twice or lacks one that is named, with the line where there is one.
     """
     kind = path.suffix.lower()
     renamed = {theirs: ours for ours, theirs in parse_columns(columns).items()}
-    read = {".jsonl": _jsonl, ".ndjson": _jsonl}.get(kind, _delimited)
-    table = _parquet(path, renamed) if kind == ".parquet" else read(path)
+    read = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}.get(kind, _delimited)
+    table = read(path, renamed)
+    replaced = set(renamed.values())
+    if "caption" in replaced:
+        replaced.add("captions")  # which is looked at first
     names: dict[str, str] = {}
     for name in table.columns:
-        tidy = name.strip().lower()
-        names[name] = renamed.get(tidy, tidy)
+        tidy = _tidy(name)
+        if tidy in renamed or tidy not in replaced:
+            names[name] = renamed.get(tidy, tidy)
     there = [*table.columns, *([table.pictures.column] if table.pictures else [])]
-    if lacking := [t for t in renamed if t not in {n.strip().lower() for n in there}]:
+    if lacking := [t for t in renamed if t not in set(map(_tidy, there))]:
         raise ValueError(f"table {str(path)!r} has no column {lacking[0]!r}; it has {', '.join(there)}")
-    if twice := [n for n, k in Counter(names[c] for c in table.columns).items() if k > 1]:
+    if twice := [n for n, k in Counter(names[c] for c in table.columns if c in names).items() if k > 1]:
         raise ValueError(f"table {str(path)!r} has the column {twice[0]!r} more than once; rename or remove one")
     rows = [
-        (line, {names.get(k, k): v for k, v in row.items()} if isinstance(row, dict) else row)
+        (line, {names[k]: v for k, v in row.items() if k in names} if isinstance(row, dict) else row)
         for line, row in table.rows
     ]
     return Table(path, rows, list(names.values()), table.pictures)
 
 
-def _jsonl(path: Path) -> Table:
+def _tidy(name: str) -> str:
+    return name.strip().lower()
+
+
+def _jsonl(path: Path, _: dict[str, str]) -> Table:
     table = Table(path, [])
     columns: dict[str, None] = {}
     for line, text in enumerate(read_text(path).split("\n"), 1):
@@ -215,7 +225,7 @@ def _jsonl(path: Path) -> Table:
     return Table(path, table.rows, list(columns))
 
 
-def _delimited(path: Path) -> Table:
+def _delimited(path: Path, renamed: dict[str, str]) -> Table:
     """CSV and TSV. The mark between fields is that of a first line "sep=;", else the one that finds columns in the header."""
     text = read_text(path)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -14,7 +14,8 @@ from simvlm_jax.core.files import BadFile, decoded
 from simvlm_jax.data.images import BadImage, decode, resize
 from simvlm_jax.data.scenes.builder import TASKS, make_examples
 from simvlm_jax.data.sources import open_source
-from simvlm_jax.data.tables import listed
+from simvlm_jax.data.tables import captions_of as captions_in
+from simvlm_jax.data.tables import listed, read_table
 
 
 def picture(mode="RGB", size=(40, 30), fmt="PNG", **save):
@@ -157,6 +158,19 @@ def test_lists_in_numpys_spelling():
         listed("['a' 'b', 'c']", "captions")
     for text in ("[...]", "[so] it is", "[a 'b' 'c']", "['a' 'b'] there"):
         assert listed(text, "caption", strict=False) == text
+
+
+def test_a_named_column_takes_the_place_of_another(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption,alt\n0.png,a,b\n")
+    table = read_table(tmp_path / "t.csv", "caption=alt")
+    assert table.columns == ["image", "caption"] and table.good == [(2, {"image": "0.png", "caption": "b"})]
+    swapped = read_table(tmp_path / "t.csv", "caption=alt,alt=caption")
+    assert swapped.good == [(2, {"image": "0.png", "caption": "b", "alt": "a"})]
+    (tmp_path / "t.jsonl").write_text('{"image": "0.png", "captions": ["a"], "alt": "b"}\n')
+    assert captions_in(read_table(tmp_path / "t.jsonl", "caption=alt").good[0][1]) == ["b"]
+    (tmp_path / "t.csv").write_text("image,alt,Alt\n0.png,a,b\n")
+    with pytest.raises(ValueError, match="has the column 'caption' more than once"):
+        read_table(tmp_path / "t.csv", "caption=alt")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
