@@ -348,7 +348,7 @@ def _parquet(path: Path, renamed: dict[str, str]) -> Table:
             if (pyarrow.types.is_struct(t := schema.field(name).type) and t.get_field_index("bytes") >= 0)
             or (
                 (pyarrow.types.is_binary(t) or pyarrow.types.is_large_binary(t))
-                and renamed.get(name.lower(), name.lower()) in (*IMAGE_COLUMNS, *BYTES_COLUMNS)
+                and renamed.get(_tidy(name), _tidy(name)) in (*IMAGE_COLUMNS, *BYTES_COLUMNS)
             )
         ]
         plain = [name for name in schema.names if name not in held]
@@ -373,8 +373,65 @@ def _parquet(path: Path, renamed: dict[str, str]) -> Table:
         raise ValueError(
             f"table {str(path)!r} is not Parquet, or is damaged: {str(e).partition(chr(10))[0]:.200}"
         ) from e
-    pictures = Embedded(path, held[0]) if held else None
-    return Table(path, list(enumerate(rows, 1)), plain, pictures)
+    column = _of_pictures(path, held, plain, renamed)
+    table = Table(path, [], plain, Embedded(path, column) if column else None)
+    classes = {c: names for c, names in _classes(schema.metadata).items() if c in plain}
+    table.rows.extend((line, _with_classes(table, line, row, classes)) for line, row in enumerate(rows, 1))
+    return table
+
+
+def _of_pictures(path: Path, held: list[str], plain: list[str], renamed: dict[str, str]) -> str | None:
+    """The one of the columns that hold pictures that is meant; None where none is, or `renamed` names a plain one in its place.
+
+    Raises:
+      ValueError: there are several, none of which has a usual name.
+    """
+    names = {name: renamed.get(_tidy(name), _tidy(name)) for name in held}
+    chosen = next((t for t, ours in renamed.items() if ours == "image"), None)
+    if any(_tidy(c) == chosen for c in plain):
+        return None
+    usual = [c for n in (*IMAGE_COLUMNS, *BYTES_COLUMNS) for c in held if names[c] == n]
+    if named := [c for c in held if _tidy(c) == chosen] or usual:
+        return named[0]
+    if len(held) > 1:
+        several = ", ".join(map(repr, held))
+        raise ValueError(
+            f'table {str(path)!r} has pictures in the columns {several}; name one with columns="image={_tidy(held[0])}"'
+        )
+    return held[0] if held else None
+
+
+def _classes(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """{column: names of its classes} of a schema of Hugging Face's data sets; what is not written so is passed over."""
+    try:
+        told = parse_json((metadata or {}).get(b"huggingface", b"{}"), "metadata")
+    except BadFile:
+        return {}
+    for name in ("info", "features"):
+        told = told.get(name) if isinstance(told, dict) else None
+    found = {}
+    for column, feature in told.items() if isinstance(told, dict) else ():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            if names and isinstance(names, list) and all(isinstance(n, str) for n in names):
+                found[column] = names
+    return found
+
+
+def _with_classes(
+    table: Table, line: int, row: dict[str, Any], classes: dict[str, list[str]]
+) -> dict[str, Any] | ValueError:
+    """A row with the names of classes for their numbers (-1 is none); the error where a number has no name."""
+    for column, names in classes.items():
+        value = row[column]
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if not -1 <= value < len(names):
+            return table.error(
+                line, f"{column!r} is {value}, and the file names {len(names)} classes (0 to {len(names) - 1})"
+            )
+        row[column] = names[value] if value >= 0 else None
+    return row
 
 
 class Embedded:

@@ -173,6 +173,52 @@ def test_a_named_column_takes_the_place_of_another(tmp_path):
         read_table(tmp_path / "t.csv", "caption=alt")
 
 
+def write_parquet(path, columns, about=None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), path)
+    return path
+
+
+def test_the_column_of_pictures_among_several(tmp_path):
+    mask, image = ({"bytes": b, "path": None} for b in (b"mask", b"image"))
+    path = write_parquet(tmp_path / "t.parquet", {"annotation_mask": [mask], "image": [image], "file": ["a.png"]})
+    for columns, column in (("", "image"), ("image=annotation_mask", "annotation_mask"), ("image=image", "image")):
+        pictures = read_table(path, columns).pictures
+        assert pictures and pictures.column == column and pictures(0) == (b"mask" if "mask" in column else b"image")
+    named = read_table(path, "image=file")
+    assert named.pictures is None and named.good == [(1, {"image": "a.png"})]
+    pictures = read_table(write_parquet(path, {"Mask": [mask], "webp": [b"image"]})).pictures
+    assert pictures and pictures.column == "webp"
+    write_parquet(path, {"before": [mask], "after": [image]})
+    with pytest.raises(
+        ValueError, match="pictures in the columns 'before', 'after'; name one with columns=\"image=before\""
+    ):
+        read_table(path)
+    pictures = read_table(path, "image=after").pictures
+    assert pictures and pictures.column == "after"
+
+
+def test_names_of_classes_in_parquet(tmp_path):
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "n": {"dtype": "int64", "_type": "Value"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = {"label": [0, 1, -1, None, 2], "n": [0, 1, 2, 3, 4]}
+    table = read_table(write_parquet(tmp_path / "t.parquet", columns, about), "class=label")
+    assert [row["class"] for _, row in table.good] == ["cat", "dog", None, None]
+    assert [row["n"] for _, row in table.good] == [0, 1, 2, 3]
+    assert "line 5: 'label' is 2, and the file names 2 classes (0 to 1)" in str(table.rows[4][1])
+    for other in (
+        "{",
+        "[" * 100,
+        "[1]",
+        '{"info": 3}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 2}}}}',
+    ):
+        write_parquet(tmp_path / "t.parquet", columns, {"huggingface": other})
+        assert [row["label"] for _, row in read_table(tmp_path / "t.parquet").good] == [0, 1, -1, None, 2]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_a_byte_order_mark(folder, encoding):
     (folder / "t.csv").write_bytes("image,caption\r\n0.png,a café\r\n".encode(encoding))
