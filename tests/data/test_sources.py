@@ -145,6 +145,94 @@ def test_unpaired_quotes_in_a_tsv_are_text(folder):
     assert captions_of(folder) == {"0.png": ['"I love you" balloon'], "1.png": ['"a dog'], "2.png": ["a cat"]}
 
 
+def _open_quote(header, row, opened, closed):
+    """60 rows of a table, of which the one opens a quote and the other, 39 rows on, closes it."""
+    rows = [row(i, opened if i == 5 else "", closed if i == 44 else "") for i in range(60)]
+    return "\n".join([header, *rows, ""])
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("image,caption,label", lambda i, o, c: f"{i}.jpg,{o}cap {i}{c},dog"),
+        ("image,caption,label,,", lambda i, o, c: f"{i}.jpg,{o}cap {i}{c},dog,,"),
+        ("caption;image", lambda i, o, c: f"{o}cap {i}{c};{i}.jpg"),
+        ("image,caption", lambda i, o, c: f"{i},{o}cap {i}{c}"),
+        ("image,caption", lambda i, o, c: f"a-{i},{o}cap {i}{c}"),
+        ("image,caption", lambda i, o, c: f"https://x.org/{i % 7}?b={i},{o}cap {i}{c}"),
+        ("picture,words", lambda i, o, c: f"{i}.jpg,{o}cap {i}{c}"),
+        ("name,words", lambda i, o, c: f"x{i},{o}cap {i}{c}"),
+        ("image, caption", lambda i, o, c: f"{i}.jpg, {o}cap {i}{c}"),
+    ],
+)
+def test_a_quote_that_swallows_rows_is_refused(tmp_path, header, row):
+    (tmp_path / "t.csv").write_text(_open_quote(header, row, '"', '"'))
+    with pytest.raises(ValueError, match="line 7: a quote is opened and not closed before line 46: 'cap 5"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(_open_quote(header, row, '"', "").replace("cap 44", '"cap 44'))
+    with pytest.raises(ValueError, match="line 7: a quote is opened and not closed before line 46"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(_open_quote(header, row, '"', ""))
+    with pytest.raises(ValueError, match="line 7: a quote is opened and not closed before the end"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("rows", ['5.png,"a\n6.png,b"', '"a",5.png\n"a;5.png\nb";6.png'])
+def test_a_single_swallowed_row(tmp_path, rows):
+    (tmp_path / "t.csv").write_text(("image,caption\n" if rows[0] == "5" else "caption;image\n") + rows)
+    with pytest.raises(ValueError, match="a quote is opened and not closed before line"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["0.png", "0", "dog", "https://x.org/1"])
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "Hello\nThere, friend",
+        "12 High Street,\nFlat 3, Springfield\n62701, Illinois",
+        "Main Street\n12, Baker's house",
+        "Visit us at\nwww.shop.com, open daily",
+        "Rated\n4.5, great",
+        "Roses are red,\nViolets are blue,\nSugar is sweet,\nAnd so are you,\nSo is the sea,\nSo is the sky,\nbye",
+        "Roses, red\nViolets, blue\nSugar, sweet\nAnd you, too\nThe sea, green\nThe sky, wide\nbye, all",
+        "one\n\ntwo\n\nthree\n",
+        "你好，朋友\n再见，朋友\n你好，朋友\n再见，朋友\n你好，朋友\n再见，朋友\n再见",
+    ],
+)
+def test_captions_with_line_breaks_are_read(tmp_path, name, caption):
+    for table in (f'image,caption\n{name},"{caption}"\nx,y\n', f'caption,image\n"{caption}",{name}\ny,x\n'):
+        (tmp_path / "t.csv").write_text(table)
+        rows = [row for _, row in read_table(tmp_path / "t.csv").rows]
+        assert rows == [{"image": name, "caption": caption}, {"image": "x", "caption": "y"}]
+
+
+@pytest.mark.parametrize("name", ["0.png", "0", "https://x.org/1"])
+def test_lines_with_as_many_marks_as_rows_are_text_where_they_name_no_such_picture(tmp_path, name):
+    poem = "\n".join(["你好,朋友", "再见,朋友"] * 5 + ["再见"])
+    (tmp_path / "t.csv").write_text(f'caption,image\n"{poem}",{name}\n')
+    assert read_table(tmp_path / "t.csv").good == [(12, {"caption": poem, "image": name})]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('a\tb\n0\t"one\ntwo"\n1\t"tab\there"\n2\t"say ""x""\nnext"\n', ["one\ntwo", "tab\there", 'say "x"\nnext']),
+        ("a\tb\t\n0\tone\t\n1\ttwo\t\t\n\t\t\n", ["one", "two"]),
+        ("a\tb\n0\tone\t\n1\ttwo\t\n", ["one", "two"]),
+        ('a\tb\n0\t"one\t\n1\ttwo" it is\t\n', ['"one', 'two" it is']),
+        ("a\tb\tc\n0\tone\n1\ttwo\tx\n2\n", ["one", "two", ""]),
+        ('a\tb\tc\n0\tone\n1\t"two\tx\n2\tthree"\n', ["one", '"two', 'three"']),
+    ],
+)
+def test_tsvs_of_writers_and_of_lines(tmp_path, text, wanted):
+    """What csv.writer quotes, marks at the ends of lines, and lines whose empty last fields were left out."""
+    (tmp_path / "t.tsv").write_text(text)
+    table = read_table(tmp_path / "t.tsv")
+    assert [row["b"] for _, row in table.good] == wanted and len(table.good) == len(table.rows)
+    assert [row["a"] for _, row in table.good] == [str(i) for i in range(len(wanted))]
+    assert table.columns == ["a", "b", "c"][: len(table.columns)]
+
+
 def test_lists_in_numpys_spelling():
     for text in ("['a' 'b']", "['a'\n 'b']", "[ 'a''b' ]", "[\"a\" 'b']"):
         assert listed(text, "captions") == listed(text, "caption", strict=False) == ["a", "b"]
