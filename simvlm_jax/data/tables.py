@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import MOST_BYTES, MOST_TABLE, BadFile, parse_json, read_text
+from simvlm_jax.core.files import MOST_BYTES, MOST_TABLE, BadFile, open_regular, parse_json, read_text
 from simvlm_jax.data.rows import PICTURES
 from simvlm_jax.text.tokenizer import clean
 
@@ -343,7 +343,8 @@ def _quoted(table: Table, lines: list[str], before: int, mark: str, image: int |
     end = 0
     while end < len(lines):
         start = end
-        reader = csv.reader((f"{line}\n" for line in lines[start:]), delimiter=mark, skipinitialspace=True, strict=True)
+        rest = (f"{lines[i]}\n" for i in range(start, len(lines)))
+        reader = csv.reader(rest, delimiter=mark, skipinitialspace=True, strict=True)
         try:
             for fields in reader:
                 end = start + reader.line_num
@@ -417,6 +418,7 @@ def _parquet(path: Path, renamed: dict[str, str]) -> Table:
     import pyarrow
     import pyarrow.parquet
 
+    open_regular(path, 2**50).close()  # an error where it is a pipe, which would be waited for
     try:
         file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         schema = file.schema_arrow
@@ -441,10 +443,8 @@ def _parquet(path: Path, renamed: dict[str, str]) -> Table:
                 f"table {str(path)!r} claims {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes"
             )
         if size > MOST_TABLE:
-            raise BadFile(
-                f"table {str(path)!r} unpacks to {size:,} bytes of text, more than the limit of {MOST_TABLE:,}"
-            )
-        rows = file.read(columns=plain).to_pylist() if plain else [{} for _ in range(file.metadata.num_rows)]
+            raise _too_much(path, size, MOST_TABLE)
+        rows = _plain_rows(path, plain, schema) if plain else [{} for _ in range(file.metadata.num_rows)]
     except (pyarrow.lib.ArrowException, OSError, ValueError) as e:
         if isinstance(e, BadFile) or (isinstance(e, OSError) and not path.is_file()):
             raise
@@ -456,6 +456,49 @@ def _parquet(path: Path, renamed: dict[str, str]) -> Table:
     classes = {c: names for c, names in _classes(schema.metadata).items() if c in plain}
     table.rows.extend((line, _with_classes(table, line, row, classes)) for line, row in enumerate(rows, 1))
     return table
+
+
+def _too_much(path: Path, size: int, most: int) -> BadFile:
+    return BadFile(f"table {str(path)!r} unpacks to {size:,} bytes of text, more than the limit of {most:,}")
+
+
+def _plain_rows(path: Path, plain: list[str], schema: Any) -> list[dict[str, Any]]:
+    """The rows of the columns that hold no pictures.
+
+    Raises:
+      BadFile: they are far larger than the file; a few texts may stand for millions, so they are counted before they are made.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    group = pyarrow.parquet.read_metadata(path)
+    columns = [group.row_group(0).column(c) for c in range(group.num_columns)] if group.num_row_groups else []
+    packed = [c.path_in_schema for c in columns if c.physical_type == "BYTE_ARRAY"]
+    data = pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=packed).read(columns=plain)
+    most = min(MOST_TABLE, max(MOST_BYTES, 200 * path.stat().st_size))
+    size = sum(_unpacked(chunk) for column in data.columns for chunk in column.chunks)
+    if size > most:
+        raise _too_much(path, size, most)
+    try:
+        return data.cast(pyarrow.schema([schema.field(name) for name in data.column_names])).to_pylist()
+    except pyarrow.lib.ArrowNotImplementedError:  # of some types, such as views
+        return pyarrow.parquet.ParquetFile(path, memory_map=True).read(columns=plain).to_pylist()
+
+
+def _unpacked(array: Any) -> int:
+    """Bytes of the texts in an array of Arrow, once each is one of its own."""
+    import pyarrow
+    import pyarrow.compute
+
+    kind = array.type
+    if pyarrow.types.is_dictionary(kind):
+        lengths = pyarrow.compute.binary_length(array.dictionary).take(array.indices)
+        return pyarrow.compute.sum(lengths.cast(pyarrow.int64())).as_py() or 0
+    if pyarrow.types.is_struct(kind):
+        return sum(_unpacked(array.field(i)) for i in range(kind.num_fields))
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return _unpacked(array.values)
+    return array.nbytes
 
 
 def _of_pictures(path: Path, held: list[str], plain: list[str], renamed: dict[str, str]) -> str | None:
