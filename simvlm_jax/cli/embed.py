@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -67,6 +66,7 @@ def main(argv: list[str]) -> int:
         write_arrays,
     )
     from simvlm_jax.main import setup_jax
+    from simvlm_jax.text.lines import lines_of
 
     out = Path(args.out)
     can_be_written(out)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 64)))
     about = {"run": str(args.run), "step": run.step, "weights": weights_hash((run.params, run.extra))}
     if args.texts:
-        texts = [t for t in re.split(r"\r\n|[\r\n]", read_text(args.texts)) if t.strip()]
+        texts = [t for t in lines_of(read_text(args.texts)) if t.strip()]
         if not texts:
             raise ValueError(f"{args.texts!r} holds no text")
         if long := [i for i, t in enumerate(texts, 1) if len(t) > LONGEST_KEY]:

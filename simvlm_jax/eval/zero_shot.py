@@ -16,6 +16,7 @@ from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, probabilities
 from simvlm_jax.run.progress import Countdown
+from simvlm_jax.text.lines import lines_of
 
 NAMES_AT_ONCE = 50
 
@@ -90,7 +91,7 @@ def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...],
     if not path.is_file():
         raise FileNotFoundError(f"prompts {str(path)!r} does not exist")
     if path.suffix != ".json":
-        return classes, tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+        return classes, tuple(line.strip() for line in lines_of(read_text(path)) if line.strip())
     try:
         given = read_json(path)
         told, templates = given.get("classes", []), given["templates"]
