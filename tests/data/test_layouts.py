@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from simvlm_jax.cli import main
+from simvlm_jax.data.readers.tars import CUT, index_tar
 from simvlm_jax.data.rows import NoSuchSplit, Refused, split_of
 from simvlm_jax.data.sources import open_source
 
@@ -300,6 +302,7 @@ def test_texts_of_tars(tmp_path, shown):
         ("txt", five.encode(), five.split("\n")),
         ("txt", b"\xef\xbb\xbfa dog", ["a dog"]),
         ("txt", "a dog".encode("utf-16"), ["a dog"]),
+        ("txt", "a\u2028dog\r\na\x85b\x0bc\x0cd\x1ce\rf\n".encode(), ["a dog", "a b c d e", "f"]),
         ("json", b'{"captions": [], "caption": "a dog"}', ["a dog"]),
         ("json", b'{"text": "a dog"}', ["a dog"]),
         ("json", b'{"captions": [{"raw": "a dog"}, {"text": "a cat"}]}', ["a dog", "a cat"]),
@@ -357,14 +360,51 @@ def test_a_tar_that_was_cut_anywhere_is_an_error_unless_allowed(tmp_path):
         put(tmp_path, f"{cut}.tar", data[:cut])
         with pytest.raises(ValueError, match="not a whole, uncompressed tar"):
             open_source(str(tmp_path / f"{cut}.tar"))
-    assert len(open_source(str(tmp_path / f"{end}.tar"), truncated=True)) == 4
-    assert len(open_source(str(tmp_path / f"{end // 2 // 512 * 512}.tar"), truncated=True)) < 4
     negative = bytearray(data)
     negative[124:136] = b"\xff" * 11 + b"\x00"
     negative[148:156] = b" " * 8
     negative[148:156] = f"{sum(negative[:512]):06o}\0 ".encode()
     with pytest.raises(ValueError, match="not a whole, uncompressed tar"):
         open_source(str(put(tmp_path, "negative.tar", bytes(negative))))
+
+
+@pytest.mark.parametrize("name", ["{}", "é" * 120 + "{}"], ids=["short", "pax"])
+def test_what_was_whole_before_a_cut_is_read(tmp_path, name):
+    files = [
+        (f"{name.format(i)}.{e}", b) for i in range(3) for e, b in (("jpg", b"x" * (500 + 200 * i)), ("txt", b"a"))
+    ]
+    write_tar(tmp_path / "whole.tar", files)
+    data = (tmp_path / "whole.tar").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        places = [(m.offset, m.offset_data + m.size) for m in tar]
+    last = -(-places[-1][1] // 512) * 512
+    for cut in range(0, last + 1024, 64):
+        path = put(tmp_path, f"{cut}.tar", data[:cut])
+        rows, gone = index_tar(path, truncated=True)
+        assert sum(".jpg" in found for _, found in rows) == sum(end <= cut for _, end in places[::2])
+        assert sum(".txt" in found for _, found in rows) == sum(end <= cut for _, end in places[1::2])
+        assert gone == Counter({CUT: n} if (n := sum(start < cut < end for start, end in places)) else {})
+        if cut < last + 512:
+            with pytest.raises(ValueError, match="not a whole, uncompressed tar"):
+                index_tar(path)
+    with pytest.raises(ValueError, match=r"no images in .*left out: 1 members cut at the end of a tar"):
+        open_source(str(put(tmp_path, "none.tar", data[: places[0][1] - 1])), truncated=True)
+    for start, _ in places[1:]:  # a block that is no header, while the file goes on
+        bad = data[:start] + b"?" * 512 + data[start + 512 :]
+        for told in (False, True):
+            with pytest.raises(ValueError, match=f"there is no header at byte {start}"):
+                index_tar(put(tmp_path, f"bad{start}{told}.tar", bad), truncated=told)
+
+
+def test_an_empty_line_among_names_of_classes(tmp_path):
+    write_tar(tmp_path / "test" / "0.tar", [("0.png", pic()), ("0.cls", b"1")])
+    put(tmp_path, "zeroshot_classification_templates.txt", "a {c}\n\nthe {c}\n\n")
+    put(tmp_path, "classnames.txt", "dog\r\nC++\u2028 \r\n\r\n \r\n")
+    source = open_source(str(tmp_path), "test")
+    assert source.classes == ("dog", "C++") and source.templates == ("a {name}", "the {name}")
+    put(tmp_path, "classnames.txt", "dog\n\nC++\n")
+    with pytest.raises(ValueError, match=r"classnames\.txt': line 2 is empty"):
+        open_source(str(tmp_path), "test")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

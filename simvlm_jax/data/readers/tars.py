@@ -12,16 +12,18 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_json, read_text
 from simvlm_jax.data.rows import PICTURES, Understood
 from simvlm_jax.data.tables import captions_of, read_table
+from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
 
 _OPEN_SHARDS = 256
 _TEXTS = (".json", ".txt", ".cls")
 _FIELDS = ("question", "answer", "answers", "label")
+CUT = "members cut at the end of a tar"
 
 Member = tuple[Path, int, int]
 """A file inside a tar: the tar, offset and size in bytes."""
@@ -50,11 +52,10 @@ class WebDatasetSource:
                 + (f" (left out: {gone})" if gone else "")
             )
         folder = paths[0].parent
-        self.classes = _lines(folder, "classnames.txt")
+        self.classes = _class_names(folder)
         """Names of classes by number, where classnames.txt lies beside the tars."""
-        self.templates = tuple(
-            t.replace("{c}", "{name}") for t in _lines(folder, "zeroshot_classification_templates.txt")
-        )
+        _, templates = _lines(folder, "zeroshot_classification_templates.txt")
+        self.templates = tuple(t.replace("{c}", "{name}") for t in templates if t)
         if self.classes:
             self.understood.reader = "tars of numbered classes"
         elif statuses := not_fetched(paths):
@@ -135,7 +136,7 @@ def read_texts(
         example["captions"] = captions_of(meta)
         example |= {k: meta[k] for k in _FIELDS if meta.get(k) is not None}
     if not example["captions"] and ".txt" in files:
-        lines = map(clean, decoded(read(files[".txt"]), f"{key}.txt").splitlines())
+        lines = map(clean, lines_of(decoded(read(files[".txt"]), f"{key}.txt")))
         example["captions"] = [line for line in lines if line]
     if ".cls" in files and "label" not in example:
         told = clean(decoded(read(files[".cls"]), f"{key}.cls"))
@@ -165,45 +166,82 @@ def index_tar(path: Path, truncated: bool = False) -> tuple[list[tuple[str, dict
     """
     members: dict[str, tuple[int, int] | str] = {}
     gone: Counter[str] = Counter()
+    with open_regular(path, 2**50) as file:
+        try:
+            _index_members(_Watched(file), truncated, members, gone)
+        except (tarfile.TarError, OverflowError, ValueError, IndexError) as e:  # tarfile's, of what is damaged
+            raise ValueError(
+                f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again"
+                + ("" if truncated else " (config.data.train.truncated=True takes what a cut one still holds)")
+            ) from e
+    return _samples(path, members, gone), gone
+
+
+class _Watched:
+    """A file that knows its size, and whether it `ended` before a read had all it asked for."""
+
+    def __init__(self, file: BinaryIO):
+        self.size, self.ended = os.fstat(file.fileno()).st_size, False
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        data = self._read(size) or b""
+        self.ended |= len(data) < size
+        return data
+
+
+def _index_members(
+    file: _Watched, truncated: bool, members: dict[str, tuple[int, int] | str], gone: Counter[str]
+) -> None:
+    """Puts (offset, size) of every file of a tar, or what a link leads to, into `members`, and counts the others in `gone`.
+
+    truncated: where the file ends, be it in data, in the padding after it, in a header or before the end mark, the tar does.
+
+    Raises:
+      tarfile.TarError, OverflowError, ValueError, IndexError: it is damaged, or (unless `truncated`) not whole.
+    """
+    end = 0
     try:
-        with open_regular(path, 2**50) as file, tarfile.open(fileobj=file, mode="r:", errorlevel=1) as tar:
-            size = os.fstat(file.fileno()).st_size
+        with tarfile.open(fileobj=cast(Any, file), mode="r:", errorlevel=1) as tar:
             for member in tar:
+                end = tar.offset
                 if member.size < 0 or member.offset_data < 0:
                     raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
-                if member.isfile():
-                    if member.offset_data + member.size > size:  # which tarfile passes over in silence
-                        if not truncated:
-                            raise tarfile.ReadError(f"it ends within {member.name}")
-                        gone["members cut at the end of a tar"] += 1
-                        continue
-                    members[member.name] = (member.offset_data, member.size)
-                elif member.issym():
-                    members[member.name] = posixpath.normpath(
-                        posixpath.join(posixpath.dirname(member.name), member.linkname)
-                    )
-                elif member.islnk():
-                    members[member.name] = member.linkname
-                elif not member.isdir():
-                    gone["members that are no files"] += 1
+                if (
+                    member.isfile() and member.offset_data + member.size > file.size
+                ):  # which tarfile passes over in silence
+                    if not truncated:
+                        raise tarfile.ReadError(f"it ends within {member.name}")
+                    gone[CUT] += 1
+                else:
+                    _put_member(member, members, gone)
                 tar.members = []  # which tarfile would keep all of
-            file.seek(tar.offset)
-            after = file.read(512) or b""
-            if after.strip(b"\0"):  # a damaged header, or half a one, looks like the end
-                raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
-            while not truncated and (more := file.read(2**20)):
-                if more.strip(b"\0"):
-                    raise tarfile.ReadError(
-                        "it goes on after its end mark, as several tars in one file do; part them again"
-                    )
-            if len(after) < 512 and not truncated:
-                raise tarfile.ReadError(f"it has no end mark after byte {tar.offset}, so it was cut short there")
-    except (tarfile.TarError, OverflowError, UnicodeError) as e:
-        raise ValueError(
-            f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again"
-            + ("" if truncated else " (config.data.train.truncated=True takes what a cut one still holds)")
-        ) from e
-    return _samples(path, members, gone), gone
+    except (tarfile.TarError, OverflowError, ValueError, IndexError):
+        if not (truncated and file.ended):
+            raise
+    file.seek(end)
+    if file.ended and truncated:
+        gone.update([CUT] if file.read(512).strip(b"\0") else [])  # part of a header
+        return
+    after = file.read(512)
+    if after.strip(b"\0"):  # a damaged header, or half a one, looks like the end
+        raise tarfile.ReadError(f"there is no header at byte {end}")
+    while not truncated and (more := file.read(2**20)):
+        if more.strip(b"\0"):
+            raise tarfile.ReadError("it goes on after its end mark, as several tars in one file do; part them again")
+    if len(after) < 512 and not truncated:
+        raise tarfile.ReadError(f"it has no end mark after byte {end}, so it was cut short there")
+
+
+def _put_member(member: tarfile.TarInfo, members: dict[str, tuple[int, int] | str], gone: Counter[str]) -> None:
+    if member.isfile():
+        members[member.name] = (member.offset_data, member.size)
+    elif member.issym():
+        members[member.name] = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
+    elif member.islnk():
+        members[member.name] = member.linkname
+    elif not member.isdir():
+        gone["members that are no files"] += 1
 
 
 def _samples(
@@ -258,12 +296,30 @@ def _put(samples: dict[str, dict[str, Member]], key: str, suffix: str, entry: Me
     files[suffix] = entry
 
 
-def _lines(folder: Path, name: str) -> tuple[str, ...]:
-    """The lines of a file beside the tars or one folder up, () if there is none."""
-    for place in (folder / name, folder.parent / name):
-        if place.is_file():
-            return tuple(line.strip() for line in read_text(place).splitlines() if line.strip())
-    return ()
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Names of classes by number, () if there is no file of them.
+
+    Raises:
+      ValueError: a line before the last name is empty, so that no one can say whether the numbers after it count it.
+    """
+    path, names = _lines(folder, "classnames.txt")
+    if "" in names:
+        raise ValueError(
+            f"{str(path)!r}: line {names.index('') + 1} is empty, and the number of a class is its line; name the class "
+            "there, or remove the line"
+        )
+    return names
+
+
+def _lines(folder: Path, name: str) -> tuple[Path, tuple[str, ...]]:
+    """(a file beside the tars or one folder up, its lines up to the last that is not empty); no lines if there is none."""
+    for path in (folder / name, folder.parent / name):
+        if path.is_file():
+            lines = [line.strip() for line in lines_of(read_text(path))]
+            while lines and not lines[-1]:
+                lines.pop()
+            return path, tuple(lines)
+    return folder / name, ()
 
 
 def not_fetched(paths: list[Path]) -> Counter[str]:
