@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -46,7 +47,6 @@ def main(argv: list[str]) -> int:
     if Path(args.out).suffix != ".npz":
         parser.error(f"--out {args.out!r} must end in .npz")
 
-    import jax
     import numpy as np
 
     from simvlm_jax.core.files import can_be_written, printable, read_text
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         )
         made, errors = len(texts), []
     else:
-        able = engine.needs("embedding images", "embed_image")
+        shape = engine.vector_shape(run.config.data.image_size)
         source = open_asked(args.data, args.split) if args.data else FileList(args.images)
         if args.data:
             print(f"{args.data}: {understood(source).line()}", file=sys.stderr)
@@ -106,10 +106,7 @@ def main(argv: list[str]) -> int:
             told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
             print(json.dumps(told) if args.json else f"{before} vectors in {out}")
             return 1 if before < len(source) else 0
-        side = run.config.data.image_size
-        one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
-        shape = jax.eval_shape(able["embed_image"], run.params, run.extra, one)
-        batches = min(PART, PART_BYTES // (shape.size * 4)) // engine.batch_size
+        batches = min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size
         rows = args.part or max(batches, 1) * engine.batch_size
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
         share = f"running-{index}-of-{shards}.lock"

@@ -51,6 +51,11 @@ def main(argv: list[str]) -> int:
             f"{args.index} was made by other weights ({about.get('run')}, step {about.get('step')}) than {args.run}, step "
             f"{run.step}; their vectors do not compare. Embed again, or name that run (and --step)"
         )
+    if vectors.shape[1:] != (shape := engine.vector_shape(run.config.data.image_size)):
+        raise ValueError(
+            f"{args.index} holds vectors [{_axes('N', *vectors.shape[1:])}], and {args.run} makes [{_axes('N', *shape)}] of "
+            "N pictures; embed them again"
+        )
     asked = []
     if args.queries:
         asked.append(engine.embed_texts(args.queries))
@@ -77,3 +82,7 @@ def main(argv: list[str]) -> int:
         else:
             print("\n".join([printable(name), *(f"  {f['score']:.4f}  {printable(f['key'])}" for f in found)]))
     return 0
+
+
+def _axes(*axes: object) -> str:
+    return ", ".join(map(str, axes))

@@ -177,6 +177,12 @@ class Engine:
         embed = self.needs("embedding images", "embed_image")["embed_image"]
         return _finite_vectors(self.over("embed_image", embed, {"image": images}), "pictures")
 
+    def vector_shape(self, side: int) -> tuple[int, ...]:
+        """Shape of what `embed_images` gives a picture of `side` x `side` pixels: (E,), or with further axes before."""
+        embed = self.needs("embedding images", "embed_image")["embed_image"]
+        one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
+        return jax.eval_shape(embed, self.params, self.extra, one).shape[1:]
+
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts in the shared space: [N,E]. Those longer than the run's texts lose their end, which is noted."""
         embed = self.needs("embedding texts", "embed_text")["embed_text"]

@@ -182,6 +182,18 @@ def test_cut_and_empty_queries_are_told(run, pictures, tmp_path, capsys):
         main(["search", str(run), " ", "--index", str(tmp_path / "x.npz")])
 
 
+@pytest.mark.parametrize("axes", [(5,), (1, 128)])
+def test_an_index_of_vectors_of_another_width_is_refused(run, pictures, tmp_path, capsys, axes):
+    assert main(["embed", str(run), str(pictures / "0.png"), "--out", str(tmp_path / "x.npz")]) == 0
+    vectors, keys, about = read_vectors(tmp_path / "x.npz")
+    made = np.zeros((1, *axes), np.float32)
+    job.write_arrays(tmp_path / "y.npz", embeddings=made, keys=keys, about=np.asarray(json.dumps(about)))
+    for asked in (["a cat"], ["--like", str(pictures / "0.png")]):
+        assert main(["search", str(run), *asked, "--index", str(tmp_path / "y.npz")]) == 1
+        told = f"holds vectors [N, {', '.join(map(str, axes))}], and {run} makes [N, {vectors.shape[1]}] of N pictures"
+        assert told in capsys.readouterr().err
+
+
 def test_an_index_of_other_weights_is_refused(run, tmp_path, capsys):
     about = np.asarray(json.dumps({"run": "elsewhere", "step": 7, "weights": "0", "of": "images"}))
     job.write_arrays(

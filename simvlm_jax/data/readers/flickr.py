@@ -14,6 +14,7 @@ from typing import Any
 from simvlm_jax.core.files import decoded, open_regular, read_text
 from simvlm_jax.data.rows import NoSuchSplit, Pictures, Rows, Understood, by_picture, group_of, visible
 from simvlm_jax.data.tables import unquoted
+from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
 
 _TOKEN = re.compile(r"(.+?)#(\d+)\t(.*)")
@@ -34,7 +35,7 @@ def kind_of(path: Path) -> str:
         text = decoded(head[: len(head) // 2 * 2], path.name)
     except ValueError:  # cut within a character, or of another encoding, which is told when the file is read
         text = head.decode("utf-8-sig", "replace")
-    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    first = lines_of(text)[0] if text else ""
     if _PIPED.fullmatch(first):
         return "piped"
     if _TOKEN.fullmatch(first):
@@ -75,7 +76,7 @@ def read_file(path: Path, split: str, folder: Path | None = None) -> Rows:
 def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
     """(line, picture, caption or what is wrong) of every line."""
     kind = kind_of(path)
-    for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip() or (number == 1 and kind != "token"):
             continue
         if kind == "token":
@@ -110,4 +111,4 @@ def _listed(folder: Path, split: str) -> tuple[set[str] | None, str]:
         raise NoSuchSplit(
             f"{str(folder)!r} has no split {split!r}; its lists are of {', '.join(s for s, p in lists.items() if p)}"
         )
-    return {line.strip() for line in read_text(path).split("\n") if line.strip()}, chosen
+    return {line.strip() for line in lines_of(read_text(path)) if line.strip()}, chosen

@@ -10,6 +10,7 @@ from typing import Any
 from simvlm_jax.core.files import read_text
 from simvlm_jax.data.rows import Understood
 from simvlm_jax.data.tables import CAPTION_COLUMNS, Table, caption_columns, captions_of
+from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
 
 
@@ -30,7 +31,7 @@ class TextSource:
                 except ValueError as e:
                     left_out[f"rows that cannot be read, such as: {e}"[:200]] += 1
         if not tables:
-            self._texts = [t for t in map(clean, read_text(path).split("\n")) if t]
+            self._texts = [t for t in map(clean, lines_of(read_text(path))) if t]
         self._name = path.name
         if not self._texts:
             names = f" in a column {', '.join(CAPTION_COLUMNS)}" if tables else ""
