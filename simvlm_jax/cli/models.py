@@ -72,7 +72,8 @@ _ASKED = ("prefill", "embed_image", "embed_text", "classify", "score_text", "fea
 def _line(row: dict[str, Any]) -> str:
     can = ", ".join({"prefill": "write"}.get(c, c) for c in _ASKED if c in row["capabilities"])
     cost = f"{_short(row['flops_an_example']):>12}{_short(row['flops_a_step']):>12}"
-    name = Path(row["config"]).name
+    file, _, variant = row["config"].partition(":")  # whose name may have slashes, as B/32
+    name = f"{Path(file).name}:{variant}".removesuffix(":")
     return f"{name:<38}{row['model']:<10}{row['image_size']:>7}{row['parameters']:>16,}{cost}  {can}"
 
 
