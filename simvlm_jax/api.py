@@ -1,14 +1,14 @@
 """A trained run in Python: `run = simvlm_jax.load("runs/prefixlm"); run.caption("photo.jpg")`.
 
 Pictures are paths, bytes of a file, PIL images or arrays [Y,X,3] or [Y,X] uint8. One picture (or text) in, one answer out; a list in,
-a list out. What a run cannot do is an error that names what its model lacks.
+a list out; an empty list is an error. What a run cannot do is an error that names what its model lacks.
 """
 
 import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from simvlm_jax.core.files import read_bytes
+from simvlm_jax.core.schema import Count, Positive, Seed, check
+from simvlm_jax.core.trust import check_arguments
 from simvlm_jax.core.trust import trust as trusted
 from simvlm_jax.data.assemble import eval_pixels
 from simvlm_jax.data.images import BadImage, as_rgb
@@ -65,10 +67,13 @@ class Run:
         Raises:
           MissingCapability: the model does not write. BadImage: a picture cannot be read; the message has its place.
         """
+        decoding = _decoding(how)
+        _check(prompt, str, "prompt")
+        _check(seed, Seed, "seed")
         made, one = self._pictures(images)
-        engine = dataclasses.replace(self.engine, seed=seed)
+        engine = dataclasses.replace(self.engine, seed=int(seed))
         ids = np.asarray([zlib.crc32(row.tobytes()) for row in made], np.int64)
-        found = engine.generate(made, [prompt] * len(made), ids, _decoding(how))
+        found = engine.generate(made, [prompt] * len(made), ids, decoding)
         texts = [f"{prompt} {answers[0][0]}".strip() for answers in found]
         return texts[0] if one else texts
 
@@ -79,8 +84,10 @@ class Run:
 
         A run that classifies answers with the likeliest of its answer list; another writes its answer.
         """
+        decoding = _decoding({"max_length": max_length, **how})
+        asked, same = _texts(question, "question")
         made, one = self._pictures(images)
-        asked = [question] * len(made) if isinstance(question, str) else list(question)
+        asked = asked * len(made) if same else asked
         if len(asked) != len(made):
             raise ValueError(f"{len(asked)} questions for {len(made)} pictures; give one question, or one a picture")
         engine = self.engine
@@ -91,9 +98,9 @@ class Run:
             likely = engine.over(("classify", True), engine.needs("answering", "classify")["classify"], rows)
             answers = [engine.labels[int(i)] for i in likely.argmax(-1)]
         else:
-            width = engine.room_before(max_length)
+            width = engine.room_before(decoding.max_length)
             ids = np.zeros(len(made), np.int64)
-            found = engine.generate(made, asked, ids, _decoding({"max_length": max_length, **how}), width=width)
+            found = engine.generate(made, asked, ids, decoding, width=width)
             answers = [a[0][0] for a in found]
         return answers[0] if one else answers
 
@@ -107,8 +114,8 @@ class Run:
         if (images is None) == (texts is None):
             raise ValueError("embed takes pictures, or texts=...; give one of the two")
         if texts is not None:
-            one = isinstance(texts, str)
-            found = self.engine.embed_texts([texts] if one else list(texts))  # pyright: ignore
+            given, one = _texts(texts, "texts")
+            found = self.engine.embed_texts(given)
         else:
             assert images is not None
             made, one = self._pictures(images)
@@ -117,29 +124,29 @@ class Run:
 
     def similarity(self, images: Picture | Sequence[Picture], texts: str | Sequence[str]) -> float | np.ndarray:
         """How alike pictures and texts are: [N,K], the higher the more; a number for one of each."""
+        given, single = _texts(texts, "texts")
         made, one = self._pictures(images)
-        single = isinstance(texts, str)
-        found = self.engine.similarity(
-            self.engine.embed_images(made), self.engine.embed_texts([texts] if single else list(texts))
-        )
+        found = self.engine.similarity(self.engine.embed_images(made), self.engine.embed_texts(given))
         return float(found[0, 0]) if one and single else found[0] if one else found[:, 0] if single else found
 
     def classify(
         self,
         images: Picture | Sequence[Picture],
         labels: Sequence[str],
-        templates: Sequence[str] = ("{a} {name}",),
+        templates: str | Sequence[str] = ("{a} {name}",),
     ) -> dict[str, float] | list[dict[str, float]]:
         """{name: probability} of each picture over names of your own, the likeliest first.
 
         A model without a shared space takes the likelihood of saying a name, by one template.
         """
-        names = tuple(dict.fromkeys(labels))
-        if isinstance(labels, str) or len(names) < 2:
-            raise ValueError(f"labels {labels!r}: give a list of two names at least")
-        check_templates(templates)
+        given, single = _texts(labels, "labels")
+        names = tuple(dict.fromkeys(given))
+        if single or len(names) < 2:
+            raise ValueError(f"labels {labels!r:.80}: give a list of two names at least")
+        sentences, _ = _texts(templates, "templates")
+        check_templates(sentences)
         made, one = self._pictures(images)
-        likely = probabilities(name_scores(self.engine, names, templates)(made))
+        likely = probabilities(name_scores(self.engine, names, sentences)(made))
         order = np.argsort(-likely, axis=1, kind="stable")
         found = [{names[j]: float(row[j]) for j in places} for row, places in zip(likely, order, strict=True)]
         return found[0] if one else found
@@ -147,9 +154,11 @@ class Run:
     def _pictures(self, images: Picture | Sequence[Picture]) -> tuple[np.ndarray, bool]:
         """(pixels [N,M,Y,X,C] uint8, whether one picture was given)."""
         one = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
+        if not one and not isinstance(images, Iterable):
+            raise ValueError(f"images {images!r:.80}: give a path, bytes, a PIL image or an array, or a list of these")
         given: list[Any] = [images] if one else list(images)  # pyright: ignore
         if not given:
-            raise ValueError("there are no pictures; give one or a list of them")
+            raise ValueError(f"images {images!r:.80}: there are no pictures; give one or a list of them")
         rows = []
         for i, picture in enumerate(given):
             try:
@@ -169,6 +178,8 @@ def load(
     Raises:
       FileNotFoundError: no run, or no checkpoint. NotAllowed: its config names what files may not name.
     """
+    _check(step, Count | None, "step")
+    _check(batch_size, Positive, "batch_size")
     for package in [trust] if isinstance(trust, str) else trust:
         trusted(package)
     engine, run = load_engine(str(path), step, batch_size)
@@ -206,8 +217,34 @@ def _decoding(how: dict[str, Any]) -> Decoding:
     if unknown := set(how) - _names(Decoding) - _names(Sampler):
         known = ", ".join(sorted((_names(Decoding) | _names(Sampler)) - {"sampler"}))
         raise ValueError(f"no way of decoding is called {', '.join(sorted(unknown))}; there are {known}")
-    sampler = Sampler(**{k: v for k, v in how.items() if k in _names(Sampler)})
-    return Decoding(**{"sampler": sampler, **{k: v for k, v in how.items() if k in _names(Decoding)}})
+    draws, rest = ({k: v for k, v in how.items() if k in _names(cls)} for cls in (Sampler, Decoding))
+    check_arguments(Sampler, draws, "decoding")
+    check_arguments(Decoding, rest, "decoding")
+    return Decoding(**{"sampler": Sampler(**draws), **rest})
+
+
+def _check(value: Any, kind: Any, name: str) -> None:
+    """Checks an argument; numpy's numbers are numbers."""
+    check(value.item() if isinstance(value, np.generic) else value, kind, name)
+
+
+def _texts(given: Any, name: str) -> tuple[list[str], bool]:
+    """(texts, whether one text was given and no list of them) of an argument of that name.
+
+    Raises:
+      ValueError: it is neither, or there are no texts.
+    """
+    if isinstance(given, str):
+        return [given], True
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} {given!r:.80}: give a text or a list of texts")
+    texts = list(given)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: number {i} is {text!r:.80}, not text; give a text or a list of texts")
+    if not texts:
+        raise ValueError(f"{name} {given!r:.80}: there are no texts; give one or a list of them")
+    return texts, False
 
 
 def _encoded(picture: Any) -> Any:

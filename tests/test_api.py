@@ -83,6 +83,9 @@ def test_vectors_and_names_of_a_pair_of_towers(pair, kinds):
     )
     assert isinstance(pair.similarity(kinds[0], "a star"), float) and pair.similarity(kinds[:2], "a star").shape == (2,)
     found = pair.classify(kinds[:2], ["red circle", "star", "C++"])
+    assert pair.classify(kinds[:2], ["red circle", "star"], "a photo of {}") == pair.classify(
+        kinds[:2], ["red circle", "star"], ["a photo of {}"]
+    )
     assert len(found) == 2 and list(found[0].values()) == sorted(found[0].values(), reverse=True)
     with pytest.raises(MissingCapability, match="prefill"):
         pair.caption(kinds[0])
@@ -112,6 +115,29 @@ def test_what_cannot_be_meant(captioner, pair, kinds):
         pair.embed()
     with pytest.raises(ValueError, match="two names at least"):
         pair.classify(kinds[0], "dog")
+    for call, message in [
+        (lambda: pair.embed(texts=[]), r"texts \[\]: there are no texts"),
+        (lambda: pair.embed(texts=["a", 5]), "texts: number 1 is 5, not text"),
+        (lambda: pair.embed([]), r"images \[\]: there are no pictures"),
+        (lambda: pair.embed(5), "images 5: give a path, bytes, a PIL image or an array"),
+        (lambda: pair.similarity(kinds[0], []), r"texts \[\]: there are no texts"),
+        (lambda: pair.similarity(kinds[0], b"a"), "texts b'a': give a text or a list of texts"),
+        (lambda: pair.classify(kinds[0], [1, 2]), "labels: number 0 is 1, not text"),
+        (lambda: pair.classify(kinds[0], []), r"labels \[\]: there are no texts"),
+        (lambda: pair.classify(kinds[0], ["a", "b"], []), r"templates \[\]: there are no texts"),
+        (lambda: pair.classify(kinds[0], ["a", "b"], "a photo"), "template 'a photo' must have one place for the name"),
+        (lambda: captioner.caption(5), "images 5: give a path"),
+        (lambda: captioner.caption(kinds[0], prompt=5), "prompt is 5: expected text"),
+        (lambda: captioner.caption(kinds[0], seed="one"), "seed is 'one': expected int"),
+        (lambda: captioner.caption(kinds[0], beams="two"), r"decoding\.beams is 'two': expected int"),
+        (lambda: captioner.caption(kinds[0], temperature="hot"), "temperature is 'hot'"),
+        (lambda: captioner.ask(kinds[0], 5), "question 5: give a text or a list of texts"),
+        (lambda: captioner.ask(kinds[0], "a?", max_length="long"), "max_length is 'long': expected int"),
+        (lambda: simvlm_jax.load(pair.path, "last"), "step is 'last': expected int"),
+        (lambda: simvlm_jax.load(pair.path, batch_size=0), "batch_size is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         simvlm_jax.load("/nowhere")
 
@@ -132,6 +158,8 @@ def test_models_are_listed(capsys):
     assert 8e9 < row["flops_an_example"] < 20e9
     assert main(["models", str(ROOT / "configs" / "prefixlm.py:smoke")]) == 0
     assert "write" in capsys.readouterr().out
+    assert main(["models", str(ROOT / "configs" / "clip.py:B/32")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == "clip.py:B/32"
 
 
 def test_importing_is_light():
