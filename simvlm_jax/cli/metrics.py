@@ -51,7 +51,7 @@ def _caption(args) -> int:
     scores, sums = caption_sums(hypotheses, references)
     each: list[float] = []
     if jar is not None:
-        scores["meteor"], each = meteor(hypotheses, references, jar)
+        scores["meteor"], each, sums["meteor"] = meteor(hypotheses, references, jar)
     sure = intervals(sums) if args.intervals else {}
     if args.per_image:
         rows = caption_scores_per_image(hypotheses, references)

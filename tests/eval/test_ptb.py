@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from simvlm_jax.eval.metrics import ptb_characters
-from simvlm_jax.eval.metrics.meteor import find_jar, meteor
+from simvlm_jax.eval.metrics.bootstrap import intervals
+from simvlm_jax.eval.metrics.meteor import find_jar, meteor, meteor_counts, meteor_of
 from simvlm_jax.eval.metrics.ptb import DROPPED, ptb_tokenize, ptb_tokenize_all
 
 TRUTH = Path(__file__).parent / "truth" / "ptb.json"
@@ -131,7 +132,8 @@ def test_kinds_of_characters_beside_the_program(program):
 def test_meteor_is_the_programs(program):
     said = ["a dog runs in the park", "two cats sit on a mat", "nothing of it"]
     truth = [["the dog is running in a park", "a puppy runs"], ["cats sitting on mats"], ["a man rides a bike"]]
-    corpus, each = meteor(said, truth, find_jar())
+    corpus, each, sums = meteor(said, truth, find_jar())
+    assert sums.score(sums.rows.sum(0)) == pytest.approx(corpus, abs=1e-9)
     from pycocoevalcap.meteor.meteor import Meteor
 
     scorer = Meteor()
@@ -140,6 +142,70 @@ def test_meteor_is_the_programs(program):
     assert (
         corpus == pytest.approx(wanted, abs=1e-9) and each == pytest.approx(wanted_each, abs=1e-9) and min(each) < 0.05
     )
+
+
+@pytest.mark.slow
+def test_sums_of_meteor_give_the_programs_scores(program):
+    """Of random captions in every stage, of captions that are their references, and of empty ones."""
+    rng = random.Random(0)
+    words = [
+        "a",
+        "the",
+        "dog",
+        "dogs",
+        "cat",
+        "runs",
+        "running",
+        "is",
+        "in",
+        "on",
+        "park",
+        "big",
+        "large",
+        "puppy",
+        "man",
+        "person",
+        "quickly",
+        ",",
+        "and",
+        "of",
+        "two",
+        "3.5",
+    ]
+
+    def draw():
+        return " ".join(rng.choices(words, k=rng.randint(1, 12)))
+
+    said = [*(draw() for _ in range(60)), "a dog runs", "dog", "", "the"]
+    truth = [
+        *([draw() for _ in range(rng.randint(1, 3))] for _ in range(60)),
+        ["a dog runs"],
+        ["dog"],
+        ["a dog"],
+        ["a"],
+    ]
+    corpus, each, sums = meteor(said, truth, find_jar())
+    assert sums.score(sums.rows.sum(0)) == pytest.approx(corpus, abs=1e-6)
+    same = [60, 61]  # alone they have no penalty, which the sums know by their having no chunk
+    assert [sums.score(row) for row in sums.rows] == pytest.approx(each, abs=1e-6) and [each[i] for i in same] == [1, 1]
+    low, high = intervals({"meteor": sums})["meteor"]
+    assert low < corpus < high < low + 0.2
+
+
+def test_meteors_formula_by_hand():
+    """Lines as the program gives them, and the scores that it gave: 0.2089 of all three."""
+    lines = [
+        "6 7 3 4 2 2 3 3 0 0 0 0 0 0 0 0 1 0 0 1 5 6 6",
+        "6 4 3 1 1 1 1 1 1 1 0 0 0 0 0 0 0 0 0 0 1 3 3",
+        "3 5 2 2 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+    ]
+    rows = meteor_counts(lines)
+    assert list(map(meteor_of, rows)) == pytest.approx([0.3198617531181713, 0.2918892587450871, 0], abs=1e-12)
+    assert meteor_of(rows.sum(0)) == pytest.approx(0.2088844587004311, abs=1e-12)
+    same = meteor_counts(["3 3 1 1 2 2 1 1 0 0 0 0 0 0 0 0 0 0 0 0 1 3 3"])
+    assert meteor_of(same[0]) == 1 and same[0, 20] == 0
+    with pytest.raises(ValueError, match="other statistics than 23 numbers"):
+        meteor_counts(["1 2 3"])
 
 
 def test_meteor_without_its_program_is_an_error(tmp_path):
