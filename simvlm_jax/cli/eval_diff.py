@@ -119,13 +119,19 @@ def compare(key: Key, a: dict[str, Any], b: dict[str, Any], tolerance: float) ->
 
 
 def _paired(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[float]]:
-    """{score: [low, high]} of b minus a, image by image, where both keep scores of the same images."""
+    """{score: [low, high]} of b minus a, image by image, where both keep scores of the same images.
+
+    Entries that do not say which picture a score is about are taken to have one each.
+    """
     from simvlm_jax.eval.metrics.bootstrap import paired
 
     of = [e.get("provenance", {}).get("data", {}) for e in (a, b)]
     same = all(isinstance(d, dict) for d in of) and of[0].get("fingerprint") == of[1].get("fingerprint") is not None
     x, y = a.get("samples", {}), b.get("samples", {})
-    return {k: list(paired(x[k], y[k])) for k in x if same and k in y and len(x[k]) == len(y[k]) > 1}
+    pictures = a.get("pictures") or b.get("pictures") or []
+    names = [k for k in x if same and k in y and len(x[k]) == len(y[k]) and len(pictures) in (0, len(x[k]))]
+    found = {k: list(paired(x[k], y[k], of=pictures)) for k in names}
+    return {k: pair for k, pair in found.items() if math.isfinite(pair[0])}
 
 
 def _close(a: float | None, b: float | None, tolerance: float) -> bool:

@@ -34,6 +34,11 @@ def main(argv: list[str]) -> int:
         required=True,
         help='[{"question_id", "answers": [10 texts]}], or the official file with {"annotations": [...]}',
     )
+    vqa.add_argument(
+        "--intervals",
+        action="store_true",
+        help="95 %% confidence intervals too, by the bootstrap over images; needs the annotations' image_id",
+    )
     vqa.add_argument("--json", action="store_true", help="print one JSON object")
     vqa.add_argument("--per-question", metavar="OUT", help="write each question's accuracy to this JSON file")
     args = parser.parse_args(argv)
@@ -80,6 +85,7 @@ def _vqa(args) -> int:
         kinds = sorted({str(a[name]) for a in annotations.values() if a.get(name) is not None})
         if kinds:
             scores[name] = {kind: mean([k for k in each if str(annotations[k].get(name)) == kind]) for kind in kinds}
+    sure = _vqa_intervals(each, annotations, args.annotations, list(scores)[2:]) if args.intervals else {}
     few = sum(len(annotations[k]["answers"]) < 4 for k in each)
     if few:
         print(
@@ -90,13 +96,51 @@ def _vqa(args) -> int:
     if args.per_question:
         write_whole(args.per_question, json.dumps({k: round(v, 2) for k, v in each.items()}, indent=1))
     if args.json:
-        print(json.dumps(scores))
+        print(json.dumps({**scores, **({"intervals": sure} if args.intervals else {})}))
     else:
-        print(f"accuracy  {scores['accuracy']:.2f}\nquestions {scores['questions']}")
+        print(f"accuracy  {scores['accuracy']:.2f}{_between(sure.get('accuracy'))}\nquestions {scores['questions']}")
         for name in ("answer_type", "question_type"):
             for kind, value in scores.get(name, {}).items():
-                print(f"  {kind:20} {value:.2f}")
+                print(f"  {kind:20} {value:.2f}{_between(sure.get(name, {}).get(kind))}")
     return 0
+
+
+def _vqa_intervals(
+    each: dict[str, float], annotations: dict[str, dict[str, Any]], path: str, names: list[str]
+) -> dict[str, Any]:
+    """{"accuracy": (low, high), and for each of `names` {kind: (low, high)}}; nothing of what is about one image alone.
+
+    Raises:
+      ValueError: a question does not say which image it is about.
+    """
+    from simvlm_jax.eval.metrics.bootstrap import intervals, mean_of
+
+    if without := [k for k in each if annotations[k].get("image_id") is None]:
+        raise ValueError(
+            f"{path}: question {without[0]!r} has no image_id ({len(without)} in all); questions about one image are drawn "
+            "together, so that intervals need it. Leave --intervals out, or add it"
+        )
+
+    def of(keys: list[str]) -> Any:
+        return mean_of([each[k] for k in keys], [str(annotations[k]["image_id"]) for k in keys])
+
+    found: dict[str, Any] = _rounded(intervals({"accuracy": of(list(each))}))
+    for name in names:
+        kinds: dict[str, list[str]] = {}
+        for k in each:
+            kinds.setdefault(str(annotations[k].get(name)), []).append(k)
+        found[name] = _rounded(intervals({kind: of(keys) for kind, keys in kinds.items()}))
+    if "accuracy" not in found:
+        print("all questions are about one image, so that there are no intervals", file=sys.stderr)
+    return found
+
+
+def _rounded(pairs: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    return {k: (round(low, 2), round(high, 2)) for k, (low, high) in pairs.items()}
+
+
+def _between(pair: tuple[float, float] | None) -> str:
+    return f"   {pair[0]:.2f} to {pair[1]:.2f}" if pair else ""
 
 
 def _may_be_written(out: str | None, *inputs: str) -> None:

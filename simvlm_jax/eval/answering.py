@@ -25,6 +25,7 @@ from simvlm_jax.eval.suite import (
     best_answer,
     draw_ids,
     filled_in,
+    pictures_of,
     probabilities,
 )
 from simvlm_jax.text.tokenizer import clean
@@ -80,7 +81,7 @@ class Answering(Suite):
         known = {self.form(a) for a in self.list_of(engine)}
         items: list[Item] = []
         values: list[float] = []
-        slices: dict[str, list[float]] = {}
+        slices: dict[str, list[int]] = {}
         confusion: Counter[tuple[str, str]] = Counter()
         for example, answer in answered:
             people = answers_of(example)
@@ -91,7 +92,7 @@ class Answering(Suite):
             values.append(value)
             listed = {clean(a) for a in self.list_of(engine)} if named else known
             for name in _slices(example, form(truth) in listed if listed else None):
-                slices.setdefault(name, []).append(value)
+                slices.setdefault(name, []).append(len(values) - 1)
             alike = form(answer.text) == form(truth)
             confusion[truth, truth if alike else answer.text] += 1
             items.append(
@@ -106,10 +107,12 @@ class Answering(Suite):
             )
         if "out_of_list" not in slices:
             slices.pop("in_list", None)
-        scores = {"accuracy": float(np.mean(values))}
-        scores |= {f"accuracy_{name}": float(np.mean(slices[name])) for name in sorted(slices)}
-        sums = {f"accuracy_{name}": mean_of(slices[name]) for name in slices}
-        return Outcome(scores, items, dict(confusion), {"accuracy": mean_of(values), **sums})
+        pictures = pictures_of(answered)
+        sums = {"accuracy": mean_of(values, pictures)}
+        for name, at in sorted(slices.items()):
+            sums[f"accuracy_{name}"] = mean_of([values[i] for i in at], [pictures[i] for i in at])
+        scores = {name: float(np.mean(s.rows[:, 0])) for name, s in sums.items()}
+        return Outcome(scores, items, dict(confusion), sums)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import ratio_of
 from simvlm_jax.eval.metrics.caption import CiderD, caption_sums
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids, pictures_of
 
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
 
@@ -56,6 +56,9 @@ class Captioning(Suite):
             scores = {**judge.scores(*map(list, zip(*known, strict=True))), **scores}
             pairs = judge.counts(*map(list, zip(*known, strict=True)))
             sums |= {name: ratio_of(*zip(*rows, strict=True)) for name, rows in pairs.items()}
+        pictures = pictures_of(answered)
+        told = [p for p, s in zip(pictures, scenes, strict=True) if s is not None]
+        sums = {k: s._replace(of=told if len(s.rows) < len(pictures) else pictures) for k, s in sums.items()}
         scores |= _by_domain([domain_of(e) for e, _ in answered], each)
         items = []
         for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):

@@ -14,9 +14,9 @@ from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.sources import Source, open_source, open_split
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.engine import Engine
-from simvlm_jax.eval.metrics.bootstrap import intervals
+from simvlm_jax.eval.metrics.bootstrap import intervals, numbered
 from simvlm_jax.eval.provenance import provenance
-from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite
+from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite, pictures_of
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.report import Card, Section, write_report
 
@@ -158,6 +158,8 @@ def evaluate(
         entries[0]["samples"] = {
             k: [round(float(v), 5) for v in rows[:, 0]] for k, rows in means.items() if (rows[:, 1] == 1).all()
         }
+        if max(pictures := numbered(pictures_of(answered))) + 1 < len(pictures):  # several are about one picture
+            entries[0]["pictures"] = pictures
     entries[0]["remarks"] = _remarks(engine.notes, ended, examples)
     for remark in entries[0]["remarks"]:
         say(f"{'':>28}  {remark}")

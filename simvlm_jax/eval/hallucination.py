@@ -22,7 +22,7 @@ from simvlm_jax.data.scenes.language import Phrase, noun_phrase
 from simvlm_jax.eval.answering import Answering, Ranking
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome
+from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome, pictures_of
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -74,8 +74,9 @@ class Hallucination(Answering):
                 values = {"accuracy": found.scores[f"accuracy_{kind}"], **binary_scores(part)}
                 scores |= {f"{name}_{kind}": values[name] for name in ("accuracy", "f1")}
         said, true = (np.asarray([yes(e, a) for e, a in answered], float) for yes in (_says_yes, _is_yes))
-        sums = {**found.sums, "precision": ratio_of(said * true, said), "recall": ratio_of(said * true, true)}
-        sums |= {"f1": ratio_of(2 * said * true, said + true), "yes_ratio": mean_of(said)}
+        of = pictures_of(answered)
+        sums = {**found.sums, "precision": ratio_of(said * true, said, of), "recall": ratio_of(said * true, true, of)}
+        sums |= {"f1": ratio_of(2 * said * true, said + true, of), "yes_ratio": mean_of(said, of)}
         return Outcome(scores, found.items, found.confusion, sums)
 
     def decoding(self) -> dict[str, Any]:

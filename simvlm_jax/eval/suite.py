@@ -83,7 +83,7 @@ class Item:
 class Outcome:
     """Scores of one suite on one split, its items in order, and how often an answer was given for a truth.
 
-    sums: of scores, what each image adds to them, for their confidence intervals.
+    sums: of scores, what each image or question adds to them, for their confidence intervals.
     """
 
     scores: dict[str, float]
@@ -174,6 +174,8 @@ class Examples:
                     images = images or len(example["image"])
                     if len(example["image"]) != images:
                         raise BadExample(f"it has {len(example['image'])} images, where others have {images}")
+                if seen := [raw[k] for k in ("image", "images") if raw.get(k) is not None]:
+                    example["picture"] = hashlib.sha256(content(seen)).hexdigest()[:16]
                 made = list(self._expand(example)) if self._expand else [example]
             except Exception as e:  # as in the pipeline: people's files fail in any way they like
                 wrong.append(f"{self.source.key(i)!r}: {e}")
@@ -273,6 +275,11 @@ class Suite:
     def decoding(self) -> dict[str, Any]:
         """How answers are made, for the provenance of scores."""
         return {}
+
+
+def pictures_of(answered: Answered) -> list[Any]:
+    """The picture that each answer is about, by its content; an example without one stands for itself."""
+    return [e.get("picture", e.get("index", -1 - i)) for i, (e, _) in enumerate(answered)]
 
 
 def draw_ids(examples: Sequence[Example]) -> np.ndarray:

@@ -10,7 +10,7 @@ from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import Sums, mean_of
 from simvlm_jax.eval.metrics.translation import bleu_counts, bleu_of, corpus_bleu
-from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids
+from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids, pictures_of
 
 
 @buildable("suites")
@@ -47,9 +47,10 @@ class Translation(Suite):
             Item(e, a, str(e[self.source]), (t,), a.text == t, float(1 - corpus_bleu([a.text], [t], smooth=True) / 100))
             for (e, a), t in zip(answered, truth, strict=True)
         ]
-        exact = mean_of([s == t for s, t in zip(said, truth, strict=True)])
+        of = pictures_of(answered)
+        exact = mean_of([s == t for s, t in zip(said, truth, strict=True)], of)
         rows = np.asarray([bleu_counts(s, t) for s, t in zip(said, truth, strict=True)], float)
-        sums = {"bleu": Sums(rows, lambda sums: bleu_of(sums.tolist())), "exact": exact}
+        sums = {"bleu": Sums(rows, lambda sums: bleu_of(sums.tolist()), of), "exact": exact}
         return Outcome({"bleu": corpus_bleu(said, truth), "exact": float(np.mean(exact.rows[:, 0]))}, items, sums=sums)
 
     def decoding(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
-from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, probabilities
+from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, pictures_of, probabilities
 from simvlm_jax.run.progress import Countdown
 from simvlm_jax.text.lines import lines_of
 
@@ -63,7 +63,9 @@ class ZeroShot(Classes):
         among = [self.form(answers_of(e)[0]) in {self.form(name) for name, _ in a.n_best} for e, a in answered]
         chance = 1 / max(engine.notes["classes"]["count"], 1)
         scores = {**found.scores, "top5": float(np.mean(among)), "chance": chance}
-        return dataclasses.replace(found, scores=scores, sums={**found.sums, "top5": mean_of(among)})
+        return dataclasses.replace(
+            found, scores=scores, sums={**found.sums, "top5": mean_of(among, pictures_of(answered))}
+        )
 
     def names_and_templates(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What is asked, from fields or files.

@@ -158,6 +158,7 @@ class Entry(Struct):
     error: str = ""
     intervals: dict[str, tuple[float, float]] = {}
     samples: dict[str, list[float]] = {}
+    pictures: list[int] = []
 
 
 class Results(Struct):

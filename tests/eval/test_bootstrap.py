@@ -35,6 +35,24 @@ def test_ratios_are_of_sums_and_draws_are_the_same_for_all_scores():
     assert "x" not in intervals({"x": mean_of([1.0])})  # of one image nothing is known
 
 
+def test_questions_about_one_image_are_drawn_with_it():
+    """Ten answers of an image that are all alike tell no more than one; where each has its own image, as much as ever."""
+    rng = np.random.default_rng(4)
+    each = rng.normal(3.0, 2.0, 400)
+    of = np.repeat(np.arange(400), 10)
+    order = rng.permutation(4000)
+    together = intervals({"m": mean_of(np.repeat(each, 10)[order], of[order].tolist())})["m"]
+    half = 1.96 * each.std() / np.sqrt(400)
+    assert together == pytest.approx((each.mean() - half, each.mean() + half), abs=0.1 * half)
+    apart = intervals({"m": mean_of(np.repeat(each, 10))})["m"]
+    assert (together[1] - together[0]) / (apart[1] - apart[0]) == pytest.approx(np.sqrt(10), rel=0.1)
+    assert intervals({"m": mean_of(each, range(400))}) == intervals({"m": mean_of(each)})
+    assert (
+        intervals({"m": mean_of(each, ["a"] * 400)}) == {} and not np.isfinite(paired(each, each, of=[0] * 400)).any()
+    )
+    assert paired(np.zeros(4000), np.repeat(each, 10), of=of.tolist()) == pytest.approx(together, abs=0.1 * half)
+
+
 def test_what_two_runs_share_cancels():
     rng = np.random.default_rng(2)
     hard = rng.random(500)

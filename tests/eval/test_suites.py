@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from simvlm_jax.cli.eval_diff import compare
 from simvlm_jax.core.types import BaseModel
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.rows import NoSuchSplit
@@ -55,6 +56,20 @@ def test_the_last_batch_counts_each_row_once(tok, devices, count, batch_size):
     assert sum(outcome.confusion.values()) == count and outcome.confusion["yes", "yes"] == len(range(0, count, 3))
     even = [i % 3 == 0 for i in range(0, count, 2)]
     assert outcome.scores["accuracy_a"] == pytest.approx(np.mean(even))
+
+
+def test_questions_about_a_picture_are_drawn_together(tok):
+    """Of two pictures with ten questions each, one is all right; of one picture alone nothing is known."""
+    rows = [{"first": i // 10, "question": "is it red?", "answer": "yes", "kind": str(i // 10)} for i in range(20)]
+    suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS, 8)
+    entries, outcome = evaluate(asked, "questions", suite, examples(suite, rows), 0, controls=False)
+    assert outcome.scores["accuracy"] == 0.5 and entries[0]["intervals"] == {"accuracy": [0, 1]}
+    assert entries[0]["pictures"] == [0] * 10 + [1] * 10 and len(entries[0]["samples"]["accuracy"]) == 20
+    better = {**entries[0], "samples": {"accuracy": [1.0] * 20}}
+    assert compare(("questions", "test", None), entries[0], better, 0)["intervals"] == {"accuracy": [0, 1]}
+    rows = [{**row, "first": i} for i, row in enumerate(rows)]
+    (entry,), _ = evaluate(asked, "questions", suite, examples(suite, rows), 0, controls=False)
+    assert "pictures" not in entry
 
 
 def test_answers_outside_the_list_are_wrong_and_counted_apart(tok):

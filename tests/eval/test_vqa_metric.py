@@ -77,6 +77,29 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(captured.out)["accuracy"] == 0 and "1 of 1 questions have fewer than four answers" in captured.err
 
 
+def test_intervals_are_over_images(tmp_path, capsys):
+    """Twenty images of five questions each, all right or all wrong, beside the same questions of an image each."""
+    notes = [{"question_id": i, "image_id": i // 5, "answers": ["yes"] * 10, "answer_type": "a"} for i in range(100)]
+    said = [{"question_id": i, "answer": "yes" if i // 5 % 2 else "no"} for i in range(100)]
+    widths = []
+    for rows in (notes, [{**n, "image_id": n["question_id"]} for n in notes]):
+        assert main([*write(tmp_path, said, rows), "--intervals", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["intervals"]
+        assert found["answer_type"]["a"] == found["accuracy"]
+        low, high = found["accuracy"]
+        assert low < 50 < high
+        widths.append(high - low)
+    assert widths[0] / widths[1] == pytest.approx(5**0.5, rel=0.15)
+    assert main([*write(tmp_path, said, notes), "--intervals"]) == 0
+    assert " to " in capsys.readouterr().out.splitlines()[0]
+    assert main([*write(tmp_path, said, [{**n, "image_id": 7} for n in notes]), "--intervals", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["intervals"] == {"answer_type": {}} and "there are no intervals" in told.err
+    del notes[3]["image_id"]
+    assert main([*write(tmp_path, said, notes), "--intervals"]) == 1
+    assert "question '3' has no image_id (1 in all)" in capsys.readouterr().err
+
+
 ONE = [{"question_id": 1, "answers": ["a"] * 10}]
 
 
