@@ -269,10 +269,19 @@ def _of_tars(tars: list[Path], here: Path, how: _How) -> Source:
 
 
 def _of_tables(tables: list[Path], here: Path, how: _How) -> Source:
-    """Those of the tables that are of the split."""
-    found, name, rest = of_split(tables, how.split, here)
-    read = [read_table(p, how.columns) for p in found]
+    """Those of the tables, or of their rows where a column tells, that are of the split."""
     folder = here if here.is_dir() else here.parent
+    try:
+        found, name, rest = of_split(tables, how.split, here)
+    except NoSuchSplit:
+        read = [read_table(p, how.columns) for p in tables]
+        if not how.images or not any("split" in t.columns for t in read):
+            raise
+        source = from_tables(folder, read, asked=how.split)
+        if not is_of(source.split, how.split):
+            raise
+        return source
+    read = [read_table(p, how.columns) for p in found]
     source = from_tables(folder, read, name, asked=how.split) if how.images else TextSource(here, read, name)
     source.understood.left_out.update(unnamed(rest, "tables"))
     return source

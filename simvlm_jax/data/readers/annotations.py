@@ -149,8 +149,7 @@ def _read(files: list[Path], split: str, folder: Path, asked: str, loaded: dict[
         )
     around = [folder, folder.parent] if folder.name in _INSIDE else [folder]
     around = [place for f in around for place in (f, f / "images")]
-    years = [year for p in files if (year := part_of(p.stem))]
-    pictures = Pictures(*(f / year for year in years for f in around), *around, split=split)
+    pictures = Pictures(*around, split=next(filter(None, (part_of(p.stem) for p in files)), split))
     if reader is _list:
         reader = functools.partial(_list, asked=asked)
     try:

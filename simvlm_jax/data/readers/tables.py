@@ -296,8 +296,8 @@ def _turns(table: Table, line: int, turns: Any) -> Row:
 def _list(table: Table, line: int, name: str, value: Any) -> list[Any]:
     try:
         found = listed(value, name) if isinstance(value, str) else value
-    except ValueError:
-        found = None
+    except ValueError as e:
+        raise table.error(line, str(e)) from e
     if not isinstance(found, list):
         raise table.error(line, f'`{name}` must be a list such as ["one", "two"], not {value!r:.100}')
     return found
