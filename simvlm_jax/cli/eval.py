@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.core.build import assign, build
     from simvlm_jax.core.files import can_be_written, printable, write_whole
     from simvlm_jax.data import assemble
+    from simvlm_jax.data.sources import open_split
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
     from simvlm_jax.main import setup_jax
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
     if args.data:
         spec.path = args.data
     if args.split:
+        for name in args.split if spec.path else ():
+            open_split(spec.path, name)  # an error where it has none of that name
         spec.splits = {name: name for name in args.split}
     suite = build(spec, args.suite, tokenizer=run.tokenizer, labels=run.labels)
     rows = run.config.eval.batch_size if args.batch_size is None else args.batch_size

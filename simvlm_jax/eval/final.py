@@ -87,9 +87,8 @@ def evaluate_run(
 def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]:
     """A suite's own data, or the run's; "test" first."""
     if suite.path:
-        if suite.splits:
-            return {name: open_split(suite.path, split) for name, split in suite.splits.items()}
-        return {"test": open_source(suite.path, "test")}
+        splits = suite.splits or {"test": "test"}  # data that tells no splits apart is all of it to be tested on
+        return {k: (open_source if s == "test" else open_split)(suite.path, s) for k, s in splits.items()}
     if unknown := [s for s in suite.splits if s not in sources]:
         raise ValueError(f"a suite names split {unknown[0]!r}; config.data.eval.splits has {', '.join(sources)}")
     chosen = {k: sources[k] for k in suite.splits or sources}

@@ -149,6 +149,15 @@ def test_eval_on_bad_input(finished_run, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_eval_of_a_split_that_the_data_does_not_tell(finished_run, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("image,caption\n0.png,a\n")
+    (tmp_path / "0.png").write_bytes((ROOT / "docs" / "scenes.png").read_bytes())
+    words = ["eval", str(finished_run), "--suite", "captions", "--data", str(tmp_path), "--no-controls"]
+    assert main([*words, "--split", "test"]) == 1
+    assert "has no split 'test': nothing tells splits apart in its 1 rows" in capsys.readouterr().err
+    assert main(words) == 0
+
+
 def test_the_suites_are_listed(capsys):
     assert main(["eval", "--list"]) == 0
     assert "hallucination" in capsys.readouterr().out
