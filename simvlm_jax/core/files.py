@@ -3,17 +3,22 @@
 Every reader of foreign bytes comes through here, so that a FIFO, a device, a bomb or a hostile JSON is an error of one line.
 """
 
+import errno
 import json
 import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 MOST_BYTES = 2**28
 """Of one picture, table cell or JSON file that is read whole (256 MiB)."""
+MOST_RECORD = 2**24
+"""Of a small JSON file of ours: a config, a list of answers, a contract (16 MiB)."""
 MOST_TABLE = 2**32
 """Of a table of text."""
+MOST_PARSED = 2**30
+"""Memory of parsed JSON that is more than a few times its text."""
 MOST_UNPACKED = 2**31
 """Of an archive, once unpacked into memory."""
 DEEPEST = 64
@@ -107,8 +112,14 @@ def parse_json(text: str | bytes, name: str, unique: bool = False) -> Any:
     """The value of a JSON text. unique: a name that stands twice in one object is an error, where JSON keeps the last.
 
     Raises:
-      BadFile: it is not JSON, nests deeper than DEEPEST, or has a name twice.
+      BadFile: it is not JSON, nests deeper than DEEPEST, has a name twice, or is made of so many small values that it would
+        take more than MOST_PARSED of memory, and ten times its text.
     """
+    if (size := _parsed_size(text)) > max(MOST_PARSED, 10 * len(text)):
+        raise BadFile(
+            f"{name} has {len(text):,} bytes of JSON that would take about {size / 2**30:.1f} GiB of memory, more than the limit "
+            f"of {MOST_PARSED / 2**30:.0f}; it is made of empty lists and the like"
+        )
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -135,6 +146,14 @@ def parse_json(text: str | bytes, name: str, unique: bool = False) -> Any:
     return value
 
 
+def _parsed_size(text: str | bytes) -> int:
+    """About the bytes of memory that a JSON text takes once parsed, by its signs; 0 of a short one, which cannot take much."""
+    if len(text) < MOST_PARSED // 30:
+        return 0
+    commas, lists, records = (text.count(c if isinstance(text, str) else c.encode()) for c in ",[{")  # pyright: ignore
+    return len(text) + 40 * commas + 80 * lists + 200 * records
+
+
 def read_json(path: str | os.PathLike, unique: bool = False, most: int = MOST_BYTES) -> Any:
     """The value of a JSON file.
 
@@ -144,39 +163,122 @@ def read_json(path: str | os.PathLike, unique: bool = False, most: int = MOST_BY
     return parse_json(read_text(path, most), _name(path), unique)
 
 
-def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
-    """Writes a file so that a reader sees all of it or the old one; text as UTF-8.
+def open_own(path: str | os.PathLike, mode: str) -> IO[str]:
+    """A text file of a folder of ours, opened to be written anew ("w") or at its end ("a", or "a+" to be read too).
+
+    It is made where it is missing. Such a folder may come from anybody, so a link in it is not followed.
 
     Raises:
-      OSError: it cannot be written; the message names the file.
+      BadFile: it is a link, a FIFO or a device. OSError: it cannot be opened.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    how = os.O_RDWR if "+" in mode else os.O_WRONLY
+    how |= os.O_CREAT | (os.O_APPEND if "a" in mode else 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with partial.open("wb") as file:
-            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+        number = os.open(path, how | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise BadFile(_NO_PLACE.format(_name(path))) from e
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise BadFile(_NO_PLACE.format(_name(path)))
+        if "w" in mode:
+            os.ftruncate(number, 0)
+        return os.fdopen(number, mode, encoding="utf-8")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def write_whole(path: str | os.PathLike, data: str | bytes, own: bool = False) -> None:
+    """Writes a file so that a reader sees all of it or the old one; text as UTF-8.
+
+    Of a link that a person named, what it leads to is written; a pipe, a terminal or a device like /dev/null gets the bytes and
+    stays what it is. own: the file is one of a folder of ours, which may come from anybody: a link in it is replaced.
+
+    Raises:
+      BadFile: `own`, and it is a pipe or a device. OSError: it cannot be written; the message names the file.
+    """
+    path, data = Path(path), data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    partial = None
+    try:
+        target = path if own else followed(path)
+        if own and not path.is_symlink() and path.exists() and not path.is_file() and not path.is_dir():
+            raise BadFile(_NO_PLACE.format(_name(path)))
+        if not own and is_stream(path):
+            with os.fdopen(os.open(target, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC), "wb") as file:
+                file.write(data)
+            return
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        partial.replace(target)
     except OSError as e:
-        partial.unlink(missing_ok=True)
+        if partial:
+            partial.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written ({e.strerror or e}); free some space or name another place") from e
 
 
-def can_be_written(path: str | os.PathLike) -> None:
-    """Refuses a place for results that will not take them, before the work is done.
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether a path leads to a pipe, a terminal or a device like /dev/null, or to what a process has open (/dev/stdout).
+
+    Such a thing is written to as it is: it is never replaced by a file.
+    """
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(kind) or stat.S_ISFIFO(kind) or followed(path).is_relative_to("/proc")
+
+
+def followed(path: str | os.PathLike) -> Path:
+    """Where a path leads once its links are followed, whether anything is there or not; itself where it is no link.
+
+    Links of /proc stay, for what they name need not have a name.
 
     Raises:
-      OSError: it is a folder, or its folder does not exist and cannot be made, or may not be written to.
+      OSError: the links lead round in a circle.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    for _ in range(40):
+        if not path.is_symlink():
+            return path
+        path = Path(os.path.realpath(path.parent)) / path.name
+        if path.is_relative_to("/proc"):
+            return path
+        path = path.parent / os.readlink(path)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+
+
+def can_be_written(path: str | os.PathLike, stream: bool = True) -> None:
+    """Refuses a place for results that will not take them, before the work is done.
+
+    stream: whether a pipe or a device will do, which what is written in several goes will not.
+
+    Raises:
+      OSError: it is a folder, a disk or a socket, or its folder does not exist and cannot be made, or may not be written to.
+    """
+    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = followed(path)
+    except OSError as e:
+        raise OSError(f"{path} cannot be written: its links lead round in a circle") from e
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if target.exists() and not target.is_file() and not is_stream(path):
+        raise OSError(f"{path} is a disk or a socket; name a file to write")
+    if is_stream(path) and not stream:
+        raise OSError(f"{path} is a pipe or a device, and what is written there is a file; name one")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OSError(f"{path} cannot be written: its folder cannot be made ({e.strerror or e})") from e
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(target if is_stream(path) else target.parent, os.W_OK) or (
+        target.exists() and not os.access(target, os.W_OK)
+    ):
         raise PermissionError(f"{path} cannot be written (permission denied)")
 
 
@@ -190,6 +292,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+_NO_PLACE = "{} is a link, a pipe or a device, where a file of ours is to be written; remove it, or use another folder"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
