@@ -13,10 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from simvlm_jax.core.files import open_own, parse_json, read_bytes
+from simvlm_jax.core.schema import Count, check
 
 BEAT = 2.0
 """Seconds between two counts."""
+MOST_BYTES = 4096
+"""Of the record in a lock."""
 
 
 class Taken(ValueError):
@@ -28,11 +35,11 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
     """Holds a folder while what is inside runs.
 
     Raises:
-      Taken: somebody else holds it.
+      Taken: somebody else holds it. BadFile: what stands in the lock's place is a link, a pipe or a device.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    file = path.open("a+", encoding="utf-8")
+    file = open_own(path, "a+")
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,9 +78,13 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
 
 @contextlib.contextmanager
 def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Waits until no other process of this machine is inside, then does what is inside."""
+    """Waits until no other process of this machine is inside, then does what is inside.
+
+    Raises:
+      BadFile: what stands in the lock's place is a link, a pipe or a device.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with open_own(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,11 +107,21 @@ def _write(file: Any, record: dict[str, Any]) -> None:
         file.flush()
 
 
+class Record(Struct):
+    """What a lock's file holds."""
+
+    host: Annotated[str, Meta(max_length=255)]
+    pid: Count
+    beat: Count
+    ended: bool = False
+
+
 def _record(path: Path) -> dict[str, Any]:
+    """What the holder has written; {} where nothing can be read, or it is no record."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and {"host", "pid", "beat"} <= set(found):
-            return found
+        found = parse_json(read_bytes(path, MOST_BYTES), path.name)
+        check(found, Record, path.name)
+        return found
     return {}
 
 
