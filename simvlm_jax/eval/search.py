@@ -65,8 +65,13 @@ def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path)
         graph.hnsw.efConstruction = 200
         graph.add(vectors)  # pyright: ignore[reportCallIssue]
         partial = path.with_name(f"{path.name}.{os.getpid()}")
-        faiss.write_index(graph, str(partial))
-        partial.replace(path)
+        try:
+            faiss.write_index(graph, str(partial))
+            partial.replace(path)
+        except (OSError, RuntimeError) as e:  # faiss's own kind, of a full disk
+            raise OSError(f"{path} could not be written ({e}); free some space, or search without --approximate") from e
+        finally:
+            partial.unlink(missing_ok=True)
     top = min(top, len(vectors))
     graph.hnsw.efSearch = max(128, 2 * top)
     scores, places = graph.search(np.ascontiguousarray(queries, np.float32), top)

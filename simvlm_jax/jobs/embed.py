@@ -4,6 +4,7 @@ A part is an .npz of so many rows beside a manifest that says of what and by who
 that cannot be read has no vector: its key and the reason stand in its part, and in the file.
 """
 
+import contextlib
 import fcntl
 import glob
 import json
@@ -12,13 +13,22 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simvlm_jax.core.files import open_regular, parse_json, read_bytes, read_json
+from simvlm_jax.core.files import (
+    MOST_RECORD,
+    followed,
+    open_own,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_whole,
+)
 from simvlm_jax.core.schema import check
 from simvlm_jax.data.sources import Source, ranges
 from simvlm_jax.data.tables import TABLE_SUFFIXES
@@ -80,10 +90,8 @@ def embed_parts(
             f"{folder} holds parts without the {MANIFEST} that says of what they are; remove it, or write elsewhere"
         )
     if not path.exists():  # several processes may be here at once, with the same to say
-        partial = path.with_name(f"{MANIFEST}.{os.getpid()}")
-        partial.write_text(json.dumps(manifest))
-        partial.replace(path)
-    before = read_json(path)
+        write_whole(path, json.dumps(manifest), own=True)
+    before = read_json(path, most=MOST_RECORD)
     check(before, dict[str, str | int | bool | float | None], str(path))
     if changed := sorted(k for k in {*manifest, *before} - {"run"} if before.get(k) != manifest.get(k)):
         raise ValueError(
@@ -133,14 +141,14 @@ def merge(folder: Path, out: Path) -> int | None:
     None while parts are missing, or while another process does it.
 
     Raises:
-      ValueError: no picture could be read.
+      ValueError: no picture could be read. OSError: the file could not be written; the parts stay.
     """
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, most=MOST_RECORD)
         paths = [_path(folder, part) for part in range(-(-manifest["examples"] // manifest["rows"]))]
         if not all(p.exists() for p in paths):
             return None
-        lock = (folder / "merging").open("w")
+        lock = open_own(folder / "merging", "w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with its process, whatever ends that
     except (FileNotFoundError, BlockingIOError):
         return None
@@ -159,16 +167,18 @@ def merge(folder: Path, out: Path) -> int | None:
             shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
             raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
         about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
-        partial = out.with_name(f"{out.name}.partial.npz")
-        write_arrays(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
-        with zipfile.ZipFile(partial, "a") as archive, archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
-            np.lib.format.write_array_header_2_0(file, header)
-            for p, own in zip(paths, keys, strict=True):
-                if len(own):
-                    with np.load(p) as part:
-                        file.write(np.ascontiguousarray(part["embeddings"], "<f4").tobytes())
-        partial.replace(out)
+        with _written(out) as partial:
+            np.savez(partial, keys=np.concatenate(keys), errors=np.concatenate(errors), about=np.asarray(about))
+            with (
+                zipfile.ZipFile(partial, "a") as archive,
+                archive.open("embeddings.npy", "w", force_zip64=True) as file,
+            ):
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_2_0(file, header)
+                for p, own in zip(paths, keys, strict=True):
+                    if len(own):
+                        with np.load(p) as part:
+                            file.write(np.ascontiguousarray(part["embeddings"], "<f4").tobytes())
         shutil.rmtree(folder, ignore_errors=True)
     return count
 
@@ -180,7 +190,7 @@ def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) 
     except (FileNotFoundError, ValueError):
         return None
     if (folder / MANIFEST).is_file():  # its end was cut short
-        parts = read_json(folder / MANIFEST)
+        parts = read_json(folder / MANIFEST, most=MOST_RECORD)
         if {k: v for k, v in parts.items() if k != "rows"} == before:
             shutil.rmtree(folder, ignore_errors=True)
     wanted = _of_what(source, about)
@@ -246,7 +256,7 @@ def _check_members(path: Path) -> None:
     """Compares what the headers of an .npz claim with the bytes that are there, before any are read.
 
     Raises:
-      ValueError: they do not agree, or are compressed to a hundredth, as no vectors are.
+      ValueError: they do not agree, or are compressed, so that the size of the file would not bound what is read.
     """
     with open_regular(path, 2**50) as raw, zipfile.ZipFile(raw) as archive:
         names = archive.namelist()
@@ -254,7 +264,12 @@ def _check_members(path: Path) -> None:
             raise ValueError(f"its members are {', '.join(names)[:200]}")
         for name in ("embeddings.npy", "keys.npy", "about.npy"):
             member = archive.getinfo(name)
-            if member.file_size > 100 * max(member.compress_size, 2**20):
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(
+                    f"its {name} is compressed, which vectors are not; make it anew by simvlm embed, or save it by numpy.savez in "
+                    "place of savez_compressed"
+                )
+            if member.file_size != member.compress_size or member.file_size > os.fstat(raw.fileno()).st_size:
                 raise ValueError(f"{name} claims {member.file_size:,} bytes of {member.compress_size:,} in the file")
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -265,16 +280,36 @@ def _check_members(path: Path) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.npz")
-    try:
+    """An .npz, whole or not at all.
+
+    Raises:
+      OSError: it could not be written; the message names it.
+    """
+    with _written(path) as partial:
         np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-        partial.replace(path)
-    except OSError as e:
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """The name of an .npz that takes the place of `path` (or of what that links to) once what is inside has written it.
+
+    Raises:
+      OSError: it could not be written; nothing half written stays.
+    """
+    partial = None
+    try:
+        target = followed(path)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.npz")
         partial.unlink(missing_ok=True)
+        yield partial
+        partial.replace(target)
+    except OSError as e:
         raise OSError(
             f"{path} could not be written ({e.strerror or e}); free some space, and the same command continues"
         ) from e
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)
 
 
 def _path(folder: Path, part: int) -> Path:
