@@ -261,6 +261,24 @@ def test_builder_names():
         builder.builder("captions-7_5_5_5")
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("captions-99999999px", "a picture's side in pixels is 99999999; it must be between 8 and 1,024"),
+        ("captions-7px", "a picture's side in pixels is 7; it must be between 8"),
+        ("captions-0px", "a picture's side in pixels is 0"),
+        (f"captions-{'9' * 5000}px", "a picture's side in pixels is 999"),
+        ("vqa-seed4294967296", "a seed is 4294967296; it must be between 0 and 4,294,967,295"),
+        (f"vqa-seed{'9' * 5000}", "a seed is 999"),
+        ("text-99999999_8_8_8", "a split's number of examples is 99999999; it must be between 0 and 16,777,216"),
+        ("captions-٣٢px", "scenes has no"),
+    ],
+)
+def test_numbers_of_builder_names_have_limits(name, what):
+    with pytest.raises(ValueError, match=what):
+        builder.builder(name)
+
+
 def test_prepared_without_tensorflow():
     import sys
 

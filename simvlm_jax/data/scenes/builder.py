@@ -99,7 +99,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             yield i, example
 
 
-_NAME = re.compile(r"(?P<task>[a-z]+)(-(?P<size>\d+)px)?(-seed(?P<seed>\d+))?(-(?P<sizes>\d+(_\d+){3}))?")
+_NAME = re.compile(r"(?P<task>[a-z]+)(-(?P<size>\d+)px)?(-seed(?P<seed>\d+))?(-(?P<sizes>\d+(_\d+){3}))?", re.ASCII)
+SIDES, SEEDS, EXAMPLES = (8, 1024), (0, 2**32 - 1), (0, 2**24)
+"""The least and the most that a name may ask for: pixels a side, a seed, examples a split."""
 
 
 def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
@@ -109,7 +111,7 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
     examples. Variants lie side by side on disk.
 
     Raises:
-      ValueError: no such task, or numbers that are not positive multiples of 8.
+      ValueError: no such task, or a number out of its limits; examples come in multiples of 8.
     """
     parts = _NAME.fullmatch(name)
     if parts is None or parts["task"] not in TASKS:
@@ -119,11 +121,28 @@ def builder(name: str = "captions", data_dir: str | None = None) -> Scenes:
         )
     if name in TASKS:
         return Scenes(config=name, data_dir=data_dir, file_format="array_record")
-    sizes = dict(zip(SPLITS, map(int, parts["sizes"].split("_")), strict=True)) if parts["sizes"] else dict(SPLITS)
+    size = _number(name, "a picture's side in pixels", parts["size"] or "64", SIDES)
+    seed = _number(name, "a seed", parts["seed"] or "0", SEEDS)
+    counts = [
+        _number(name, "a split's number of examples", n, EXAMPLES) for n in (parts["sizes"] or "").split("_") if n
+    ]
+    sizes = dict(zip(SPLITS, counts, strict=True)) if counts else dict(SPLITS)
     if bad := {k: v for k, v in sizes.items() if v < len(EVEN_COUNTS) or v % len(EVEN_COUNTS)}:
         raise ValueError(f"scenes split sizes {bad} are not positive multiples of {len(EVEN_COUNTS)}")
-    config = ScenesConfig(name=name, size=int(parts["size"] or 64), seed=int(parts["seed"] or 0), sizes=sizes)
+    config = ScenesConfig(name=name, size=size, seed=seed, sizes=sizes)
     return Scenes(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def _number(name: str, what: str, digits: str, limits: tuple[int, int]) -> int:
+    """The number of a builder's name.
+
+    Raises:
+      ValueError: it is out of its limits.
+    """
+    least, most = limits
+    if len(digits) > 12 or not least <= int(digits) <= most:
+        raise ValueError(f"scenes/{name:.80}: {what} is {digits:.40}; it must be between {least:,} and {most:,}")
+    return int(digits)
 
 
 def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
