@@ -15,7 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from simvlm_jax.core.files import read_bytes, read_json, write_whole
+from simvlm_jax.core.files import MOST_RECORD, read_bytes, read_json, write_whole
 from simvlm_jax.core.schema import Count, Positive, check
 from simvlm_jax.core.types import Vocabulary
 
@@ -150,11 +150,19 @@ class Tokenizer:
         return own | ({"spelling": self.spelling} if self.spelling else {})
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model and then the contract; a folder without a contract is not a tokenizer."""
+        """Writes the model and then the contract; a folder without a contract is not a tokenizer.
+
+        Raises:
+          OSError: the folder is a file, or cannot be made.
+        """
         folder = Path(folder)
+        if blocked := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
+            raise NotADirectoryError(
+                f"{blocked} is a file, where a tokenizer needs a folder; name another, or remove the file"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / MODEL, self.model)
-        write_whole(folder / CONTRACT, json.dumps(self.contract(), indent=1))
+        write_whole(folder / MODEL, self.model, own=True)
+        write_whole(folder / CONTRACT, json.dumps(self.contract(), indent=1), own=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -162,7 +170,7 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / CONTRACT).is_file():
             raise FileNotFoundError(f"{folder} holds no tokenizer ({CONTRACT} is missing)")
-        contract = read_json(folder / CONTRACT)
+        contract = read_json(folder / CONTRACT, most=MOST_RECORD)
         check(contract, Contract, f"{folder / CONTRACT}: it")
         found = cls.from_file(folder / MODEL, contract["length"], contract.get("spelling", ""))
         own = found.contract()

@@ -95,3 +95,11 @@ def test_spelling_belongs_to_the_tokenizer(tmp_path, spelling, alike):
     assert (made.sha256 == plain.sha256) == (spelling == "")  # another spelling is another tokenizer
     with pytest.raises(ValueError, match="spelling 'upper' is not one of"):
         Tokenizer(made.model, 16, "upper")
+
+
+def test_a_folder_that_is_a_file_is_named(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(NotADirectoryError, match="file is a file, where a tokenizer needs a folder"):
+            tokenizer.save(path)
+    assert (tmp_path / "file").read_text() == "mine"
