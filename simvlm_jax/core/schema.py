@@ -89,4 +89,5 @@ def _plain(told: str) -> str:
     told = told.replace("`", "").replace("Object missing required field", "it has no")
     for of, name in (("object", "a record"), ("array", "a list"), ("str", "text"), ("null", "nothing")):
         told = re.sub(rf"\b{of}\b", name, told)
+    told = told.replace("text of length >= 1", "text that is not empty")
     return told[:1].lower() + told[1:]

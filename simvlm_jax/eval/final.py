@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,7 +146,7 @@ def evaluate(
     why = provenance(engine, suite, examples, len(answered), step)
 
     def entry(control: str | None, found: Outcome, why: dict[str, Any]) -> dict[str, Any]:
-        scores = found.scores
+        scores = {k: v for k, v in found.scores.items() if math.isfinite(v)}  # of what nothing is known is left out
         say(_line(f"{name} · {examples.split}" + (f", {control}" if control else ""), scores))
         about = {"suite": name, "split": examples.split, "control": control}
         sure = {k: [round(v, 6) for v in pair] for k, pair in intervals(found.sums).items() if k in scores}
@@ -155,7 +156,9 @@ def evaluate(
     if len(answered) <= MOST_SAMPLES:  # to be compared image by image with another run's
         means = {k: s.rows for k, s in outcome.sums.items() if len(s.rows) == len(answered) and s.rows.shape[1] == 2}
         entries[0]["samples"] = {
-            k: [round(float(v), 5) for v in rows[:, 0]] for k, rows in means.items() if (rows[:, 1] == 1).all()
+            k: [round(float(v), 5) for v in rows[:, 0]]
+            for k, rows in means.items()
+            if (rows[:, 1] == 1).all() and np.isfinite(rows).all()
         }
         if max(pictures := numbered(pictures_of(answered))) + 1 < len(pictures):  # several are about one picture
             entries[0]["pictures"] = pictures

@@ -4,16 +4,18 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simvlm_jax.core.schema import Count, NotNegative, Positive, Seed, Share, Side
+from simvlm_jax.core.schema import Count, Finite, NotNegative, Positive, Seed, Share, Side
 
 Text = Annotated[str, Meta(max_length=10_000)]
+Path = Annotated[str, Meta(min_length=1, max_length=10_000)]
+"""Of data: an empty one would be the current folder."""
 Axis = Annotated[int, Meta(ge=-1, le=2**20)]
 
 
 class Train(Struct):
     """config.data.train: what is trained on."""
 
-    path: Text
+    path: Path
     split: Text = "train"
     transforms: list[dict[str, Any]] = []
     cache: bool = False
@@ -152,12 +154,12 @@ class Entry(Struct):
     suite: Text
     split: Text
     control: Text | None
-    scores: dict[str, float | None]
+    scores: dict[str, Finite | None]
     provenance: dict[str, Any] = {}
     remarks: list[str] = []
     error: str = ""
-    intervals: dict[str, tuple[float, float]] = {}
-    samples: dict[str, list[float]] = {}
+    intervals: dict[str, tuple[Finite, Finite]] = {}
+    samples: dict[str, list[Finite]] = {}
     pictures: list[int] = []
 
 

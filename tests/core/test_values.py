@@ -102,3 +102,10 @@ def test_a_target_that_is_none():
         config.model.target = target
         with pytest.raises(ValueError, match="cannot be imported"):
             checked(config)
+
+
+def test_an_empty_path_of_data_is_not_the_current_folder():
+    config = load_config(str(ROOT / "configs" / "prefixlm.py"))
+    config.data.train.path = ""
+    with pytest.raises(BadValue, match=r"config\.data\.train\.path is '': expected text that is not empty"):
+        checked(config)
