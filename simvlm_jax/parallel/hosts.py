@@ -18,8 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from simvlm_jax.core.files import BadFile, open_own, parse_json, printable, printable_lines, read_bytes
+
 EXIT_STOPPED, EXIT_HOST_LOST = 75, 76
 """Exit codes of a process that leaves because another was stopped, or was lost (see main)."""
+MOST_BYTES = 2**16
+"""Of a heartbeat."""
 _DAY_MS = 86_400_000
 
 
@@ -236,10 +240,11 @@ class Heart:
         path = self._folder / f"{self.index}.json"
         partial = path.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps(record))
+            with open_own(partial, "w") as file:
+                file.write(json.dumps(record))
             partial.replace(path)
             self._mute = False
-        except OSError as e:  # then the others cannot write either, and silence says nothing
+        except (OSError, BadFile) as e:  # then the others cannot write either, and silence says nothing
             if not self._mute:
                 print(f"heartbeats cannot be written: {e}", file=sys.stderr, flush=True)
             self._mute = True
@@ -257,7 +262,8 @@ class Heart:
             if waiting > self._late and waiting - told > self._late:
                 told = waiting
                 if slow := [r for r in self._others() if self._behind(r)]:
-                    print(f"waiting {waiting:.0f} s for {', '.join(map(_name, slow))}", file=sys.stderr, flush=True)
+                    told_of = printable(", ".join(map(_name, slow)))
+                    print(f"waiting {waiting:.0f} s for {told_of}", file=sys.stderr, flush=True)
             told = min(told, waiting)
 
     def _behind(self, record: dict[str, Any]) -> bool:
@@ -275,9 +281,9 @@ class Heart:
         found = []
         for i in range(self.count):
             path = self._folder / f"{i}.json"
-            with contextlib.suppress(OSError, json.JSONDecodeError):
-                record = json.loads(path.read_text())
-                if i != self.index and record["session"] == self._session:
+            with contextlib.suppress(OSError, BadFile):
+                record = parse_json(read_bytes(path, MOST_BYTES), path.name)
+                if i != self.index and isinstance(record, dict) and record.get("session") == self._session:
                     found.append(record)
         return found
 
@@ -319,6 +325,6 @@ def _name(record: dict[str, Any]) -> str:
 
 def leave(why: str, code: int = EXIT_HOST_LOST) -> None:
     """Ends this process at once: with a peer gone, an orderly end would wait for it for ever."""
-    print(why, file=sys.stderr, flush=True)
+    print(printable_lines(why), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)

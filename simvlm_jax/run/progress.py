@@ -4,6 +4,8 @@ import contextlib
 import sys
 import time
 
+from simvlm_jax.core.files import printable_lines
+
 
 class Progress:
     """Prints a line a log interval to stderr; on a terminal the line is rewritten in place. quiet: prints nothing."""
@@ -45,7 +47,7 @@ class Progress:
         """A line that stays."""
         if self._quiet:
             return
-        print(("\r\033[K" if self._live else "") + text, file=sys.stderr, flush=True)
+        print(("\r\033[K" if self._live else "") + printable_lines(text), file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
         if self._quiet:
