@@ -71,6 +71,7 @@ def _because_of(error: BaseException | None, kind: type) -> bool:
 
 def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.core.build import build
+    from simvlm_jax.core.files import printable_lines
     from simvlm_jax.data import assemble
     from simvlm_jax.data.sources import understood
     from simvlm_jax.eval.engine import Engine
@@ -85,7 +86,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
 
     def say(text: str) -> None:
         if not directory.process:
-            print(text, file=sys.stderr, flush=True)
+            print(printable_lines(text), file=sys.stderr, flush=True)
 
     # ---- what is there -------------------------------------------------------------------------------------------
     training = mode != "eval"
@@ -94,7 +95,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         if not directory.begun:
             raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     directory.check(config, variant)
-    if training and directory.results().get("trained") == config.train.steps:
+    if training and directory.newest_step() and directory.results().get("trained") == config.train.steps:
         say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
         return
     if training and (done := directory.newest_step()) > config.train.steps:
@@ -102,8 +103,9 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
             f"{directory.path} is trained to step {done} already, and config.train.steps={config.train.steps} is fewer; set as "
             "many at least, or use another --workdir"
         )
-    if training and (told := directory.set_metrics_aside()):
-        say(told)
+    with one_first("beginning"):
+        if training and (told := directory.set_aside()):
+            say(told)
     mesh = make_mesh(**config.mesh)
     meet(mesh)
 
@@ -118,7 +120,7 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
         for name, source in {"training data": images, "documents": documents, **sources}.items():
             if source is not None and not repr(source).startswith("scenes/"):
                 say(f"{name}: {understood(source).line()}")
-        moved = directory.moved() if training else []
+        moved = directory.moved() if training and begun else []
         if begun or not first_process:
             tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
         else:
@@ -275,6 +277,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from simvlm_jax.core.build import add_config_folder, check_config_file
     from simvlm_jax.core.children import end_with_parent
+    from simvlm_jax.core.files import printable_lines
 
     end_with_parent()
     argv = list(sys.argv if argv is None else argv)
@@ -285,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
             check_config_file(file)
             add_config_folder(file)
     except (ValueError, OSError) as e:
-        sys.exit(f"error: {e}")
+        sys.exit(f"error: {printable_lines(str(e))}")
     config_flag = config_flags.DEFINE_config_file("config", None, "a config, FILE.py or FILE.py:VARIANT")
     workdir = flags.DEFINE_string("workdir", None, "the run directory; by default runs/CONFIG[-VARIANT]")
     mode = flags.DEFINE_enum("mode", "train", ["train", "fit", "eval"], "train and evaluate, or only one of the two")
@@ -302,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         except Exception as e:  # absl and ml_collections raise many kinds, and a config is its author's code
             if os.environ.get("SIMVLM_TRACEBACK"):
                 raise
-            sys.exit(f"error: {_line_of(e)}")
+            sys.exit(f"error: {printable_lines(_line_of(e))}")
 
     def go(_):
         if not flags.FLAGS["verbosity"].present:
@@ -328,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             run(config_flag.value, workdir.value or f"runs/{name}", f"{Path(file).stem}:{variant}", mode.value)
         except (Interrupted, KeyboardInterrupt) as e:
-            print(str(e) or "stopped; the same command continues", file=sys.stderr)
+            print(printable_lines(str(e)) or "stopped; the same command continues", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         except Exception as e:
             import jax

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simvlm_jax.core.files import BadFile, parse_json, read_json, read_text, write_whole
+from simvlm_jax.core.files import (
+    MOST_BYTES,
+    MOST_RECORD,
+    BadFile,
+    followed,
+    open_own,
+    parse_json,
+    read_json,
+    read_text,
+    write_whole,
+)
 from simvlm_jax.core.schema import check
 from simvlm_jax.core.trust import check_targets
 from simvlm_jax.run import schema
@@ -23,6 +34,16 @@ MAY_CHANGE = (
     *("checkpoint.every", "checkpoint.latest", "checkpoint.keep_every"),
 )
 """Fields of a config that may differ when a run is continued."""
+
+
+OWN = re.compile(
+    r"(config|environment|labels|letters|results)\.json|(metrics|quarantine)(-\d+)?\.jsonl|results-\d+\.json|report\.html"
+    r"|running\.lock|events\.out\.tfevents.*"
+)
+"""Names of the files that a run directory is made of."""
+OWN_FOLDERS = ("checkpoints", "tokenizer", "hosts")
+MOST_LINE = 2**20
+"""Characters of a row of metrics."""
 
 
 class RunDir:
@@ -50,22 +71,22 @@ class RunDir:
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         return max((int(p.name) for p in steps if p.name.isdigit() and p.name.isascii()), default=0)
 
-    def set_metrics_aside(self) -> str:
-        """Where checkpoints have been removed, keeps the rows of the run under another name; what to say of it, else "".
-
-        A run that was killed before its first checkpoint has a folder for them, and nothing to keep.
-        """
-        path = self.path / "metrics.jsonl"
-        if self.process or self.checkpoints.exists() or not path.exists() or not (lines := whole_rows(path)):
+    def set_aside(self) -> str:
+        """Where no checkpoint is left, keeps the metrics and results of the run under other names; what to say of it, else ""."""
+        if self.process or self.newest_step():
             return ""
+        metrics, results, rows = self.path / "metrics.jsonl", self.path / "results.json", self.rows()
+        left = [*([metrics] if rows else []), *([results] if results.exists() else [])]
+        if not left:
+            return ""
+        came = rows[-1]["step"] if rows else self.results().get("trained") or 0
         number = 1
-        while (aside := path.with_name(f"metrics-{number}.jsonl")).exists():
+        while any(_aside(p, number).exists() for p in left):
             number += 1
-        path.replace(aside)
-        last = json.loads(lines[-1])["step"]
-        return (
-            f"no checkpoint is left of a run that came to step {last}: it begins anew; its metrics are kept in {aside}"
-        )
+        for p in left:
+            p.replace(_aside(p, number))
+        kept = " and ".join(str(_aside(p, number)) for p in left)
+        return f"no checkpoint is left of a run that came to step {came}: it begins anew; what it has measured is kept in {kept}"
 
     def check(self, config: ConfigDict, variant: str) -> None:
         """Compares a config with that of the run that has begun here, if one has.
@@ -89,11 +110,13 @@ class RunDir:
         if self.process:
             return
         if not self.begun:
+            if self.tokenizer.is_symlink():  # what it leads to is not the run's
+                self.tokenizer.unlink()
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             (self.path / "labels.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "config.json", json.dumps(recorded(config, variant), indent=1))
-        write_whole(self.path / "environment.json", json.dumps(environment(), indent=1))
+        self._write("config.json", json.dumps(recorded(config, variant), indent=1))
+        self._write("environment.json", json.dumps(environment(), indent=1))
 
     def moved(self) -> list[str]:
         """How this machine and its software differ from those the run was last trained on: results may differ in bits."""
@@ -124,11 +147,15 @@ class RunDir:
             raise BadFile(f"{self.path / 'config.json'}: config.model names no class (it has no target)")
         return found
 
-    def _read(self, name: str, kind: Any) -> Any:
+    def _read(self, name: str, kind: Any, most: int = MOST_RECORD) -> Any:
         """A JSON file of the run, checked against its type."""
-        value = read_json(self.path / name)
+        value = read_json(self.path / name, most=most)
         check(value, kind, f"{self.path / name}: " + ("config" if kind is schema.Config else "it"))
         return value
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file of the run whole, in the place of what stands there."""
+        write_whole(self.path / name, text, own=True)
 
     def labels(self) -> tuple[str, ...]:
         """The answers the run classifies into; () if it does not."""
@@ -138,7 +165,7 @@ class RunDir:
     def write_labels(self, labels: tuple[str, ...]) -> None:
         """Records the answer list, which travels with the weights of the head."""
         if labels and not self.process:
-            write_whole(self.path / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
+            self._write("labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
 
     def letters(self) -> dict[str, tuple[str | None, ...]]:
         """The letters of the axes of every parameter; {} of a run that is older than their record."""
@@ -148,25 +175,27 @@ class RunDir:
     def write_letters(self, letters: dict[str, tuple[str | None, ...]]) -> None:
         """Records them, so that the weights can be put on any mesh without knowing the model."""
         if not self.process:
-            write_whole(self.path / "letters.json", json.dumps(letters, indent=0))
+            self._write("letters.json", json.dumps(letters, indent=0))
 
     def results(self) -> dict[str, Any]:
         """The recorded results, `{"entries": []}` when there are none yet."""
         path = self.path / "results.json"
-        return self._read(path.name, schema.Results) if path.exists() else {"entries": []}
+        if not path.exists():
+            return {"entries": []}
+        return self._read(path.name, schema.Results, MOST_BYTES)  # with scores of single images
 
     def write_results(self, step: int, trained: int | None, entries: list[dict[str, Any]]) -> None:
         """Records the scores of the weights of `step`; `trained` is the last step the run has done, None until all is written."""
         record = {"step": step, "trained": trained, "entries": entries}
         if not self.process:
-            write_whole(self.path / "results.json", json.dumps(record, indent=1))
+            self._write("results.json", json.dumps(record, indent=1))
 
     def quarantine(self, row: dict[str, Any]) -> None:
         """Records a bad example, once however often the run is resumed."""
         own = f"quarantine-{self.process}.jsonl" if self.process else "quarantine.jsonl"
         path, line = self.path / own, json.dumps(row)
         if not path.exists() or line not in read_text(path).splitlines():
-            with path.open("a", encoding="utf-8") as f:
+            with open_own(path, "a") as f:
                 f.write(line + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -193,8 +222,8 @@ class Metrics:
         lines = whole_rows(self._path) if self._path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
         with self._written():
-            write_whole(self._path, "".join(line + "\n" for line in kept))
-            self._file = self._path.open("a", encoding="utf-8")
+            write_whole(self._path, "".join(line + "\n" for line in kept), own=True)
+            self._file = open_own(self._path, "a")
             self._events = SummaryWriter(str(run.path), purge_step=resume_step + 1)
 
     @contextlib.contextmanager
@@ -239,6 +268,23 @@ class Metrics:
                 self._events.close()
 
 
+def not_of_a_run(path: str | Path) -> None:
+    """Refuses a place for results where a file of a run directory is, or would be.
+
+    Raises:
+      ValueError: it is one.
+    """
+    path = followed(path)
+    path = Path(os.path.realpath(path.parent)) / path.name
+    inside = next((p.parent for p in path.parents if p.name in OWN_FOLDERS and _is_run(p.parent)), None)
+    if inside or (OWN.fullmatch(path.name) and _is_run(path.parent)):
+        raise ValueError(f"{path} is a file of the run {inside or path.parent} itself; name another place to write to")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "tokenizer").is_dir()
+
+
 def environment() -> dict[str, str]:
     """What the bits of a result depend on beside the config."""
     import jax
@@ -261,6 +307,11 @@ def recorded(config: ConfigDict, variant: str = "") -> dict[str, Any]:
     return {"variant": variant, **json.loads(config.to_json_best_effort())}
 
 
+def _aside(path: Path, number: int) -> Path:
+    """Where a file of a run that begins anew is kept: metrics-1.jsonl."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
 def whole_rows(path: Path) -> list[str]:
     """The lines of a metrics.jsonl, but for a last one that a crash has cut short.
 
@@ -272,6 +323,8 @@ def whole_rows(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line:
             continue
+        if len(line) > MOST_LINE:
+            raise BadFile(f"{path}, line {number} has {len(line):,} characters, more than the limit of {MOST_LINE:,}")
         try:
             row = parse_json(line, f"{path}, line {number}")
         except BadFile:

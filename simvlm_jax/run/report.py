@@ -64,9 +64,8 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], sections: list[Sect
     text = json.dumps(config, indent=1)
     body += ["<h2>Config</h2>", f"<details><summary>all fields</summary><pre>{html.escape(text)}</pre></details>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.path.name)}</title>"
-    write_whole(
-        run.report, page + f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>"
-    )
+    page += f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>"
+    write_whole(run.report, page, own=True)
 
 
 def _gallery(cards: list[Card]) -> str:

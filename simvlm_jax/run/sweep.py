@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from simvlm_jax.core.build import load_config
-from simvlm_jax.core.files import read_json, write_whole
+from simvlm_jax.core.files import MOST_RECORD, read_json, write_whole
 from simvlm_jax.core.schema import check as check_value
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.run.directory import RunDir
@@ -347,11 +347,11 @@ class Clock:
 
     def __init__(self, folder: Path):
         self._path = folder / "seconds.json"
-        self.seconds: dict[str, float] = read_json(self._path) if self._path.exists() else {}
+        self.seconds: dict[str, float] = read_json(self._path, most=MOST_RECORD) if self._path.exists() else {}
         check_value(self.seconds, dict[str, float], str(self._path))
 
     def add(self, path: Path, seconds: float) -> None:
         """Adds what an attempt took: a stage that was cut short takes the sum of its attempts."""
         self.seconds[str(path)] = self.seconds.get(str(path), 0.0) + seconds
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, json.dumps(self.seconds, indent=1))
+        write_whole(self._path, json.dumps(self.seconds, indent=1), own=True)

@@ -15,6 +15,7 @@ import pytest
 from simvlm_jax.core.lock import Taken, held, turn
 from simvlm_jax.data.pipeline import Part, Pipeline
 from simvlm_jax.main import run as train
+from simvlm_jax.run.directory import RunDir
 from tests.conftest import ROOT
 
 HOLD = """
@@ -137,17 +138,46 @@ def test_fewer_steps_than_a_run_has_are_refused(copy, tiny_config):
         train(tiny_config(**{"train.steps": 2}), str(copy))
 
 
-def test_a_run_without_its_checkpoints_begins_anew_and_keeps_its_metrics(copy, tiny_config, capsys):
-    before = (copy / "metrics.jsonl").read_text()
+def test_a_run_without_its_checkpoints_begins_anew_and_keeps_what_it_measured(copy, tiny_config, capsys):
+    before = {name: (copy / name).read_text() for name in ("metrics.jsonl", "results.json")}
     shutil.rmtree(copy / "checkpoints")
-    (copy / "results.json").unlink()
+    (copy / "checkpoints").mkdir()
+    found = json.loads((copy / "environment.json").read_text())
+    (copy / "environment.json").write_text(json.dumps({**found, "cpu": "another"}))
     train(tiny_config(), str(copy), mode="fit")
-    assert (copy / "metrics-1.jsonl").read_text() == before
-    assert "no checkpoint is left of a run that came to step 4" in capsys.readouterr().err
+    assert (copy / "metrics-1.jsonl").read_text() == before["metrics.jsonl"]
+    assert (copy / "results-1.json").read_text() == before["results.json"] and not (copy / "results.json").exists()
+    told = capsys.readouterr().err
+    assert (
+        "no checkpoint is left of a run that came to step 4" in told
+        and "is finished" not in told
+        and "continuing" not in told
+    )
+    assert RunDir(copy).newest_step() == 4
+    train(tiny_config(), str(copy), mode="fit")
+    assert "no checkpoint is left" not in capsys.readouterr().err and not (copy / "metrics-2.jsonl").exists()
 
 
-def test_what_changes_no_bit_may_change(copy, tiny_config):
+def test_what_is_set_aside_takes_no_others_place(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.set_aside() == ""
+    (tmp_path / "metrics.jsonl").touch()  # of an attempt that never began
+    (tmp_path / "metrics-1.jsonl").write_text("of before")
+    assert run.set_aside() == "" and (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "results.json").write_text('{"entries": [], "trained": 7}')
+    assert "came to step 7: it begins anew; what it has measured is kept in" in run.set_aside()
+    assert (tmp_path / "results-1.json").exists()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "split": "train"}\n')
+    assert "came to step 3" in run.set_aside() and (tmp_path / "metrics-2.jsonl").exists()
+    assert (tmp_path / "metrics-1.jsonl").read_text() == "of before"
+
+
+def test_what_changes_no_bit_may_change(copy, tiny_config, capsys):
+    found = json.loads((copy / "environment.json").read_text())
+    (copy / "environment.json").write_text(json.dumps({**found, "cpu": "\x1b[31mred"}))
     train(tiny_config(**{"train.steps": 5, "data.threads": 1, "checkpoint.every": 5}), str(copy), mode="fit")
+    told = capsys.readouterr().err
+    assert "cpu: \\x1b[31mred before" in told and "\x1b" not in told  # a terminal is told nothing by a file
     with pytest.raises(ValueError, match=r"train\.batch_size: 8 in the run, 16 now"):
         train(tiny_config(**{"train.steps": 6, "train.batch_size": 16}), str(copy))
 
@@ -225,3 +255,15 @@ def test_one_endless_caption_does_not_make_every_row_as_long(tiny_config):
         and "1 of 200 texts lose their end" in told[0]
         and "config.text.length sets another" in told[0]
     )
+
+
+def test_what_is_told_moves_no_cursor(capsys):
+    """Names and records of a run directory may hold what a terminal obeys."""
+    from simvlm_jax.run.progress import Progress
+
+    Progress(1).say("continuing \x1b[2J")
+    assert capsys.readouterr().err == "continuing \\x1b[2J\n"
+    code = "import sys; from simvlm_jax.parallel.hosts import leave; leave(sys.argv[1], 1)"
+    words = [sys.executable, "-c", code, "error: \x1b]0;x\x07\nand more"]
+    process = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert (process.returncode, process.stderr) == (1, "error: \\x1b]0;x\\x07\nand more\n")
