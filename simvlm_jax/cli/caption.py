@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from simvlm_jax.core.schema import Seed, check
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.decode.decoding import Decoding
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
 
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
+    check(args.seed, Seed, "--seed")
     how = Decoding(
         args.max_length,
         args.min_length,

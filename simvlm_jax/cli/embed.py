@@ -66,10 +66,12 @@ def main(argv: list[str]) -> int:
         write_arrays,
     )
     from simvlm_jax.main import setup_jax
+    from simvlm_jax.run.directory import not_of_a_run
     from simvlm_jax.text.lines import lines_of
 
     out = Path(args.out)
-    can_be_written(out)
+    can_be_written(out, stream=False)
+    not_of_a_run(out)
     if out.exists():
         read_vectors(out)  # an error where it is something else, which is not to be lost
     setup_jax()
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> int:
         shape = engine.vector_shape(run.config.data.image_size)
         source = open_asked(args.data, args.split) if args.data else FileList(args.images)
         if args.data:
-            print(f"{args.data}: {understood(source).line()}", file=sys.stderr)
+            print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
         if (before := made_before(out, folder, source, about)) is not None:

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
         parser.error("name a run and a --suite (see --list)")
 
     from simvlm_jax.core.build import assign, build
-    from simvlm_jax.core.files import can_be_written, printable, write_whole
+    from simvlm_jax.core.files import is_stream, printable, printable_lines, write_whole
+    from simvlm_jax.core.schema import Seed, check
     from simvlm_jax.data import assemble
     from simvlm_jax.data.sources import open_split
     from simvlm_jax.eval.engine import Engine
@@ -49,8 +50,10 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import load_run
 
+    if args.seed is not None:
+        check(args.seed, Seed, "--seed")
     if args.out:
-        can_be_written(args.out)
+        may_be_replaced(Path(args.out))
     config = RunDir(args.run).config()
     own = config["eval"].get("suites", {})
     if args.suite not in own and args.suite not in known():
@@ -73,13 +76,13 @@ def main(argv: list[str]) -> int:
     engine = Engine(run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=seed)
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable_lines(text), file=sys.stderr, flush=True)
 
     seen = set()
 
     def left_out(bad: dict[str, Any]) -> None:
         if (bad["part"], bad["key"]) not in seen:  # a control reads everything again
-            say(f"left out {bad['key']!r}: {printable(bad['error'])}")
+            say(printable(f"left out {bad['key']!r}: {bad['error']}"))
         seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:
@@ -87,7 +90,8 @@ def main(argv: list[str]) -> int:
 
     entries, found = [], {}
     sources = {} if suite.path else assemble.eval_sources(run.config)
-    for i, (split, source) in enumerate(suite_sources(suite, sources).items()):
+    asked = suite_sources(suite, sources)
+    for i, (split, source) in enumerate(asked.items()):
         examples = make_examples(
             suite, split, source, assemble.eval_pixels(run.config), limit, run.config.data.quarantine, left_out
         )
@@ -95,13 +99,35 @@ def main(argv: list[str]) -> int:
         made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, say=say)
         entries += made
         found = {"run": str(args.run), "step": run.step, "entries": entries}
-        if args.out:
+        if args.out and (i + 1 == len(asked) or not is_stream(args.out)):  # a pipe gets them all at once
             write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
     if args.json:
         print(json.dumps(found, default=str))
     elif not args.out:
         for entry in entries:
             control = f", {entry['control']}" if entry["control"] else ""
-            print(f"{entry['suite']} · {entry['split']}{control}")
-            print("\n".join(f"  {name:24} {value:.4f}" for name, value in entry["scores"].items()))
+            print(printable(f"{entry['suite']} · {entry['split']}{control}"))
+            print("\n".join(f"  {printable(name):24} {value:.4f}" for name, value in entry["scores"].items()))
     return 0
+
+
+def may_be_replaced(out: Path) -> None:
+    """Refuses a place for scores where something else is, before any are made.
+
+    Raises:
+      ValueError: it is a file of a run directory, or holds something else than scores. OSError: it cannot be written.
+    """
+    from simvlm_jax.core.files import can_be_written, followed, read_json
+    from simvlm_jax.core.schema import check
+    from simvlm_jax.run.directory import not_of_a_run
+    from simvlm_jax.run.schema import Results
+
+    can_be_written(out)
+    not_of_a_run(out)
+    target = followed(out)
+    if not target.is_file() or not target.stat().st_size:
+        return
+    try:
+        check(read_json(target), Results, "it")
+    except ValueError as e:
+        raise ValueError(f"{out} exists and is not a file of scores ({e}); remove it, or name another place") from e

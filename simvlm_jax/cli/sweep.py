@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import can_be_written, read_json, read_text, write_whole
+from simvlm_jax.core.files import MOST_RECORD, can_be_written, read_json, read_text, write_whole
 
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
@@ -21,26 +21,30 @@ def make_tokenizer(wanted: Any, folder: Path) -> Path:
 
     made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
     record = folder.with_name("tokenizer.json")
-    if (folder / CONTRACT).exists() and record.exists() and read_json(record) != made_for:
+    if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
         raise ValueError(
             f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
             "another --workdir"
         )
     if not (folder / CONTRACT).exists():
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(made_for))
+        write_whole(record, json.dumps(made_for), own=True)
         texts = [t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)]
         Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
     return folder
 
 
 def _may_be_replaced(page: Path) -> None:
-    """Refuses a page that has no place for the table, and a figure that belongs to no page.
+    """Refuses a page that has no place for the table, a figure that belongs to no page, and files of a run.
 
     Raises:
-      ValueError: it is one.
+      ValueError, OSError: it is one, or cannot be written.
     """
-    can_be_written(page)
+    from simvlm_jax.run.directory import not_of_a_run
+
+    for path in (page, page.with_suffix(".svg")):
+        can_be_written(path, stream=False)
+        not_of_a_run(path)
     if page.exists() and not {BEGIN, END} <= set(re.findall(r"<!--.*?-->", read_text(page))):
         raise ValueError(
             f"{page} exists and has no place for the table; add the lines {BEGIN!r} and {END!r}, or name another page"

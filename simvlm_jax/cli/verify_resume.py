@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.children import with_parent
+from simvlm_jax.core.files import open_own
 
 BOUND = 1e-4
 """Largest relative difference of the loss where the devices changed, over 50 steps."""
@@ -41,7 +42,7 @@ class Drill:
         command += ["--mode", "fit", *self.overrides]
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self._before = {self._metrics_file(), *self._saves()}
-        with (self.workdir.parent / f"{self.workdir.name}.log").open("a") as log:
+        with open_own(self.workdir.parent / f"{self.workdir.name}.log", "a") as log:
             return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def kill_at(self, moment: Callable[[], bool], name: str, patience: float = 900, soft: bool = False) -> bool:
@@ -230,9 +231,11 @@ def main(argv: list[str]) -> int:
 
     from simvlm_jax.core.build import assign_flags, load_config
     from simvlm_jax.core.files import write_whole
+    from simvlm_jax.core.schema import Seed, check
     from simvlm_jax.parallel.mesh import mesh_shape
     from simvlm_jax.run.directory import environment
 
+    check(args.seed, Seed, "--seed")
     config: Any = load_config(args.config)
     assign_flags(config, overrides)
     counts = device_counts(args.devices)

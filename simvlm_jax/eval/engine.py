@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.schema import Seed, check
 from simvlm_jax.core.types import Model, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
@@ -55,6 +56,7 @@ class Engine:
     def __post_init__(self):
         if not 1 <= self.batch_size <= MOST_ROWS:
             raise ValueError(f"batch_size {self.batch_size} must be between 1 and {MOST_ROWS:,}")
+        check(self.seed, Seed, "seed")
         shards = row_shards(self.mesh)
         object.__setattr__(self, "batch_size", -(-self.batch_size // shards) * shards)
 

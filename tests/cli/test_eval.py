@@ -1,7 +1,9 @@
 """Scores of a run by any suite, what differs between two of them, and batches as a person reads them."""
 
 import json
+import os
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -116,6 +118,64 @@ def test_eval_diff_on_what_is_no_file_of_scores(scored, tmp_path, capsys):
     (tmp_path / "y.json").write_text('{"entries": []}')
     assert main(["eval-diff", str(scored / "greedy.json"), str(tmp_path / "y.json")]) == 1
     assert "no suite, split and control in common" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+def test_eval_diff_refuses_what_is_no_number(tmp_path, capsys, number):
+    text = '{"entries": [{"suite": "s", "split": "t", "control": null, "scores": {"bleu": 0.5, "cider": %s}}]}'
+    (tmp_path / "a.json").write_text(text % "0.25")
+    (tmp_path / "b.json").write_text(text % number)
+    for words in (["--json"], []):
+        assert main(["eval-diff", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *words]) == 1
+        told = capsys.readouterr()
+        assert "b.json is no file of scores" in told.err and "it.entries[0].scores.cider is" in told.err
+        assert not told.out
+
+
+def test_eval_writes_over_scores_alone(tmp_path, capsys):
+    """Before anything is loaded: the run is one by its names only."""
+    run = tmp_path / "run"
+    (run / "tokenizer").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "notes.json").write_text('{"mine": 1}')
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "scores.json").write_text('{"entries": []}')
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "link.json").symlink_to("notes.txt")
+
+    def told(out):
+        assert main(["eval", str(run), "--suite", "captions", "--out", str(out)]) == 1
+        return capsys.readouterr().err
+
+    for own in ("config.json", "results.json", "metrics.jsonl", "tokenizer/contract.json"):
+        assert "is a file of the run" in told(run / own)
+    for foreign in (run / "notes.json", tmp_path / "notes.txt", tmp_path / "link.json"):
+        assert "exists and is not a file of scores" in told(foreign)
+    for free in ("scores.json", "empty.json", "new.json", "run/vqa.json"):
+        assert "config: it has no model" in told(tmp_path / free).replace("field ", "")
+    assert (run / "config.json").read_text() == "{}" and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_scores_into_a_pipe_are_one_object(finished_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    words = ["--suite", "captions", "--limit", "4", "--no-controls", "--split", "test", "--split", "many"]
+    assert main(["eval", str(finished_run), *words, "--out", str(tmp_path / "pipe")]) == 0
+    reader.join(30)
+    assert [e["split"] for e in json.loads(got[0])["entries"]] == ["test", "many"]
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999"])
+def test_seeds_of_commands_are_those_of_configs(tmp_path, capsys, seed):
+    for words in (
+        ["eval", str(tmp_path), "--suite", "captions"],
+        ["caption", str(tmp_path), "a.png"],
+        ["verify-resume", "--config", str(ROOT / "configs" / "prefixlm.py"), "--workdir", str(tmp_path)],
+    ):
+        assert main([*words, "--seed", seed]) == 1
+        assert f"--seed is {seed}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
