@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from simvlm_jax.core.files import printable
+
 _WIDTH = 32
 _RAMP = " .:-=+*#%@"
 
@@ -69,7 +71,7 @@ def inspect(args) -> int:
                 colour,
                 not args.no_picture,
             )
-            print(f"\n{name} row {i} of {count}, step {args.step}: {key}")
+            print(f"\n{name} row {i} of {count}, step {args.step}: {printable(key)}")
             print("\n".join(f"  {line}" for line in lines))
             idle += not trains
     for cut in pipeline.told_of_cuts():
@@ -111,6 +113,7 @@ def describe(
     if real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
         out.append("         the text is longer than config.text.length and has lost its end")
     trains = bool(row.get("weight", 1) > 0)
+    labels = tuple(map(printable, labels))
     if "label" in row:
         label = int(row["label"])
         known = 0 <= label < len(labels)
@@ -146,7 +149,7 @@ def _pieces(tokenizer: Any, ids: Any) -> list[str]:
 
 
 def _shown(piece: str) -> str:
-    return f"|{piece}"
+    return f"|{printable(piece)}"
 
 
 def _picture(pixels: Any, colour: bool) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import MOST_RECORD, can_be_written, read_json, read_text, write_whole
+from simvlm_jax.core.files import MOST_RECORD, can_be_written, printable, read_json, read_text, write_whole
 
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
                 print("stopped; the same command continues", file=sys.stderr)
                 return EXIT_INTERRUPTED
             except NonFiniteLoss as e:
-                print(f"{trial.arm}, seed {trial.seed} is left out: {e}", file=sys.stderr)
+                print(f"{trial.arm}, seed {trial.seed} is left out: {printable(str(e))}", file=sys.stderr)
                 break
             finally:
                 if time.perf_counter() - began > 1:  # a finished stage returns at once

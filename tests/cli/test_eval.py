@@ -229,6 +229,21 @@ def test_inspect_shows_what_is_trained(finished_run, capsys):
     assert out.count("row ") == 2 and "targets" in out and "</s>" in out and "64 x 64 px" in out
 
 
+def test_inspect_shows_labels_that_a_terminal_obeys_spelt_out(text_batch):
+    class Plain:
+        def pieces(self, ids):
+            return ["\x1b[2J" for _ in ids]
+
+        def decode(self, ids):
+            return "\x1b[2J"
+
+    batch = text_batch(1, 6, image=0)
+    batch["text_mask"][:] = [True] * 5 + [False]
+    row = {k: v[0] for k, v in batch.items()} | {"label": 1}
+    lines, _ = describe(row, Plain(), ("a", "\x1b[31m"), None, False, False)
+    assert "\x1b" not in "".join(lines) and "label    1: \\x1b[31m" in lines
+
+
 def test_inspect_says_when_a_row_trains_nothing(finished_run, capsys):
     words = [f"data.train.path={SCENES.replace('captions', 'vqa')}", f"train.init_from=('{finished_run}',)"]
     words += ["train.batch_size=8", "data.labels.size=1"]
