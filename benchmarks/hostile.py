@@ -520,6 +520,106 @@ def tables(p: Place) -> Iterator[Case]:
         )
 
 
+def two_ways(p: Place) -> Iterator[Case]:
+    """Data that could be read in two ways, or is read wrongly if nobody looks: taken for what it is, or refused."""
+
+    def shown(name: str, files: dict[str, str], right: Check | None = None, *more: str) -> Case:
+        folder = p.new()
+        for file, text in {"0.png": picture(), "1.png": picture(1), **files}.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return Case("two ways to read", name, ["data", "show", str(folder), *more], right)
+
+    def of(*captions: Any) -> Check:
+        return lambda out: [json.loads(line)["captions"] for line in out.splitlines()] == list(captions)
+
+    head, good = "image,caption\n", "image,caption\n0.png,a dog\n"
+    listed = json.dumps([{"image": "0.png", "caption": "a dog"}])
+    coco = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+    asked = {"q1": {"imageId": "0", "question": "what?", "answer": "a dog"}}
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    karpathy = {"images": [{"filename": "0.png", "split": "test", "sentences": [{"raw": "a dog"}]}]}
+    for name, files in {
+        "captions.txt and Karpathy's": {"captions.txt": good, "dataset_flickr8k.json": json.dumps(karpathy)},
+        "texts beside pictures and a table": {"0.txt": "tags", "1.txt": "tags", "metadata.csv": good},
+        "texts beside pictures and a list": {"0.txt": "tags", "1.txt": "tags", "captions.json": listed},
+        "COCO and a table": {"captions.json": json.dumps(coco), "stats.csv": good},
+        "captions and questions": {"a.csv": good, "b.csv": "image,question,answer\n0.png,q,a\n"},
+        "a table twice": {"t.csv": good, "t (1).csv": good}, "a table in two formats": {"t.csv": good, "t.jsonl": '{"image": "0.png", "caption": "a dog"}'},
+        "two years of COCO": {"captions_train2014.json": json.dumps(coco), "captions_train2017.json": json.dumps(coco)},
+        "questions in two files": {"train_all_questions.json": json.dumps(asked), "train_balanced_questions.json": json.dumps(asked)},
+        "LLaVA's data and its list": {"x.json": json.dumps([{"image": "0.png", "conversations": turns}]), "x_meta.json": listed},
+        "folders of splits without classes": {"train/0.png": picture(), "test/1.png": picture()}, "folders of shards": {"00000/000000000.png": picture(), "00001/000010000.png": picture()},
+        "pictures and masks": {"images/0.png": picture(), "masks/0.png": picture()}, "tables below classes": {"train/cat/0.png": picture(), "train/cat/metadata.csv": good},
+        "a quote over rows": {"t.csv": head + '0.png,"a dog\n1.png,a cat\n0.png,b"\n'}, "a quote over rows, a column after it": {"t.csv": 'image,caption,label\n0.png,"a dog,x\n1.png,a cat,x\n0.png,b",x\n'},
+        "a quote over rows without suffixes": {"t.csv": head + '0,"a dog\n1,a cat\n0,b"\n'}, "a list cut by NumPy": {"t.csv": head + "0.png,\"['a' ... 'b']\"\n"},
+        "a name that two pictures may have": {"a/x.png": picture(), "b/x.png": picture(), "t.csv": head + "x.png,a dog\n"},
+    }.items():  # fmt: skip
+        yield Case(*shown(name, files)[:3], None, name == "a name that two pictures may have")
+    for name, files in {"a table": {"t.csv": good}, "Flickr8k": {"captions.txt": good}, "texts beside": {"0.txt": "a dog", "1.txt": "b"}}.items():  # fmt: skip
+        yield shown(f"a split of {name} that has none", files, None, "--split", "val")
+    parted = {"t.csv": "image,caption,split\n0.png,a dog,train\n1.png,a cat,val\n"}
+    yield shown("a column of splits", parted, of(["a cat"]), "--split", "val")
+    named = {"captionsTrain.csv": good, "captionsVal.csv": head + "1.png,a cat\n"}
+    yield shown("splits in names with capitals", named, of(["a cat"]), "--split", "val")
+    for name, text, found in [
+        ("a list in NumPy's spelling", "\"['a' 'b']\"", ["a", "b"]),
+        ("a caption of two lines", '"a dog\nand, well, a cat"', ["a dog and, well, a cat"]),
+        ("a caption with U+2028", "a\u2028b", ["a b"]),
+    ]:
+        yield shown(name, {"t.csv": f"{head}0.png,{text}\n"}, of(found))
+    yield shown("UTF-16 without a mark", {"t.csv": good.encode("utf-16-le")}, of(["a dog"]))  # pyright: ignore
+    yield shown("a TSV with trailing tabs", {"t.tsv": "image\tcaption\n0.png\ta dog\t\n"}, of(["a dog"]))
+    yield shown("a caption a line, U+2028 within", {"0.txt": "a\u2028b\nc", "1.txt": "d"}, of(["a b", "c"], ["d"]))
+    empty = {**coco, "annotations": [*coco["annotations"], {"image_id": 1, "caption": ""}]}
+    yield shown("an empty caption", {"captions_train.json": json.dumps(empty)}, of(["a dog"]))
+    yield shown("files of a Mac", {"t.csv": good, "._t.csv": "\0\5\x16", "__MACOSX/._0.png": "\0"}, of(["a dog"]))
+    talk = json.dumps([{"image": "0.png", "conversations": [{"from": "system", "value": "You are"}, *turns]}])
+    yield shown("a system's turn", {"t.json": talk}, lambda out: (r := json.loads(out))["question"] == "q" and r["answer"] == "a")  # fmt: skip
+
+
+def bombs(p: Place, run: str, pairs: str) -> Iterator[Case]:
+    """Small inputs that take all memory or time of a reader that trusts them."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    shot = p.put("a.png", picture())
+    few = pa.DictionaryArray.from_arrays(pa.array([0] * 900_000, pa.int32()), ["x" * 20_000])
+    for name, column in {"a text": few, "a list": pa.ListArray.from_arrays(pa.array([0, 900_000], pa.int32()), few)}.items():  # fmt: skip
+        path = p.new() / "t.parquet"
+        table = pa.table({"image": ["a.png"] * len(column), "caption": column})
+        pyarrow.parquet.write_table(table, path, store_schema=False)
+        yield Case("bombs", f"Parquet, {name} many times", ["data", "show", str(path)])
+    yield Case("bombs", "200,000 faulty rows", ["data", "show", p.put("t.csv", "image,caption\n" + '"a"b,cap\n' * 200_000)], either=True)  # fmt: skip
+    for name, kind, size, data in [
+        ("a PAX header of digits", tarfile.XHDTYPE, 300_000, b"1" * 300_000),
+        ("a PAX header of 3 GB", tarfile.XHDTYPE, 3 * 2**30, b"19 a=b\n"),
+        ("a long name of 3 GB", tarfile.GNUTYPE_LONGNAME, 3 * 2**30, b"a"),
+    ]:
+        header = tarfile.TarInfo("x")
+        header.type, header.size = kind, size
+        block = header.tobuf(tarfile.GNU_FORMAT)
+        path = Path(p.put("x.tar", block + data))
+        with path.open("r+b") as file:
+            file.truncate(len(block) + size + 10_240)  # a sparse file: it takes no room
+        yield Case("bombs", f"tar, {name}", ["data", "show", str(path)])
+    for text in ("#a" * 100_000, "\u200b" * 100_000, "&amp" * 60_000, "<a b='" * 100_000, "(1) 2-" * 100_000):
+        files = [p.put("h.json", [{"image_id": 1, "caption": text}]), p.put("r.json", {"1": [text]})]
+        words = ["metrics", "caption", "--hypotheses", files[0], "--references", files[1]]
+        yield Case("bombs", f"captions of {len(text):,} characters, {text[:7]!r}", words, either=True)
+    out = io.BytesIO()
+    np.savez_compressed(out, embeddings=np.zeros((700, 2**19), np.float32), keys=np.arange(700).astype(str), about="{}")
+    yield Case("bombs", "compressed vectors", ["search", pairs, "a cat", "--index", p.put("x.npz", out.getvalue())])
+    many = '{"model": {}, "x": [' + "[]," * 5_000_000 + "[]]}"
+    yield Case("bombs", "a config of 5 million lists", ["caption", p.run({"config.json": many}), shot])
+    words = ["eval", run, "--suite", "captions", "--batch-size", "60000", "--limit", "4", "--no-controls"]
+    yield Case("bombs", "a batch of 60,000", words, lambda out: "captions" in out)
+    icon = io.BytesIO()
+    Image.new("1", (13_300, 13_300)).save(icon, "PNG")
+    entry = bytes([0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 32, 0]) + len(icon.getvalue()).to_bytes(4, "little") + (22).to_bytes(4, "little")  # fmt: skip
+    yield Case("bombs", "an icon of 177 megapixels", ["caption", run, p.put("a.ico", entry + icon.getvalue())])
+
+
 def flags(p: Place, run: str) -> Iterator[Case]:
     """Values of options."""
     shot = p.put("a.png", picture())
@@ -671,7 +771,7 @@ def main() -> int:
         place = Place(folder / "inputs", writer, random.Random(args.seed))
         cases = [
             *configs(place), *other_files(place), *checkpoints(place), *pictures(place), *indexes(place, str(pairs)), *scores(place),
-            *tables(place), *flags(place, str(writer)),
+            *tables(place), *two_ways(place), *bombs(place, str(writer), str(pairs)), *flags(place, str(writer)),
         ]  # fmt: skip
         cases = [c for c in cases if not args.only or args.only in c.kind]
         done = []

@@ -64,8 +64,10 @@ def _prepare(args) -> int:
 def _tokenizer(args) -> int:
     from simvlm_jax.data.assemble import texts_of
     from simvlm_jax.data.sources import without_pictures
-    from simvlm_jax.text.tokenizer import Tokenizer
+    from simvlm_jax.run.directory import not_of_a_run
+    from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
+    not_of_a_run(Path(args.out) / CONTRACT)
     source = _texts(args.path, args.split)
     texts, bad = [], 0
     for i in range(len(source)):

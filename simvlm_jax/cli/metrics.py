@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import MOST_TABLE, can_be_written, read_json, write_whole
+from simvlm_jax.run.directory import not_of_a_run
 
 
 def main(argv: list[str]) -> int:
@@ -147,6 +148,7 @@ def _may_be_written(out: str | None, *inputs: str) -> None:
     """Refuses a place for scores that cannot be written, or is one of the files that are scored."""
     if out:
         can_be_written(out)
+        not_of_a_run(out)
         if any(Path(out).resolve() == Path(given).resolve() for given in inputs):
             raise ValueError(f"{out} is one of the files that are scored; name another place for the scores")
 

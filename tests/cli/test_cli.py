@@ -61,6 +61,17 @@ def test_metrics(tmp_path, capsys):
     assert set(json.loads((tmp_path / "o.json").read_text())) == {"1", "2"}
 
 
+def test_results_never_replace_a_file_of_a_run(finished_run, tmp_path, capsys):
+    (tmp_path / "h.json").write_text(json.dumps([{"image_id": 1, "caption": "A dog."}]))
+    (tmp_path / "r.json").write_text(json.dumps({"1": ["a dog"]}))
+    files = ["--hypotheses", str(tmp_path / "h.json"), "--references", str(tmp_path / "r.json")]
+    before = {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()}
+    assert main(["metrics", "caption", *files, "--per-image", str(finished_run / "config.json")]) == 1
+    assert main(["data", "tokenizer", str(tmp_path / "h.json"), "--out", str(finished_run / "tokenizer")]) == 1
+    assert capsys.readouterr().err.count("is a file of the run") == 2
+    assert before == {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()}
+
+
 @pytest.mark.parametrize(
     ("hypotheses", "references", "message"),
     [
