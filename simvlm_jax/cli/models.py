@@ -12,17 +12,18 @@ HERE = Path(__file__).resolve().parents[2] / "configs"
 def main(argv: list[str]) -> int:
     """Prints a line a config as it is counted; nothing is trained, and no weights are made."""
     parser = argparse.ArgumentParser(prog="simvlm models", description="List configs, their size, cost and abilities.")
-    parser.add_argument("configs", nargs="*", help="FILE.py or FILE.py:VARIANT (default: all of configs/)")
+    parser.add_argument(
+        "configs", nargs="*", help="FILE.py or FILE.py:VARIANT (default: those that came with the package)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a config")
     args = parser.parse_args(argv)
 
     from simvlm_jax.core.build import variants_of
     from simvlm_jax.main import setup_jax
 
-    folder = Path("configs") if Path("configs/parts.py").is_file() else HERE
-    files = args.configs or sorted(str(p) for p in folder.glob("*.py") if p.stem not in ("parts", "__init__"))
+    files = args.configs or sorted(str(p) for p in HERE.glob("*.py") if p.stem not in ("parts", "__init__"))
     if not files:
-        raise ValueError(f"there is no config in {folder}; name some, as in configs/prefixlm.py")
+        raise ValueError(f"there is no config in {HERE}; name some, as in configs/prefixlm.py")
     setup_jax()
     names = [n for f in files for n in ([f] if ":" in f else [f"{f}:{v}".removesuffix(":") for v in variants_of(f)])]
     if not args.json:
