@@ -4,9 +4,10 @@ import functools
 import importlib.util
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, IcnsImagePlugin, IcoImagePlugin, Image, ImageOps, Jpeg2KImagePlugin, PngImagePlugin
 
 MAX_PIXELS = 178_956_970
 """Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
@@ -14,6 +15,8 @@ MAX_DECODED = 2**29
 """Bytes that the pixels of a picture may take while it is made 8-bit RGB (Pillow keeps RGB in 4 bytes a pixel)."""
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 4, "I;16B": 4, "I;16L": 4, "I;16N": 4, "I": 5, "F": 5}
 """Of a pixel of a mode, beside those of the RGB it becomes; 4 of the others."""
+MAX_IN_PYTHON = 2**22
+"""Pixels of a picture that Pillow decodes in Python (plain PPM, uncompressed DDS, run-length BMP ...), microseconds each."""
 FORMATS = (
     *(
         "JPEG",
@@ -32,10 +35,11 @@ FORMATS = (
         "DIB",
         "PCX",
     ),
-    *("QOI", "DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FITS", "FLI", "PCD", "PIXAR", "GBR"),
-    *("BLP", "CUR", "DCX", "FTEX", "ICNS", "MCIDAS", "XVTHUMB", "IMT"),
+    *("DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FLI", "PCD", "PIXAR", "GBR"),
+    *("CUR", "DCX", "FTEX", "ICNS", "MCIDAS", "XVTHUMB", "IMT"),
 )
-"""What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not."""
+"""What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not, nor
+FITS, QOI and BLP, which Pillow decodes in Python."""
 Box = tuple[float, float, float, float]
 """A region of a picture in pixels: left, top, right, bottom."""
 
@@ -61,17 +65,15 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of odd icons and metadata, with no word of whose they are
+            if inside := _inside_icon(data):
+                _check_pixels(inside, max_pixels)
+                _check_work(inside)
             image = Image.open(io.BytesIO(data), formats=_readable())
-            if image.width * image.height > max_pixels:
-                raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {max_pixels}")
+            _check_pixels(image, max_pixels)
             if at_least is not None and image.format == "JPEG":
                 image.draft("RGB", (at_least, at_least))
-            memory = image.width * image.height * (4 if image.mode == "RGB" else 4 + _BYTES.get(image.mode, 4))
-            if memory > MAX_DECODED:
-                raise BadImage(
-                    f"{image.width} x {image.height} pixels ({image.mode}) take {memory:,} bytes to decode, more than the limit "
-                    f"of {MAX_DECODED:,}"
-                )
+            _check_work(image)
             image.load()
             return as_rgb(image)
     except BadImage:
@@ -82,6 +84,57 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
         raise BadImage("not an image in a format that can be read") from e
     except Exception as e:  # decoders raise whatever they like on broken input
         raise BadImage(f"cannot be decoded: {e}") from e
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {most}")
+
+
+def _check_work(image: Image.Image) -> None:
+    """Refuses an opened picture that would take too much memory or too long to decode."""
+    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
+    memory = pixels * (4 if image.mode == "RGB" else 4 + _BYTES.get(image.mode, 4))
+    if memory > MAX_DECODED:
+        raise BadImage(f"{size} ({image.mode}) take {memory:,} bytes to decode, more than the limit of {MAX_DECODED:,}")
+    in_python = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+    if in_python and pixels > MAX_IN_PYTHON:
+        raise BadImage(
+            f"{size} are more than the limit of {MAX_IN_PYTHON} of this kind of {image.format}, which is slow to decode; "
+            "save it as PNG"
+        )
+
+
+def _inside_icon(data: bytes) -> Image.Image | None:
+    """The picture that an icon (ICO, ICNS) holds, opened, for it may be larger than the icon says; None of other files."""
+    find = _inside_ico if data[:4] == b"\0\0\1\0" else _inside_icns if data[:4] == b"icns" else None
+    try:
+        return find(io.BytesIO(data)) if find else None
+    except Exception:  # what cannot be opened here, Pillow cannot open either
+        return None
+
+
+def _inside_ico(file: io.BytesIO) -> Image.Image:
+    file.seek(IcoImagePlugin.IcoFile(file).entry[0].offset)
+    return _opened_here(file, BmpImagePlugin.DibImageFile)
+
+
+def _inside_icns(file: io.BytesIO) -> Image.Image | None:
+    icon = IcnsImagePlugin.IcnsFile(file)
+    code, reader = next(kind for kind in icon.SIZES[icon.bestsize()] if kind[0] in icon.dct)
+    if reader is not IcnsImagePlugin.read_png_or_jpeg2000:
+        return None  # pixels, of the icon's own size
+    start, length = icon.dct[code]
+    file.seek(start)
+    return _opened_here(io.BytesIO(file.read(length)), Jpeg2KImagePlugin.Jpeg2KImageFile)
+
+
+def _opened_here(file: io.BytesIO, other: Callable[[io.BytesIO], Image.Image]) -> Image.Image:
+    """The PNG that begins where the file stands, or what else begins there; not decoded."""
+    start = file.tell()
+    is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+    file.seek(start)
+    return PngImagePlugin.PngImageFile(file) if is_png else other(file)
 
 
 @functools.cache
