@@ -1,6 +1,10 @@
 """Values checked against types, once, where they come in: JSON of files, sections of configs, fields of constructors."""
 
+import functools
 import re
+import types
+import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +21,10 @@ NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 """Of a picture, in pixels."""
+Pattern = Annotated[str, Meta(title="pattern")]
+"""A regular expression."""
+Replacement = Annotated[str, Meta(title="replacement")]
+"""What the match of a pattern becomes; it stands after its pattern, as in tuple[Pattern, Replacement]."""
 
 
 class BadValue(ValueError):
@@ -27,10 +35,12 @@ def check(value: Any, kind: Any, name: str) -> None:
     """Checks a value against a type (of msgspec's: builtins, unions, Literal, Annotated with Meta, Struct).
 
     Raises:
-      BadValue: it does not fit.
+      BadValue: it does not fit, or a pattern in it is no regular expression.
     """
     try:
         msgspec.convert(value, kind)
+        if _has_patterns(kind):
+            _check_patterns(value, kind, name)
     except msgspec.ValidationError as e:
         told, _, place = str(e).partition(" - at ")
         path, found = _place(value, kind, place.strip("`").removeprefix("$"))
@@ -38,6 +48,63 @@ def check(value: Any, kind: Any, name: str) -> None:
         raise BadValue(f"{name}{path}{shown} {_plain(told)}") from e
     except RecursionError as e:
         raise BadValue(f"{name} nests too deep") from e
+
+
+@functools.cache
+def _has_patterns(kind: Any) -> bool:
+    """Whether patterns stand anywhere in a type."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return any(_has_patterns(f.type) for f in msgspec.structs.fields(kind))
+    return kind == Pattern or any(map(_has_patterns, typing.get_args(kind)))
+
+
+def _check_patterns(value: Any, kind: Any, name: str) -> None:
+    """Compiles every pattern in a value that fits its type otherwise."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if kind == Pattern:
+        compiled(value, name)
+    elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        for f in msgspec.structs.fields(kind):
+            if f.name in value and _has_patterns(f.type):
+                _check_patterns(value[f.name], f.type, f"{name}.{f.name}")
+    elif origin in (typing.Union, types.UnionType):
+        for one in inside:
+            if _has_patterns(one) and _fits(value, one):
+                _check_patterns(value, one, name)
+    elif origin in (list, Sequence):
+        for i, item in enumerate(value):
+            _check_patterns(item, inside[0], f"{name}[{i}]")
+    elif origin is tuple:
+        for i, (item, one) in enumerate(zip(value, inside, strict=True)):
+            if _has_patterns(one):
+                _check_patterns(item, one, f"{name}[{i}]")
+        if inside[0] == Pattern and Replacement in (inside[1], *typing.get_args(inside[1])) and value[1] is not None:
+            _check_replacement(value[0], value[1], f"{name}[1]")
+
+
+def compiled(pattern: str, name: str) -> re.Pattern[str]:
+    """A regular expression.
+
+    Raises:
+      BadValue: it is none; the message begins with `name`.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as e:
+        raise BadValue(
+            f"{name} is {pattern!r:.120}: it is no regular expression ({_why(e)}); a sign such as ( stands for itself as \\("
+        ) from e
+
+
+def _check_replacement(pattern: str, replacement: str, name: str) -> None:
+    try:
+        re.sub(pattern, replacement, "")
+    except (re.error, IndexError) as e:
+        raise BadValue(f"{name} is {replacement!r:.120}: it cannot replace {pattern!r:.120} ({_why(e)})") from e
+
+
+def _why(e: Exception) -> str:
+    return "it nests too deep" if isinstance(e, RecursionError) else str(e)
 
 
 _UNKNOWN = object()

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simvlm_jax.core.schema import Count, Finite, NotNegative, Positive, Seed, Share, Side
+from simvlm_jax.core.schema import Count, Finite, NotNegative, Pattern, Positive, Replacement, Seed, Share, Side
 
 Text = Annotated[str, Meta(max_length=10_000)]
 Path = Annotated[str, Meta(min_length=1, max_length=10_000)]
@@ -93,7 +93,7 @@ class Source(Struct):
 
     run: Text
     step: Count | None = None
-    map: list[tuple[str, str | None]] = []
+    map: list[tuple[Pattern, Replacement | None]] = []
 
 
 class Training(Struct):
@@ -103,7 +103,7 @@ class Training(Struct):
     batch_size: Annotated[int, Meta(ge=1, le=2**24)] = 1
     accumulate: Annotated[int, Meta(ge=1, le=2**20)] = 1
     retries: Annotated[int, Meta(ge=0, le=1000)] = 2
-    trainable: list[tuple[str, bool]] = []
+    trainable: list[tuple[Pattern, bool]] = []
     init_from: list[Text | Source] = []
 
 

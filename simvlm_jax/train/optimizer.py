@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Rate, Share
+from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Pattern, Rate, Share
 from simvlm_jax.core.trees import leaf_names, match
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.train.step import merge, partition
@@ -49,11 +49,13 @@ class Optimizer:
     b2: Rate = 0.999
     epsilon: AboveZero = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, le=1e3)] = 0.01
-    decay: Sequence[tuple[str, NotNegative]] = ((r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),)
-    multipliers: Sequence[tuple[str, NotNegative]] = ()
+    decay: Sequence[tuple[Pattern, NotNegative]] = (
+        (r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),
+    )
+    multipliers: Sequence[tuple[Pattern, NotNegative]] = ()
     clip: NotNegative | None = 1.0
     ema: Rate = 0.0
-    bounds: Sequence[tuple[str, tuple[float, float]]] = ()
+    bounds: Sequence[tuple[Pattern, tuple[float, float]]] = ()
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:

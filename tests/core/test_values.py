@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from simvlm_jax.core.build import check_specs, load_config, variants_of
 from simvlm_jax.core.schema import BadValue, check
 from simvlm_jax.run import schema
 from simvlm_jax.run.directory import recorded
+from simvlm_jax.train.optimizer import Optimizer
 from tests.conftest import ROOT
 
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("parts", "__init__"))
@@ -94,6 +96,30 @@ def test_values_out_of_range(field, value):
         put(config, field.split("."), value)
     with pytest.raises(BadValue, match=f"config.{field} is"):
         checked(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place", "message"),
+    [
+        ("optimizer.decay", (("bias", 0.0), ("(", 0.0)), "[1][0]", r"'\(': it is no regular expression \(missing \), "),
+        ("optimizer.multipliers", (("a**", 0.1),), "[0][0]", r"'a\*\*': .*multiple repeat"),
+        ("optimizer.bounds", (("[", (0.0, 1.0)),), "[0][0]", r"'\[': .*unterminated character set"),
+        ("train.trainable", (("?", True),), "[0][0]", r"'\?': .*nothing to repeat"),
+        ("train.trainable", (("(" * 20_000, True),), "[0][0]", "it nests too deep|missing "),
+        ("train.init_from", ({"run": "r", "map": (("(", None),)},), "[0].map[0][0]", "it is no regular expression"),
+        ("train.init_from", ({"run": "r", "map": (("a", r"\2"),)},), "[0].map[0][1]", "it cannot replace 'a' "),
+    ],
+)
+def test_patterns_are_compiled_before_anything_is_made(field, value, place, message):
+    config = load_config(str(ROOT / "configs" / "prefixlm.py"))
+    put(config, field.split("."), value)
+    with pytest.raises(BadValue, match=re.escape(f"config.{field}{place} is ") + f".*({message})"):
+        checked(config)
+
+
+def test_an_optimizer_that_is_made_by_hand_compiles_its_patterns():
+    with pytest.raises(BadValue, match=r"^Optimizer.decay\[0\]\[0\] is '\(': it is no regular expression"):
+        Optimizer(decay=(("(", 0.0),))
 
 
 def test_a_target_that_is_none():
