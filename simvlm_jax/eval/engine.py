@@ -38,7 +38,7 @@ class MissingCapability(ValueError):
 class Engine:
     """A model with its weights, tokenizer and answer list.
 
-    batch_size: rows of a compiled call, rounded up to a multiple of the mesh. Results never depend on it.
+    batch_size: most rows of a compiled call, rounded up to a multiple of the mesh. Results never depend on it.
     """
 
     model: Model
@@ -88,7 +88,7 @@ class Engine:
         if name not in self._compiled:
             laid_out = with_layout(layout_of(self.mesh), function)
             self._compiled[name] = jax.jit(laid_out, out_shardings=replicated(self.mesh))
-        found, total, size = [], len(next(iter(rows.values()))), self.batch_size
+        found, total, size = [], len(next(iter(rows.values()))), self._rows_of_a_call(name, rows)
         for start in range(0, total, size):
             batch = {k: v[start : start + size] for k, v in rows.items()}
             real = len(next(iter(batch.values())))
@@ -96,6 +96,21 @@ class Engine:
             got = self._compiled[name](self.params, self.extra, place_everywhere(self.mesh, batch))
             found.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], got))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def _rows_of_a_call(self, name: Any, rows: dict[str, np.ndarray]) -> int:
+        """`batch_size`; where there are fewer rows in all, the fewest that an earlier call was compiled for and that hold them,
+        else they themselves, rounded up to a power of two for each part of the mesh.
+
+        So the last batch of many is filled up, and a few rows are not filled up to thousands.
+        """
+        shapes = tuple((k, v.shape[1:], v.dtype) for k, v in sorted(rows.items()))
+        known: set[int] = self._compiled.setdefault((name, shapes), set())
+        total, shards = len(next(iter(rows.values()))), row_shards(self.mesh)
+        if fits := [n for n in known if total <= n <= self.batch_size]:
+            return min(fits)
+        needed = min(self.batch_size, shards * 2 ** (-(-total // shards) - 1).bit_length())
+        known.add(needed)
+        return needed
 
     def generate(
         self,

@@ -72,6 +72,25 @@ def test_questions_about_a_picture_are_drawn_together(tok):
     assert "pictures" not in entry
 
 
+def test_few_rows_are_not_filled_up_to_a_large_batch(tok):
+    seen = []
+
+    def twice(params, extra, batch):  # is traced once a compilation
+        seen.append(len(batch["x"]))
+        return 2 * batch["x"]
+
+    def calls(batch_size, *counts):
+        seen.clear()
+        asked = engine(Stub(tok), tok, (), batch_size, jax.devices()[:2])
+        for n in counts:
+            assert asked.over("twice", twice, {"x": np.arange(n)}).tolist() == list(range(0, 2 * n, 2))
+        return seen
+
+    assert calls(60_000, 1) == [2] and calls(60_000, 5, 1, 8, 3) == [8]
+    assert calls(12, 9) == [12]  # no power of two beyond the batch
+    assert calls(4, 13, 4, 1, 2) == [4]  # the last batch of many is filled up
+
+
 def test_answers_outside_the_list_are_wrong_and_counted_apart(tok):
     rows = [
         {"first": i % 2, "question": "what colour?", "answer": a} for i, a in enumerate(("yes", "no", "blue", "blue"))
