@@ -5,10 +5,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
+from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
 from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
@@ -71,11 +74,43 @@ def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...
     return build({k: v for k, v in config.model.items() if k not in known}, "config.model", **known)
 
 
+def check_shapes(params: Any, model: Model, config: ConfigDict, length: int, where: str) -> None:
+    """Compares restored parameters with those of the config's model, whose texts have so many pieces.
+
+    Raises:
+      ValueError: one has another shape, or is not there.
+    """
+    text = np.zeros((1, length), np.int32)
+    image = np.zeros((1, config.model.get("images", 1), *[config.data.image_size] * 2, 3), np.uint8)
+    one = np.zeros(1, np.int32)
+    batch = {"image": image, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
+    try:
+        wanted = _shapes(nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0]))
+    except Exception:  # a class of another package may take other batches
+        return
+    found = _shapes(params)
+    wrong = [
+        f"{name}: {list(found[name]) if name in found else 'nothing'} in the checkpoint, {list(shape)} in the model"
+        for name, shape in wanted.items()
+        if found.get(name) != shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} others)" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"the weights of {where} are not those of the model that config.json names: {'; '.join(wrong[:3])}{more}; put "
+            "back the config.json and the tokenizer of the run"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Loaded:
     """The best checkpoint of a run (by its metric, else the newest), or that of a step, on a mesh (by default all devices).
 
     Raises:
-      FileNotFoundError: no run directory, or no checkpoint in it.
+      FileNotFoundError: no run directory, or no checkpoint in it. ValueError: weights of another model than the config's.
     """
     run = RunDir(path)
     config = recorded_config(run)
@@ -92,4 +127,5 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     model = build_model(config, tokenizer, labels)
     params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
+    check_shapes(params, model, config, tokenizer.vocabulary.length, str(run.checkpoints / str(chosen)))
     return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)
