@@ -17,6 +17,7 @@ from PIL import Image
 
 from simvlm_jax.core.files import MOST_BYTES, MOST_UNPACKED, BadFile, open_regular, read_json, read_text
 from simvlm_jax.data.images import decode
+from simvlm_jax.data.readers.tar_headers import check_headers
 from simvlm_jax.data.rows import PICTURES, Rows, Understood, needed
 
 
@@ -151,6 +152,8 @@ def unpacked(path: Path, whole: bool = False) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     total = 0
     try:
+        with open_regular(path, MOST_UNPACKED) as file:
+            check_headers(_Bounded(file), repr(str(path)))
         with open_regular(path, MOST_UNPACKED) as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # pyright: ignore
             for m in tar:
                 if m.size < 0:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_json, read_text
+from simvlm_jax.data.readers.tar_headers import check_tar
 from simvlm_jax.data.rows import PICTURES, Understood
 from simvlm_jax.data.tables import captions_of, read_table
 from simvlm_jax.text.lines import lines_of
@@ -164,6 +165,7 @@ def index_tar(path: Path, truncated: bool = False) -> tuple[list[tuple[str, dict
     Raises:
       ValueError: it is not an uncompressed tar, or (unless `truncated`) not whole.
     """
+    check_tar(path)
     members: dict[str, tuple[int, int] | str] = {}
     gone: Counter[str] = Counter()
     with open_regular(path, 2**50) as file:
