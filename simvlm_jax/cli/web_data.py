@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 
 
@@ -35,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace, options: list[str]) -> int:
     """Runs the pipeline and says what became of the rows."""
+    logging.disable(logging.WARNING)  # Beam tells of Google's packages, which it does without
     try:
         from simvlm_jax.jobs import web_pipeline
     except ModuleNotFoundError as e:
         if "apache_beam" not in str(e):
             raise
         raise ValueError("simvlm data web needs Apache Beam; pip install -e .[beam]") from e
+    finally:
+        logging.disable(logging.NOTSET)
     from simvlm_jax.jobs.web import Settings
 
     least, mark, most = args.words.partition("-")

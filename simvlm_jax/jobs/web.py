@@ -6,6 +6,7 @@ for every part and in all. A row is a line of a table or a sample of a tar, with
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from simvlm_jax.core.files import MOST_BYTES as MOST_OF_A_MEMBER
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.images import BadImage, decode
-from simvlm_jax.data.readers.tars import index_tar, picture_of, read_sample
+from simvlm_jax.data.readers.tars import Member, index_tar, picture_of, read_sample
 from simvlm_jax.data.tables import IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of, read_table
 from simvlm_jax.jobs.fetch import fetched
 
@@ -155,14 +157,22 @@ def make_features() -> Any:
 
 def tar_samples(part: Part, path: Path) -> Iterator[Sample]:
     """The samples of a part of a tar that lies at `path`."""
+
+    def read(member: Member) -> bytes:
+        if member[2] > MOST_OF_A_MEMBER:
+            raise Dropped("file too large")
+        return os.pread(file.fileno(), member[2], member[1])
+
     with path.open("rb", buffering=0) as file:
         for key, files in index_tar(path)[0][part.start : part.stop]:
             if picture_of(files) is None:
                 yield Dropped("no image")
                 continue
             try:
-                found = read_sample(key, files, lambda member: os.pread(file.fileno(), member[2], member[1]))
+                found = read_sample(key, files, read)
                 yield f"{part.stem}/{key}", found["image"], found["captions"]
+            except Dropped as e:
+                yield e
             except Exception:  # people's files raise whatever they like
                 yield Dropped("unreadable row")
 
@@ -316,15 +326,27 @@ def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_records(path: Path, examples: list[bytes]) -> None:
-    """Writes an array_record file whole or not at all."""
+    """Writes an array_record file whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     from array_record.python import array_record_module
 
     partial = path.with_name(path.name + ".partial")
-    writer = array_record_module.ArrayRecordWriter(os.fspath(partial), "group_size:1")
-    for example in examples:
-        writer.write(example)
-    writer.close()
-    partial.replace(path)
+    try:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), "group_size:1")
+        for example in examples:
+            writer.write(example)
+        writer.close()
+        partial.replace(path)
+    except Exception as e:  # array_record raises many kinds
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        told = str(e).partition(";")[0]
+        raise OSError(
+            f"{path} could not be written ({told:.200}); free some space or set TMPDIR to another place"
+        ) from e
 
 
 def read_records(path: Path) -> list[bytes]:

@@ -5,10 +5,13 @@ rest. Beam's own file systems are used throughout, so inputs and output may lie 
 """
 
 import argparse
+import builtins
 import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 
+from simvlm_jax.core.files import BadFile
 from simvlm_jax.jobs import web
 from simvlm_jax.jobs.web import Part, Settings
 
@@ -33,8 +37,8 @@ def prepare(
     options: Beam's own flags, such as --runner=DataflowRunner.
 
     Raises:
-      ValueError: an input that is not there or cannot be read, a flag that Beam does not know, or an `out` that other settings
-        have begun.
+      ValueError: an input that is not there or cannot be read, a flag that Beam does not know, an `out` that other settings
+        have begun, or nothing that is left. OSError: a file cannot be written.
     """
     matches = {pattern: [m.path for r in FileSystems.match([pattern]) for m in r.metadata_list] for pattern in inputs}
     if absent := [pattern for pattern, paths in matches.items() if not paths]:
@@ -43,7 +47,7 @@ def prepare(
     found = sorted({path for paths in matches.values() for path in paths})
     work = FileSystems.join(out, "work")
     _claim(FileSystems.join(work, f"{split}.settings.json"), settings, found)
-    with beam.Pipeline(options=PipelineOptions(list(options))) as p:
+    with _plain_errors(), beam.Pipeline(options=PipelineOptions(list(options))) as p:
         records = (
             p
             | "inputs" >> beam.Create(found)
@@ -64,6 +68,35 @@ def prepare(
         copied = named | "share out" >> beam.Reshuffle() | "copy" >> beam.Map(_copied, work=work, out=out)
         _ = copied | "gather" >> beam.combiners.ToList() | "finish" >> beam.Map(_finish, out=out, split=split)
     return json.loads(_read(FileSystems.join(out, f"{split}.provenance.json")))["counts"]
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raises errors of the workers without the step and the traceback that Beam puts into them, and keeps it from logging them."""
+    logger = logging.getLogger("apache_beam.runners")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except Exception as e:
+        if (plain := _as_raised(e)) is None:
+            raise
+        raise plain from e
+    finally:
+        logger.setLevel(level)
+
+
+def _as_raised(e: Exception) -> ValueError | OSError | None:
+    """The ValueError or OSError of a worker that Beam has wrapped, with its message alone; None of other errors."""
+    text, wrapped, _ = str(e).partition(" [while running ")
+    if wrapped and isinstance(e, ValueError | OSError):
+        return (ValueError if isinstance(e, ValueError) else OSError)(text)
+    found = re.fullmatch(r"(?:\w+\.)*(\w+): (.*)", text.rpartition("\n")[2])  # of a traceback, its end
+    if not wrapped or not found:
+        return None
+    kind = BadFile if found[1] == BadFile.__name__ else getattr(builtins, found[1], None)
+    known = (k for k in (ValueError, OSError) if isinstance(kind, type) and issubclass(kind, k))
+    return next((k(found[2]) for k in known), None)
 
 
 def _parts(name: str, settings: Settings) -> Iterator[tuple[Part, web.Rows | None]]:
@@ -133,7 +166,10 @@ def _finish(records: list[dict[str, Any]], out: str, split: str) -> None:
     counts = web.totals(records)
     full = sorted((r for r in records if "shard" in r), key=lambda r: r["shard"])
     if not full:
-        raise ValueError(f"nothing is left of {counts['in']} rows: {counts['dropped']}")
+        dropped = ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts["dropped"].items()))
+        raise ValueError(
+            f"nothing is left of {counts['in']:,} rows for {out} ({dropped}); mend the input or ask for less"
+        )
     template = tfds.core.ShardedFileTemplate(
         data_dir=epath.Path(out), dataset_name=NAME, split=split, filetype_suffix="array_record"
     )
@@ -143,10 +179,13 @@ def _finish(records: list[dict[str, Any]], out: str, split: str) -> None:
     if FileSystems.exists(FileSystems.join(out, "dataset_info.json")):  # other splits prepared before
         before = tfds.builder_from_directory(out).info.splits
         others = [s for name, s in before.items() if name != split]
-    tfds.folder_dataset.write_metadata(
-        data_dir=out, features=web.make_features(), split_infos=[*others, info], check_data=False,
-        description="Pictures and captions, prepared by simvlm data web.",
-    )  # fmt: skip
+    try:
+        tfds.folder_dataset.write_metadata(
+            data_dir=out, features=web.make_features(), split_infos=[*others, info], check_data=False,
+            description="Pictures and captions, prepared by simvlm data web.",
+        )  # fmt: skip
+    except OSError as e:
+        raise _not_written(out, e) from e
     provenance = {"counts": counts, "shards": full, "parts_without_examples": [r for r in records if not r["out"]]}
     _write_whole(FileSystems.join(out, f"{split}.provenance.json"), json.dumps(provenance, indent=1))
 
@@ -206,12 +245,25 @@ def _read(name: str) -> bytes:
 
 
 def _write_whole(name: str, data: bytes | str) -> None:
-    """Writes a file so that a reader sees all of it or none."""
+    """Writes a file so that a reader sees all of it or none.
+
+    Raises:
+      OSError: it cannot be written; the message names the file.
+    """
     folder, partial = name.rpartition("/")[0], name + ".partial"
     with contextlib.suppress(OSError):  # it is there
         FileSystems.mkdirs(folder)
-    with FileSystems.create(partial, compression_type="uncompressed") as f:
-        f.write(data if isinstance(data, bytes) else data.encode())
-    if FileSystems.exists(name):
-        FileSystems.delete([name])
-    FileSystems.rename([partial], [name])
+    try:
+        with FileSystems.create(partial, compression_type="uncompressed") as f:
+            f.write(data if isinstance(data, bytes) else data.encode())
+        if FileSystems.exists(name):
+            FileSystems.delete([name])
+        FileSystems.rename([partial], [name])
+    except OSError as e:
+        with contextlib.suppress(Exception):
+            FileSystems.delete([partial])
+        raise _not_written(name, e) from e
+
+
+def _not_written(name: str, e: OSError) -> OSError:
+    return OSError(f"{name} could not be written ({e.strerror or e}); free some space or name another place")

@@ -219,6 +219,66 @@ def test_a_corrupted_input_is_named(tar, tmp_path):
         prepared([tmp_path / "x.bin"], tmp_path / "other")
 
 
+def test_errors_of_workers_are_a_line(tar, tmp_path, monkeypatch, capfd):
+    """As they were raised, without the step and the traceback that Beam adds."""
+    for name in ("fifo.tar", "fifo.csv"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}' is not a regular file \(a pipe, a device or a socket\)$"):
+            prepared([tmp_path / name], tmp_path / "fifo")
+    (tmp_path / "none.csv").write_text("image,caption\nabsent.jpg,it is not there\n")
+    with pytest.raises(ValueError, match=r"^nothing is left of 1 rows for .*none \(1 not fetched\); mend"):
+        prepared([tmp_path / "none.csv"], tmp_path / "none")
+
+    def full(path, *_, **__):
+        raise OSError(28, "No space left on device", path)
+
+    with monkeypatch.context() as now:
+        now.setattr("apache_beam.io.filesystems.FileSystems.rename", full)
+        with pytest.raises(OSError, match=r"settings\.json could not be written \(No space left on device\); free"):
+            prepared([tar], tmp_path / "claimed")
+    rename = beam.io.filesystems.FileSystems.rename
+    with monkeypatch.context() as now:
+        now.setattr(
+            "apache_beam.io.filesystems.FileSystems.rename",
+            lambda old, new: full(new) if "array_record" in new[0] else rename(old, new),
+        )
+        with pytest.raises(
+            OSError, match=r"\.array_record could not be written \(No space left on device\); free .* place$"
+        ):
+            prepared([tar], tmp_path / "full")
+    with pytest.raises(OSError, match=r"records could not be written \(.*\); free some space or set TMPDIR"):
+        web.write_records(tmp_path / "none.csv" / "records", [b"1"])
+    assert not list(tmp_path.rglob("*.partial")) and "Traceback" not in capfd.readouterr().err
+
+
+def test_errors_that_beam_wraps_are_those_that_were_raised():
+    from simvlm_jax.jobs.web_pipeline import _as_raised
+
+    def raised(error):
+        found = _as_raised(error)
+        return (type(found), str(found)) if found else None
+
+    assert raised(RuntimeError("OSError: [Errno 28] No space left [while running 'x']")) == (
+        OSError,
+        "[Errno 28] No space left",
+    )
+    trace = (
+        "Traceback (most recent call last):\n  File ...\nsimvlm_jax.core.files.BadFile: it is bad [while running 'x']\n"
+    )
+    assert raised(RuntimeError(trace)) == (ValueError, "it is bad")
+    assert (
+        raised(RuntimeError("KeyError: 'a' [while running 'x']")) is None
+    )  # a mistake of the program keeps its traceback
+    assert raised(ValueError("of something else")) is None
+
+
+def test_members_of_a_tar_have_a_bound(tar, tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "MOST_OF_A_MEMBER", max(len(data) for data, _, _ in ROWS[:9]))
+    large = sum(len(data) > web.MOST_OF_A_MEMBER for data, _, _ in ROWS)
+    counts = prepared([tar], tmp_path / "out")
+    assert large and counts["dropped"]["file too large"] == large
+
+
 def test_filters_see_the_picture_as_it_came():
     pixels, _ = web._stored(picture(1, (700, 700)), Settings(side=64, smallest=512))
     assert pixels.shape == (64, 64, 3)
@@ -277,5 +337,6 @@ def test_the_command(tar, tmp_path, capsys):
         "2-6",
     ]
     assert main([*words, "--json", "--runner=DirectRunner"]) == 0
-    assert json.loads(capsys.readouterr().out)["out"] == 10
+    said = capsys.readouterr()
+    assert json.loads(said.out)["out"] == 10 and "WARNING" not in said.err
     assert main([*words[:-1], "six"]) == 1 and "LEAST-MOST" in capsys.readouterr().err
