@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,26 @@ def test_line_breaks_are_spaces():
 def test_a_caption_of_many_words_takes_no_time():
     assert len(ptb_tokenize("zebra 5, " * 20_000)) == 40_000
     assert len(ptb_tokenize("a," * 10_000)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("piece", "end"),
+    [
+        ("#a", ""), ("\u200b", ""), ("&amp", ""), ("<a b='", ""), ("(1) 2-", ""), ("<!a", ""), ("A. <!a ", ""), ("www.1", ""),
+        ("1a.", "a#"), ("1a,", "#-"), ("a#", "(@"), ("a#", "..com"), ("a.", "1."), ("<a ", " " * 59_990), ("a.", " " * 59_990),
+    ],
+)  # fmt: skip
+def test_no_caption_takes_more_than_its_length(piece, end):
+    """A rule that reads to the end for nothing, token after token, would take minutes."""
+    line = (piece * 60_000)[: 60_000 - len(end)] + end
+    began = time.process_time()
+    ptb_tokenize_all([line, "> and another"])
+    assert time.process_time() - began < 5
+
+
+def test_a_caption_beyond_the_limit_is_an_error():
+    with pytest.raises(ValueError, match=r"caption 1 \('aaa.* has 200,001 characters, more than the limit of 200,000"):
+        ptb_tokenize_all(["a dog", "a" * 200_001])
 
 
 # ---- beside the program ----------------------------------------------------------------------------------------------------

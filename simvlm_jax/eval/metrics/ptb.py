@@ -9,8 +9,11 @@ Quirks kept: the list of dropped tokens spells brackets in capitals and the toke
 characters beyond Unicode's basic plane (emoji) are dropped; spaces inside a token ("1 1/2", a phone number) become U+00A0, at which
 BLEU and CIDEr divide it again and ROUGE does not. Line breaks inside a caption are spaces here, where the scorer's own files would
 fall out of step.
+
+Time grows with the length of a caption, whatever it says: a rule that would read far ahead for nothing is not tried (`_Within`).
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +24,8 @@ from simvlm_jax.eval.metrics.ptb_characters import DIGITS, LETTERS, MARKS, SYMBO
 DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
+MOST_CHARACTERS = 200_000
+"""Of a caption; each token takes some tens of microseconds."""
 _BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
@@ -30,7 +35,17 @@ def ptb_tokenize(caption: str) -> list[str]:
 
 
 def ptb_tokenize_all(captions: Sequence[str]) -> list[list[str]]:
-    """The tokens of captions that stand one after the other in the scorer's file."""
+    """The tokens of captions that stand one after the other in the scorer's file.
+
+    Raises:
+      ValueError: one has more than MOST_CHARACTERS.
+    """
+    for i, caption in enumerate(captions):
+        if len(caption) > MOST_CHARACTERS:
+            raise ValueError(
+                f"caption {i} ({caption[:40]!r} ...) has {len(caption):,} characters, more than the limit of "
+                f"{MOST_CHARACTERS:,}; shorten it"
+            )
     lines = [_BREAKS.sub(" ", c) for c in captions]
     out = []
     for i, line in enumerate(lines):
@@ -69,7 +84,7 @@ def _by_chunks(line: str) -> list[str] | None:
     out: list[str] = []
     before = ""
     for chunk in _CHUNKS.split(line.strip(" \t")):
-        found = _of_chunk(chunk)
+        found = _of_chunk(chunk) if len(chunk) < 100 else _of_chunk.__wrapped__(chunk)  # long ones are not kept
         if found is None or (
             _FIRST_DIGIT.match(chunk) and _LAST_DIGIT.search(before)
         ):  # a fraction, a telephone number
@@ -85,9 +100,16 @@ def _by_chunks(line: str) -> list[str] | None:
 def _of_chunk(chunk: str) -> tuple[str, ...] | None:
     if "<" in chunk:
         return None  # a tag may hold spaces
-    if chunk.endswith(".") and (_PERIOD_MATTERS.match if _WORDS.fullmatch(chunk) else _PERIOD_MATTERS.search)(chunk):
+    if chunk.endswith(".") and (
+        _PERIOD_MATTERS.match(chunk) if _WORDS.fullmatch(chunk) else _PERIOD_MATTERS.search(_end_of(chunk))
+    ):
         return None  # whether a period is an abbreviation's own may depend on what follows
     return tuple(_lexed(chunk, ""))
+
+
+def _end_of(chunk: str) -> str:
+    """The last of a chunk that ends in periods, long enough for any abbreviation; of initials the last letter will do."""
+    return f"{chunk.rstrip('.')[-32:]}."
 
 
 # ---- the lexer -----------------------------------------------------------------------------------------------------------
@@ -122,9 +144,10 @@ _COMPOUND = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{_SEVERAL_INITIALS}\.|[A-Za-z
 _CAPITALS = r"[A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"
 _VALUE = r"""(?:'[^']*'|"[^"]*")"""
-_TAG = (
-    r"<(?:[!?][A-Za-z\-][^>\r\n]*|/[A-Za-z][A-Za-z0-9_:.\-]*"
-    rf"|[A-Za-z][A-Za-z0-9_:.\-]*(?: +[A-Za-z][A-Za-z0-9_:.\-]*(?: *= *{_VALUE})?)* */?) *>"
+_DECLARATION = r"<[!?][A-Za-z\-][^>\r\n]*>"
+_ELEMENT = (
+    r"<(?:/[A-Za-z][A-Za-z0-9_:.\-]*"
+    rf"|[A-Za-z][A-Za-z0-9_:.\-]*(?: +[A-Za-z][A-Za-z0-9_:.\-]*(?: *= *{_VALUE})?)*(?: */)?) *>"
 )
 
 # Abbreviations of the Wall Street Journal of 1987; letters in brackets are of that case, all others of either.
@@ -163,6 +186,15 @@ _PERIOD_MATTERS = re.compile(
 )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Within:
+    """What stands in every match of a rule before anything that breaks it off; both from so many characters on."""
+
+    sought: re.Pattern[str]
+    breaks: re.Pattern[str]
+    start: int = 0
+
+
 class _Rule(NamedTuple):
     """What a match becomes. before: the end of the token, where the pattern goes on to what it looks ahead at (group 1)."""
 
@@ -170,8 +202,8 @@ class _Rule(NamedTuple):
     make: Callable[[str], str | None]
     cut: int = 0
     """How many characters of the match are read again."""
-    needs: str = ""
-    """A character that stands in every match, before any space: where it does not come, the rule is not tried."""
+    needs: _Within | None = None
+    """Where that does not come, the rule is not tried."""
 
 
 def _as_is(text: str) -> str:
@@ -222,6 +254,13 @@ _PARTS = {"\xbc": "1/4", "\xbd": "1/2", "\xbe": "3/4", "\u2153": "1/3", "\u2154"
 _URL_END = r"""[^ \t\n\f\r"<>|.!?(){},\-]"""
 _PATH = rf"""/[^ \t\n\f\r"<>|()]+{_URL_END}"""
 _ADDRESS, _HOST = r"""[^ \t\n\f\r"<>|()\xa0{}]""", r"""[^ \t\n\f\r"<>|()\xa0{}.]"""
+_EXTENSION = rf"\.{_any_of(_EXTENSIONS)}(?:{_ANY_SPACE}|[.?!,])"
+_CLOSED = _Within(re.compile(">"), re.compile("[\r\n]"))
+_WEB = _Within(re.compile(r"\.[a-zA-Z]{2}"), re.compile(r"""[ \t\n\f\r"<>|!?(){},]|\.\."""), 4)
+_SITE = _Within(re.compile(r"\.(?i:com|net|org|edu)"), re.compile(r"""[ \t\n\f\r"`'<>|!?(){},\-/-_$]|\.\."""))
+_MAIL = _Within(re.compile(f"@{_HOST}"), re.compile(r"""[ \t\n\f\r"<>|()\xa0{}]"""), 1)
+_FILE = _Within(re.compile(_EXTENSION), re.compile(rf"[^{_W}{_D}.]|\.\."))
+_JOINED = _Within(re.compile(r"-[A-Za-z0-9\xad]"), re.compile(r"[^A-Za-z0-9.,\xad\-]"))
 _NUMBER = rf"(?:[{_D}]*(?:[.:,\xad\u066b\u066c][{_D}]+)+|[{_D}]+)"
 _EYES, _FACE = r"[\-^x=~<>']", r"[\^x=~<>']"
 
@@ -236,7 +275,8 @@ def _rules() -> list[_Rule]:
         (r"((?i:'twas))", _as_is, 3),
         (r"((?i:'tis))", _as_is, 2),
         (r"((?i:gonna|gotta|lemme|gimme|wanna))", _as_is, 2),
-        (rf"({_TAG})", _no_breaks),
+        (rf"({_DECLARATION})", _no_breaks, 0, _CLOSED),
+        (rf"({_ELEMENT})", _no_breaks),
         (r"((?i:&(?:MD|mdash|ndash);)|[\x96\x97\u2013\u2014\u2015])", _says("--")),
         (r"((?i:&amp;))", _ampersand),
         (r"(&(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq|\#[0-9]+);)", _as_is),
@@ -251,11 +291,11 @@ def _rules() -> list[_Rule]:
         )),
         (rf"((?i:y){_APOS}){letter}", _as_is),
         (rf"""((?i:https?)://[^ \t\n\f\r"<>|()\{{\}}]+{_URL_END})""", _as_is),
-        *((rf"""({site}{path})""", _as_is) for path in ("", _PATH) for site in (
-            r"""(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}""",
-            r"""(?:[^ \t\n\f\r"`'<>|.!?(){},-_$]+\.)+(?i:com|net|org|edu)""",
+        *((rf"""({site}{path})""", _as_is, 0, needs) for path in ("", _PATH) for site, needs in (
+            (r"""(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}""", _WEB),
+            (r"""(?:[^ \t\n\f\r"`'<>|.!?(){},-_$]+\.)+(?i:com|net|org|edu)""", _SITE),
         )),
-        (rf"((?:(?i:&lt;)|<)?[a-zA-Z0-9]{_ADDRESS}*@(?:{_HOST}+\.)*{_HOST}+(?:(?i:&gt;)|>)?)", _as_is, 0, "@"),
+        (rf"((?:(?i:&lt;)|<)?[a-zA-Z0-9]{_ADDRESS}*@(?:{_HOST}+\.)*{_HOST}+(?:(?i:&gt;)|>)?)", _as_is, 0, _MAIL),
         (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|\#{_LETTER}+)", _as_is),
         (rf"({_AUX})[^A-Za-z]", _quote),
         (rf"({_NOT})[^A-Za-z]", _quote),
@@ -269,8 +309,12 @@ def _rules() -> list[_Rule]:
         (rf"({_SLASHED})", _as_is),
         (r"([A-Z]*\$|\#)", _as_is),
         (r"([\xa2\xa3\xa4\xa5\x80\u20a0\u20ac\u060b\u0e3f\u20a4\uffe0\uffe1\uffe5\uffe6])", lambda text: _MONEY.get(text, text)),
-        (rf"([A-Za-z]\.){_ANY_SPACE}+(?:{_any_of(_AFTER_INITIALS)}|{_TAG}){_ANY_SPACE}", lambda text: text[:-1], 1),
-        (rf"({_INITIALS}\.){_ANY_SPACE}+(?:{_any_of(_AFTER_INITIALS)}|{_TAG}){_ANY_SPACE}", _as_is),
+        *((rf"({before}){after}{_ANY_SPACE}", make, cut, needs) for before, make, cut in (
+            (r"[A-Za-z]\.", lambda text: text[:-1], 1), (rf"{_INITIALS}\.", _as_is, 0),
+        ) for after, needs in (
+            (rf"{_ANY_SPACE}+(?:{_any_of(_AFTER_INITIALS)}|{_ELEMENT})", None),
+            (rf"{_SPACE}+{_DECLARATION}", _CLOSED), (rf"{_SPACE}*\n{_ANY_SPACE}*{_DECLARATION}", None),
+        )),
         (rf"({_any_of(_BEFORE_NUMBER)}\.){_ANY_SPACE}?[{_D}]", _as_is),
         (rf"({_any_of('pt[eyEY] co')}\.){_SPACE}(?i:ltd|lim)", _as_is),
         (rf"({_LOWER}\.)(?s:..)", _as_is),
@@ -280,7 +324,7 @@ def _rules() -> list[_Rule]:
         (rf"({_CAPITAL}){_SPACE}", _as_is),
         (rf"({_INITIALS}){_ANY_SPACE}", _as_is),
         (rf"({_APOS}[0-9][0-9]){_ANY_SPACE}", _as_is),
-        (rf"([{_W}{_D}]+(?:\.[{_W}{_D}]+)*\.{_any_of(_EXTENSIONS)})(?:{_ANY_SPACE}|[.?!,])", _as_is),
+        (rf"([{_W}{_D}]+(?:\.[{_W}{_D}]+)*\.{_any_of(_EXTENSIONS)})(?:{_ANY_SPACE}|[.?!,])", _as_is, 0, _FILE),
         (rf"({_WORD}\.){_PAUSE}", _without_hyphens),
         (r"(\([0-9]{2,3}\)[ \xa0]?[0-9]{3,4}[\- \xa0]?[0-9]{3,5})", lambda text: _brackets(_no_breaks(text))),
         (r"((?:\+\+?)?(?:[0-9]{2,4}[\- \xa0])?[0-9]{2,4}[\- \xa0][0-9]{3,4}[\- \xa0]?[0-9]{3,5})", _no_breaks),
@@ -307,8 +351,8 @@ def _rules() -> list[_Rule]:
         (r"([.\xa1\xbf\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002])", _as_is),
         (r"(=)", _as_is),
         (r"(/)", _as_is),
-        (rf"({_COMPOUND}\.){_PAUSE}", _without_hyphens, 0, "-"),
-        (rf"({_COMPOUND})", _without_hyphens, 0, "-"),
+        (rf"({_COMPOUND}\.){_PAUSE}", _without_hyphens, 0, _JOINED),
+        (rf"({_COMPOUND})", _without_hyphens, 0, _JOINED),
         (rf"({_HYPHENATED}\.){_PAUSE}", _as_is),
         (rf"({_HYPHENATED})", _as_is),
         (rf"({_CAPITALS}\.){_PAUSE}", _ampersand),
@@ -338,11 +382,11 @@ def _lexed(line: str, following: str | None) -> list[str]:
     whole = text if following is None else f"{text}\n{_units(following)}"
     out: list[str] = []
     place = 0
+    seen: dict[_Within, tuple[int, int]] = {}
     while place < end:
         longest, chosen, match = 0, None, None
-        stop = whole.find(" ", place)
         for rule in _all_rules():
-            if rule.needs and whole.find(rule.needs, place, stop if stop >= 0 else len(whole)) < 0:
+            if rule.needs and not _may_come(whole, place, rule.needs, seen):
                 continue
             found = rule.pattern.match(whole, place)
             if found and found.end() - place > longest and found.end(1) <= end:
@@ -354,6 +398,18 @@ def _lexed(line: str, following: str | None) -> list[str]:
         if made:
             out.append(_joined(made).lower())
     return out
+
+
+def _may_come(whole: str, place: int, needs: _Within, seen: dict[_Within, tuple[int, int]]) -> bool:
+    """Whether what is needed comes before a break. seen: where both came last; as places only grow, each is searched for once."""
+    start = place + needs.start
+    sought, breaks = seen.get(needs, (-1, -1))
+    if sought < start:
+        sought = found.start() if (found := needs.sought.search(whole, start)) else len(whole)
+    if breaks < start:
+        breaks = found.start() if (found := needs.breaks.search(whole, start)) else len(whole)
+    seen[needs] = sought, breaks
+    return sought < breaks
 
 
 def _units(text: str) -> str:
