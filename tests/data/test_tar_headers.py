@@ -57,8 +57,11 @@ REFUSED = {
     "3 GB of PAX": (pax(record(b"a", b"b"), size=3 * 10**9), "claims 3,000,000,000 bytes of names"),
     "3 GB of a long name": (header(b"L", 3 * 10**9), "claims 3,000,000,000 bytes of names"),
     "20 GB of a long link": (header(b"K", 20 * 10**9), "claims 20,000,000,000 bytes of names"),
-    "less than nothing": (header(b"0", -512), "claims -512 bytes"),
-    "more than there is": (header(b"0", 2**70), "claims 1,180,591,620,717,411,303,424 bytes"),
+    "less than nothing": (header(b"L", -512), "claims -512 bytes of names"),
+    "after a folder that says it is large": (
+        header(b"5", 2**70) + pax(b"1" * 300_000),
+        "a number of more than 256 digits",
+    ),
     "many in a row": (pax(record(b"a", b"b")) * 40 + picture(), "more than 32 before one member"),
     "two sizes": (pax(record(b"size", b"4")) * 2 + picture(), "tells a size that is none, more than one"),
     "a size of words": (pax(record(b"size", b"1_0")) + picture(), "tells a size that is none"),
@@ -82,6 +85,14 @@ def test_headers_that_are_refused(tmp_path, name):
     with pytest.raises(BadFile, match=message):
         unpacked(path)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("size", [-512, 2**70])
+def test_sizes_of_members_that_are_none(tmp_path, size):
+    path = tmp_path / "a.tar"
+    path.write_bytes(picture("0.jpg") + header(b"0", size) + END)
+    with pytest.raises(ValueError, match=r"a\.tar' is not a whole, uncompressed tar"):
+        index_tar(path)
 
 
 def walked(path, monkeypatch):

@@ -18,7 +18,7 @@ MOST_HEADER = 2**20
 _MOST_IN_A_ROW = 32
 """Headers before one member; tarfile calls itself for each."""
 _MOST = 2**60
-"""Of a member; more is no size."""
+"""Of a tar; what lies beyond cannot be asked for."""
 _BLOCK = 512
 _NAMES, _PAX, _SPARSE = b"xgXLK", b"xgX", b"S"
 _END = bytes(_BLOCK)
@@ -56,14 +56,12 @@ def check_headers(file: Any, name: str) -> None:
     """
     at = _reader(file)
     place, row, told = 0, 0, _Told()
-    while len(block := at(place, _BLOCK)) == _BLOCK:
+    while place <= _MOST and len(block := at(place, _BLOCK)) == _BLOCK:
         size = _number(block[124:136])
-        if size is None or block == _END:
-            return  # the end, or what tarfile takes for it
+        if size is None or block == _END or (size < 0 and block[156] not in _NAMES):
+            return  # the end, what tarfile takes for it, or what readers of members refuse
         start, place = place, place + _BLOCK
         try:
-            if not 0 <= size <= _MOST:
-                raise BadFile(f"claims {size:,} bytes{_MEND}")
             if block[156] in _NAMES:
                 row += 1
                 _check_length(size, row)
@@ -113,7 +111,7 @@ def _padded(size: int) -> int:
 
 
 def _check_length(size: int, row: int) -> None:
-    if size > MOST_HEADER:
+    if not 0 <= size <= MOST_HEADER:
         raise BadFile(
             f"claims {size:,} bytes of names and attributes, more than the limit of {MOST_HEADER:,}; write the tar "
             "anew without them"
