@@ -3,7 +3,6 @@
 import io
 import random
 import tarfile
-import time
 
 import pytest
 
@@ -79,12 +78,10 @@ def test_headers_that_are_refused(tmp_path, name):
     data, message = REFUSED[name]
     path = tmp_path / "a.tar"
     path.write_bytes(picture("0.jpg") + data + END)
-    began = time.monotonic()
     with pytest.raises(BadFile, match=rf"a\.tar': the header at byte [\d,]+ .*{message}"):
         index_tar(path)
     with pytest.raises(BadFile, match=message):
         unpacked(path)
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("size", [-512, 2**70])

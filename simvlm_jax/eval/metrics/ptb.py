@@ -24,7 +24,7 @@ from simvlm_jax.eval.metrics.ptb_characters import DIGITS, LETTERS, MARKS, SYMBO
 DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-MOST_CHARACTERS = 200_000
+MOST_CHARACTERS = 500_000
 """Of a caption; each token takes some tens of microseconds."""
 _BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
