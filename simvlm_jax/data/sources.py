@@ -25,6 +25,7 @@ from simvlm_jax.data.rows import (
     Refused,
     Understood,
     folders_of,
+    group_of,
     is_of,
     of_split,
     split_named,
@@ -183,17 +184,19 @@ def open_source(
 def open_split(path: str, split: str, **how: Any) -> Source:
     """The source of a split that somebody asked for by its name; `how` is as for `open_source`.
 
+    Data that tells no splits apart is `train`, all of it.
+
     Raises:
-      NoSuchSplit: what lies there tells no splits apart, or is of another.
+      NoSuchSplit: another split is asked of such data, or what lies there is of another.
     """
     source = open_source(path, split, **how)
     found = getattr(source, "split", "")
-    if not found:
+    if not found and group_of(split) != "train":
         raise NoSuchSplit(
             f"{path!r} has no split {split!r}: nothing tells splits apart in its {len(source):,} rows; leave the split out to take "
             "them all, or name files or folders by splits (train.csv, val.csv)"
         )
-    if not is_of(found, split):
+    if found and not is_of(found, split):
         raise NoSuchSplit(f"{path!r} has no split {split!r}; by its name it is {found}")
     return source
 

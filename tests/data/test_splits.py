@@ -33,7 +33,7 @@ def table(folder, name, *images):
 
 def test_rows_that_nothing_parts_are_no_split(tmp_path, capsys):
     table(tmp_path, "t.csv", "0.png", "1.png")
-    assert len(open_source(str(tmp_path), "train")) == len(open_asked(str(tmp_path), None)) == 2
+    assert len(open_split(str(tmp_path), "train")) == len(open_asked(str(tmp_path), None)) == 2
     with pytest.raises(
         NoSuchSplit, match="no split 'val': nothing tells splits apart in its 2 rows; leave the split out"
     ):
