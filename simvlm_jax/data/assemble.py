@@ -31,7 +31,7 @@ def eval_path(config: ConfigDict) -> str:
 
 def _opened(how: ConfigDict, path: str, split: str, usual: str) -> Source:
     """The source of a path, read as a section of the config says; data that tells no splits apart has the `usual` one alone."""
-    named = group_of(split) != usual
+    named = group_of(split.partition("[")[0]) != usual  # what the built-in data is cut to is usual too
     open_ = open_split if named else open_source
     return open_(path, split, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated")))
 

@@ -246,15 +246,16 @@ def test_pictures_in_a_folder_a_class(tmp_path):
     assert [(r["label"], r["image"] == png("red")) for r in (rows[0], rows[1])] == [("cat", True), ("dog", False)]
     with pytest.raises(NoSuchSplit, match="no split 'train'"):
         class_archive(tmp_path, "train")
-    with pytest.raises(NoSuchSplit, match="has no split 'validation'; it has train, test"):
+    with pytest.raises(NoSuchSplit, match="has no split 'validation'; it has test, train"):
         open_source(str(tmp_path / "folders"), "validation")
     (tmp_path / "folders" / "test").rename(tmp_path / "folders" / "novel")  # a split by a name of its own
     assert open_source(str(tmp_path / "folders"), "novel").key(0) == "novel/dog/1.png"
     with pytest.raises(FileNotFoundError, match="FOLDER/SPLIT/CLASS/picture"):
         class_folders(tmp_path / "folders" / "train" / "cat", "train")
-    (tmp_path / "places" / "train").mkdir(parents=True)  # a class of that name
-    (tmp_path / "places" / "train" / "1.png").write_bytes(png("red"))
-    assert open_source(str(tmp_path / "places"), "test")[0]["label"] == "train"
+    for name in ("train", "bus"):  # a class of that name
+        (tmp_path / "places" / name).mkdir(parents=True)
+        (tmp_path / "places" / name / "1.png").write_bytes(png("red"))
+    assert open_source(str(tmp_path / "places"), "test")[1]["label"] == "train"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.png").write_bytes(png("red"))
     (tmp_path / "mine" / "labels.csv").write_text("image,label\na.png,red\n")  # a table of one's own, by a known name

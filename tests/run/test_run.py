@@ -292,7 +292,11 @@ def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
         (tmp_path / f"{i}.png").write_bytes(scenes[i]["image"][: 40 if i % 20 == 7 else None])
         lines.append(json.dumps({"image": f"{i}.png", "captions": scenes[i]["captions"] if i % 20 else []}))
     (tmp_path / "table.jsonl").write_text("\n".join(lines))
-    changes = {"data.train.path": str(tmp_path), "data.eval.path": str(tmp_path), "train.steps": 1, "log.every": 0}
+    (tmp_path / "held").mkdir()
+    for path in list(tmp_path.glob("*.*")):
+        (tmp_path / "held" / path.name).write_bytes(path.read_bytes())
+    changes = {"data.train.path": str(tmp_path / "table.jsonl"), "data.eval.path": str(tmp_path / "held")}
+    changes |= {"train.steps": 1, "log.every": 0}
     main.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
     entries = {e["control"]: e for e in RunDir(tmp_path / "run").results()["entries"]}
     assert set(entries) == {None, "blind", "constant"} and entries[None]["provenance"]["data"]["examples"] == 36

@@ -31,7 +31,8 @@ LAYOUT = "FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture"
 
 def class_folders(folder: Path, split: str) -> Rows:
     """FOLDER/CLASS/picture, or FOLDER/SPLIT/CLASS/picture where there is such a folder."""
-    there = {p: g for p in visible(folder) if p.is_dir() and (g := split_named(p.name)) and any(_pictures(p, 1))}
+    named = {p: split if p.name == split else split_named(p.name) for p in visible(folder) if p.is_dir()}
+    there = {p: name for p, name in named.items() if name and any(_pictures(p, 1))}
     wanted = folders_of(there, split)
     if there and not wanted:
         raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(p.name for p in there)}")
