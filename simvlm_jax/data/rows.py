@@ -30,7 +30,7 @@ SPLITS = {
 }
 """How splits are named by people. Names with a year, and restval, are a part of their split."""
 _YEAR = re.compile(r"[a-z]+(19|20)\d\d")
-_JUNK = ("__macosx", "thumbs.db", "desktop.ini")
+_JUNK = ("__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information")
 
 
 class NoSuchSplit(FileNotFoundError, ValueError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import decoded, open_regular, read_text
-from simvlm_jax.data.rows import NoSuchSplit, Pictures, Rows, Understood, by_picture, group_of, visible
+from simvlm_jax.data.rows import PICTURES, NoSuchSplit, Pictures, Rows, Understood, by_picture, group_of, visible
 from simvlm_jax.data.tables import unquoted
 from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
@@ -45,8 +45,10 @@ def kind_of(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of captions in a folder, the plain one before those of lemmas and experts."""
-    found = [p for p in visible(folder) if p.is_file() and kind_of(p)]
+    """The files of captions in a folder, the plain one before those of lemmas and experts; none that is beside a picture."""
+    there = visible(folder)
+    pictures = {p.stem for p in there if p.suffix.lower() in PICTURES}
+    found = [p for p in there if p.stem not in pictures and p.is_file() and kind_of(p)]
     return [p for p in found if not re.search(r"lemma|expert|crowd", p.name, re.IGNORECASE)] or found
 
 
