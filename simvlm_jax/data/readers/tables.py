@@ -188,7 +188,9 @@ def _named(table: Table, number: int, line: int, row: Row) -> Any:
 
 
 def _short(row: Row) -> str:
-    return f"{row!r:.300}"
+    return json.dumps(row, ensure_ascii=False, default=lambda v: f"{len(v)} bytes" if isinstance(v, bytes) else str(v))[
+        :300
+    ]
 
 
 def _skipped(row: Row, left_out: Counter[str]) -> bool:
