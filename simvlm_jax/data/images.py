@@ -3,11 +3,22 @@
 import functools
 import importlib.util
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import BmpImagePlugin, IcnsImagePlugin, IcoImagePlugin, Image, ImageOps, Jpeg2KImagePlugin, PngImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    IcnsImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageOps,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+)
 
 MAX_PIXELS = 178_956_970
 """Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
@@ -16,30 +27,13 @@ MAX_DECODED = 2**29
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 4, "I;16B": 4, "I;16L": 4, "I;16N": 4, "I": 5, "F": 5}
 """Of a pixel of a mode, beside those of the RGB it becomes; 4 of the others."""
 MAX_IN_PYTHON = 2**22
-"""Pixels of a picture that Pillow decodes in Python (plain PPM, uncompressed DDS, run-length BMP ...), microseconds each."""
+"""Pixels of a picture that Pillow decodes in Python (QOI, packed FITS, BLP, plain PPM, run-length BMP ...), microseconds each."""
 FORMATS = (
-    *(
-        "JPEG",
-        "PNG",
-        "WEBP",
-        "GIF",
-        "BMP",
-        "TIFF",
-        "AVIF",
-        "HEIF",
-        "MPO",
-        "JPEG2000",
-        "PPM",
-        "TGA",
-        "ICO",
-        "DIB",
-        "PCX",
-    ),
-    *("DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FLI", "PCD", "PIXAR", "GBR"),
-    *("CUR", "DCX", "FTEX", "ICNS", "MCIDAS", "XVTHUMB", "IMT"),
-)
-"""What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not, nor
-FITS, QOI and BLP, which Pillow decodes in Python."""
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "MPO", "JPEG2000", "PPM", "TGA", "ICO", "DIB", "PCX"),
+    *("QOI", "DDS", "SGI", "SUN", "PSD", "XBM", "XPM", "MSP", "IM", "SPIDER", "FITS", "FLI", "PCD", "PIXAR", "GBR"),
+    *("BLP", "CUR", "DCX", "FTEX", "ICNS", "MCIDAS", "XVTHUMB", "IMT"),
+)  # fmt: skip
+"""What is decoded, as far as Pillow and its plugins can: pictures made of pixels. PostScript, EMF and other programs are not."""
 Box = tuple[float, float, float, float]
 """A region of a picture in pixels: left, top, right, bottom."""
 
@@ -66,7 +60,7 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # of odd icons and metadata, with no word of whose they are
-            if inside := _inside_icon(data):
+            if inside := _inside(data):
                 _check_pixels(inside, max_pixels)
                 _check_work(inside)
             image = Image.open(io.BytesIO(data), formats=_readable())
@@ -74,6 +68,7 @@ def decode(data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS, at_least: int
             if at_least is not None and image.format == "JPEG":
                 image.draft("RGB", (at_least, at_least))
             _check_work(image)
+            _check_packed(image, data)
             image.load()
             return as_rgb(image)
     except BadImage:
@@ -105,13 +100,31 @@ def _check_work(image: Image.Image) -> None:
         )
 
 
-def _inside_icon(data: bytes) -> Image.Image | None:
-    """The picture that an icon (ICO, ICNS) holds, opened, for it may be larger than the icon says; None of other files."""
-    find = _inside_ico if data[:4] == b"\0\0\1\0" else _inside_icns if data[:4] == b"icns" else None
+def _check_packed(image: Image.Image, data: bytes) -> None:
+    """Refuses a FITS whose packed data are larger than its pixels, for not every Pillow stops at these."""
+    for tile in getattr(image, "tile", ()):
+        if tile[0] == "fits_gzip":
+            most = 4 * image.width * image.height + 2**20
+            if len(zlib.decompressobj(wbits=31).decompress(data[tile[2] :], most)) == most:
+                raise BadImage(f"its packed data are more than its {image.width} x {image.height} pixels")
+
+
+def _inside(data: bytes) -> Image.Image | None:
+    """The picture that an ICO, ICNS or BLP holds, opened, for it may be larger than the file says; None of other files."""
+    find = {b"\0\0\1\0": _inside_ico, b"icns": _inside_icns, b"BLP1": _inside_blp}.get(data[:4])
     try:
         return find(io.BytesIO(data)) if find else None
     except Exception:  # what cannot be opened here, Pillow cannot open either
         return None
+
+
+def _inside_blp(file: io.BytesIO) -> Image.Image | None:
+    """The JPEG of a BLP, whose header stands apart from its data."""
+    data = file.getvalue()
+    (kind,), (start,), (length,), (header,) = (struct.unpack_from("<i", data, at) for at in (4, 28, 92, 156))
+    if kind:
+        return None  # pixels, of the size that is told
+    return JpegImagePlugin.JpegImageFile(io.BytesIO(data[160 : 160 + header] + data[start : start + length]))
 
 
 def _inside_ico(file: io.BytesIO) -> Image.Image:
@@ -139,11 +152,11 @@ def _opened_here(file: io.BytesIO, other: Callable[[io.BytesIO], Image.Image]) -
 
 @functools.cache
 def _readable() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads; HEIC too, where pillow-heif is installed."""
+    """Those of FORMATS that this Pillow reads, in its own order, for some (TGA) are told by very little; HEIC with pillow-heif."""
     if importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in Image.ID if name in FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
