@@ -34,7 +34,8 @@ from simvlm_jax.data.rows import (
     visible,
     walk,
 )
-from simvlm_jax.data.tables import TABLE_SUFFIXES, read_table
+from simvlm_jax.data.table_files import read_table
+from simvlm_jax.data.tables import TABLE_SUFFIXES
 
 MOST_SHARDS = 100_000
 """Files that a pattern may stand for."""

@@ -22,7 +22,8 @@ from simvlm_jax.core.files import MOST_BYTES as MOST_OF_A_MEMBER
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.images import BadImage, decode
 from simvlm_jax.data.readers.tars import Member, index_tar, picture_of, read_sample
-from simvlm_jax.data.tables import IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of, read_table
+from simvlm_jax.data.table_files import read_table
+from simvlm_jax.data.tables import IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of
 from simvlm_jax.jobs.fetch import fetched
 
 URL_COLUMNS = ("url", "image_url")

@@ -14,8 +14,9 @@ from simvlm_jax.core.files import BadFile, decoded
 from simvlm_jax.data.images import BadImage, decode, resize
 from simvlm_jax.data.scenes.builder import TASKS, make_examples
 from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import captions_of as captions_in
-from simvlm_jax.data.tables import listed, read_table
+from simvlm_jax.data.tables import listed
 
 
 def picture(mode="RGB", size=(40, 30), fmt="PNG", **save):

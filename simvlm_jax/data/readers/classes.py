@@ -22,7 +22,7 @@ from simvlm_jax.data.rows import (
     visible,
     walk,
 )
-from simvlm_jax.data.tables import read_table
+from simvlm_jax.data.table_files import read_table
 
 _NO_CLASS = re.compile(r"images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files", re.IGNORECASE)
 _SHARD = re.compile(r"\d{5,}")
