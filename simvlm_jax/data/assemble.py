@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
-from simvlm_jax.data.rows import Refused, group_of, is_of
 from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, open_split, without_pictures
+from simvlm_jax.data.splits import Refused, group_of, is_of
 from simvlm_jax.data.transforms import Pixels, answers_of, is_answered, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import MOST_BYTES, read_text
-from simvlm_jax.data.rows import PICTURES
+from simvlm_jax.data.folders import PICTURES
 from simvlm_jax.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Table, tidy
 
 MARKS = (",", "\t", ";", "|")

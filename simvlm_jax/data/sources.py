@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simvlm_jax.core.files import BadFile
+from simvlm_jax.data.folders import PICTURES, visible, walk
 from simvlm_jax.data.readers import annotations, classes, flickr, published, sidecars, tfds
 from simvlm_jax.data.readers.tables import from_tables
 from simvlm_jax.data.readers.tars import WebDatasetSource
 from simvlm_jax.data.readers.texts import TextSource
-from simvlm_jax.data.rows import (
-    PICTURES,
+from simvlm_jax.data.rows import Understood
+from simvlm_jax.data.splits import (
     SPLITS,
     NoSuchSplit,
     Refused,
-    Understood,
     folders_of,
     group_of,
     is_of,
@@ -31,8 +31,6 @@ from simvlm_jax.data.rows import (
     split_named,
     split_told,
     unnamed,
-    visible,
-    walk,
 )
 from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import TABLE_SUFFIXES

@@ -15,8 +15,8 @@ from PIL import Image
 
 from simvlm_jax.cli import main
 from simvlm_jax.data.readers.tars import CUT, index_tar
-from simvlm_jax.data.rows import NoSuchSplit, Refused, split_of
 from simvlm_jax.data.sources import open_source
+from simvlm_jax.data.splits import NoSuchSplit, Refused, split_of
 
 
 def pic(i=0, fmt="PNG"):

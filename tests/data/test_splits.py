@@ -7,8 +7,9 @@ import pytest
 from simvlm_jax.cli import main
 from simvlm_jax.core.build import load_config
 from simvlm_jax.data import assemble
-from simvlm_jax.data.rows import NoSuchSplit, Refused, walk
+from simvlm_jax.data.folders import walk
 from simvlm_jax.data.sources import open_asked, open_source, open_split
+from simvlm_jax.data.splits import NoSuchSplit, Refused
 from tests.data.test_layouts import coco, pic, put, write_tar
 
 ROW = "image,caption\n"

@@ -13,12 +13,12 @@ from PIL import Image
 
 from simvlm_jax.core.types import BaseModel
 from simvlm_jax.data.readers.classes import class_archive, class_folders
-from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
 from simvlm_jax.data.scenes.judge import judge
 from simvlm_jax.data.scenes.twins import KINDS, twins
 from simvlm_jax.data.sources import open_source, origin
+from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.engine import MissingCapability

@@ -9,9 +9,9 @@ import pytest
 from simvlm_jax.cli.eval_diff import compare
 from simvlm_jax.core.types import BaseModel
 from simvlm_jax.data.pipeline import TooManyBadExamples
-from simvlm_jax.data.rows import NoSuchSplit
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import Scene
+from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import FixPrefix, Pixels, Tokenize
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.answering import Classification, Generation, Ranking

@@ -10,24 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import MOST_TABLE, read_json
+from simvlm_jax.data.folders import PICTURES, visible
 from simvlm_jax.data.readers.tables import as_table, from_tables
-from simvlm_jax.data.rows import (
-    PICTURES,
-    NoSuchSplit,
-    Pictures,
-    Refused,
-    Row,
-    Rows,
-    Understood,
-    by_picture,
-    group_of,
-    names_of,
-    of_split,
-    part_of,
-    split_told,
-    unnamed,
-    visible,
-)
+from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
+from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, names_of, of_split, part_of, split_told, unnamed
 from simvlm_jax.data.tables import IMAGE_COLUMNS, texts
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "features.json", "config.json", "state.json", "package.json")

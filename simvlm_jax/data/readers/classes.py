@@ -6,22 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simvlm_jax.core.files import open_regular, read_bytes
+from simvlm_jax.data.folders import PICTURES, visible, walk
 from simvlm_jax.data.readers.published import unpacked
-from simvlm_jax.data.rows import (
-    PICTURES,
-    SPLITS,
-    NoSuchSplit,
-    Refused,
-    Rows,
-    Understood,
-    folders_of,
-    names_of,
-    needed,
-    split_named,
-    split_of,
-    visible,
-    walk,
-)
+from simvlm_jax.data.rows import Rows, Understood
+from simvlm_jax.data.splits import SPLITS, NoSuchSplit, Refused, folders_of, names_of, needed, split_named, split_of
 from simvlm_jax.data.table_files import read_table
 
 _NO_CLASS = re.compile(r"images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files", re.IGNORECASE)

@@ -13,7 +13,9 @@ from typing import Any
 
 from simvlm_jax.core.files import decoded, open_regular, read_text
 from simvlm_jax.data.delimited import unquoted
-from simvlm_jax.data.rows import PICTURES, NoSuchSplit, Pictures, Rows, Understood, by_picture, group_of, visible
+from simvlm_jax.data.folders import PICTURES, visible
+from simvlm_jax.data.rows import Pictures, Rows, Understood, by_picture
+from simvlm_jax.data.splits import NoSuchSplit, group_of
 from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
 

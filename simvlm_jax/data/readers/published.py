@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from simvlm_jax.core.files import MOST_BYTES, MOST_UNPACKED, BadFile, open_regular, read_json, read_text
+from simvlm_jax.data.folders import PICTURES
 from simvlm_jax.data.images import decode
 from simvlm_jax.data.readers.tar_headers import check_headers
-from simvlm_jax.data.rows import PICTURES, Rows, Understood, needed
+from simvlm_jax.data.rows import Rows, Understood
+from simvlm_jax.data.splits import needed
 
 
 def easy_vqa(folder: Path, split: str) -> Rows:

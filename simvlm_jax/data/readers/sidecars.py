@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import read_bytes
+from simvlm_jax.data.folders import PICTURES, visible, walk
 from simvlm_jax.data.readers.tars import not_fetched, read_texts
-from simvlm_jax.data.rows import PICTURES, NoSuchSplit, Understood, group_of, split_named, visible, walk
+from simvlm_jax.data.rows import Understood
+from simvlm_jax.data.splits import NoSuchSplit, group_of, split_named
 
 _BESIDE = (".json", ".caption", ".txt")
 

@@ -11,19 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.data.rows import (
-    NoSuchSplit,
-    Pictures,
-    Refused,
-    Row,
-    Rows,
-    Understood,
-    by_picture,
-    group_of,
-    is_of,
-    part_of,
-    split_named,
-)
+from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
+from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, is_of, part_of, split_named
 from simvlm_jax.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Table, caption_columns, captions_of, listed
 
 _ONE_TEXT = ("question", "hypothesis", "instruction")

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_json, read_text
+from simvlm_jax.data.folders import PICTURES
 from simvlm_jax.data.readers.tar_headers import check_tar
-from simvlm_jax.data.rows import PICTURES, Understood
+from simvlm_jax.data.rows import Understood
 from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import captions_of
 from simvlm_jax.text.lines import lines_of

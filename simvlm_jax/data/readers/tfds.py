@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import BadFile, read_json
-from simvlm_jax.data.rows import NoSuchSplit, Understood
+from simvlm_jax.data.rows import Understood
+from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.tables import texts
 from simvlm_jax.text.tokenizer import clean
 
