@@ -85,7 +85,8 @@ def embed_parts(
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {**_of_what(source, about), "rows": rows}
     path = folder / MANIFEST
-    if not path.exists() and any(folder.glob("part-*.npz")):
+    begun = any(folder.glob("part-*.npz"))  # asked first: whoever writes a part has written the manifest before it
+    if begun and not path.exists():
         raise ValueError(
             f"{folder} holds parts without the {MANIFEST} that says of what they are; remove it, or write elsewhere"
         )
@@ -164,7 +165,7 @@ def merge(folder: Path, out: Path) -> int | None:
         count = sum(map(len, keys))
         if not count:
             first = next(e for e in errors if len(e))[0]
-            shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
+            _end(folder)  # there is nothing to go on with
             raise ValueError(f"none of {manifest['examples']} pictures could be read; the first: {': '.join(first)}")
         about = json.dumps({k: v for k, v in manifest.items() if k != "rows"})
         with _written(out) as partial:
@@ -179,12 +180,13 @@ def merge(folder: Path, out: Path) -> int | None:
                     if len(own):
                         with np.load(p) as part:
                             file.write(np.ascontiguousarray(part["embeddings"], "<f4").tobytes())
-        shutil.rmtree(folder, ignore_errors=True)
+        _end(folder)
     return count
 
 
 def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) -> int | None:
     """The number of vectors in `out` if it holds just what is asked for. A folder of parts that `out` was made of ends."""
+    shutil.rmtree(_ended(folder), ignore_errors=True)  # of a process that was killed while it was at that
     try:
         _, keys, before = read_vectors(out)
     except (FileNotFoundError, ValueError):
@@ -192,7 +194,7 @@ def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) 
     if (folder / MANIFEST).is_file():  # its end was cut short
         parts = read_json(folder / MANIFEST, most=MOST_RECORD)
         if {k: v for k, v in parts.items() if k != "rows"} == before:
-            shutil.rmtree(folder, ignore_errors=True)
+            _end(folder)
     wanted = _of_what(source, about)
     return len(keys) if {**before, "run": ""} == {**wanted, "run": ""} else None
 
@@ -310,6 +312,18 @@ def _written(path: Path) -> Iterator[Path]:
     finally:
         if partial:
             partial.unlink(missing_ok=True)
+
+
+def _end(folder: Path) -> None:
+    """Removes a folder of parts, all at once for whoever looks: a process that comes by must not meet half of it."""
+    shutil.rmtree(_ended(folder), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rename(_ended(folder))
+    shutil.rmtree(_ended(folder), ignore_errors=True)
+
+
+def _ended(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.ended")
 
 
 def _path(folder: Path, part: int) -> Path:

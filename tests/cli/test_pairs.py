@@ -1,6 +1,7 @@
 """`simvlm embed`, `classify` and `search` on a run of a few steps: what they print, resume, refuse and find."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +250,24 @@ def test_a_part_that_is_there_is_not_made_again(tmp_path):
     assert merge(how["folder"], tmp_path / "x.npz") == len(source)
     assert sum(asked) == len(source) and not how["folder"].exists()
     assert merge(how["folder"], tmp_path / "x.npz") is None  # as for whoever comes second
+
+
+def test_a_process_that_begins_between_two_looks_at_the_folder(tmp_path, monkeypatch):
+    """Another writes the manifest and its first part just after this one has found no manifest: neither is in the way."""
+    source = open_source(SCENES, "test")
+    how = dict(embed=lambda images: images.reshape(len(images), -1).astype(np.float32), folder=tmp_path / "parts")
+    exists, begun = Path.exists, []
+
+    def late(path):
+        found = exists(path)
+        if path.name == "manifest.json" and not begun:
+            begun.append(path)
+            embed_parts(source, Pixels(16), about={}, rows=8, mine=lambda part: part == 0, **how)
+        return found
+
+    monkeypatch.setattr(Path, "exists", late)
+    assert embed_parts(source, Pixels(16), about={}, rows=8, mine=lambda part: part != 0, **how) == []
+    assert begun and merge(how["folder"], tmp_path / "x.npz") == len(source)
 
 
 def test_processes_that_begin_and_end_together(tmp_path):
