@@ -19,10 +19,12 @@ import threading
 import time
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def reserve_port() -> socket.socket:
+    """A free port of loopback, kept from other programs while the socket lives; the coordinator can listen on it all the same."""
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    taken.bind(("127.0.0.1", 0))
+    return taken
 
 
 def environment(index: int, args: argparse.Namespace, port: int) -> dict[str, str]:
@@ -66,7 +68,8 @@ def main() -> int:
             f"({os.environ['CUDA_VISIBLE_DEVICES']})"
         )
     command = [sys.executable, "-m", "simvlm_jax.main", *(args.rest[1:] if args.rest[:1] == ["--"] else args.rest)]
-    port = free_port()
+    reserved = reserve_port()
+    port = reserved.getsockname()[1]
     if args.dry_run:
         for i in range(args.processes):
             made = " ".join(f"{k}={shlex.quote(v)}" for k, v in environment(i, args, port).items())

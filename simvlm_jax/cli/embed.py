@@ -1,6 +1,7 @@
 """`simvlm embed RUN image ... --out x.npz`, or `--data PATH`: vectors of pictures, or of texts."""
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -103,17 +104,27 @@ def main(argv: list[str]) -> int:
             print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
-        if (before := made_before(out, folder, source, about)) is not None:
+        rows = (
+            args.part
+            or max(min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size, 1) * engine.batch_size
+        )
+        mine = lambda part: part % int(shards) == int(index)  # noqa: E731
+        share = f"running-{index}-of-{shards}.lock"
+        finished = functools.partial(made_before, out, folder, source, about)
+        if (before := finished()) is None:
+            try:
+                with held(folder, "embeds into", share):
+                    errors = embed_parts(
+                        source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size
+                    )
+            except (OSError, ValueError):  # another shard has just made the file of all, and removed the folder
+                if (before := finished()) is None:
+                    raise
+        if before is not None:
             print(f"{out} holds these {before} vectors already", file=sys.stderr)
             told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
             print(json.dumps(told) if args.json else f"{before} vectors in {out}")
             return 1 if before < len(source) else 0
-        batches = min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size
-        rows = args.part or max(batches, 1) * engine.batch_size
-        mine = lambda part: part % int(shards) == int(index)  # noqa: E731
-        share = f"running-{index}-of-{shards}.lock"
-        with held(folder, "embeds into", share):
-            errors = embed_parts(source, pixels, engine.embed_images, folder, about, rows, mine, engine.batch_size)
         for key, why in errors:
             print(f"error: {printable(key)}: {printable(why)}", file=sys.stderr)
         made = merge(folder, out)

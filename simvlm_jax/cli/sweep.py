@@ -15,22 +15,26 @@ BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
 
 def make_tokenizer(wanted: Any, folder: Path) -> Path:
     """The one tokenizer of all arms, trained on texts of all data sets that any of them reads."""
+    from simvlm_jax.core.lock import turn
     from simvlm_jax.data.assemble import spread_texts
     from simvlm_jax.data.sources import open_source
     from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
     made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
-    record = folder.with_name("tokenizer.json")
-    if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
-        raise ValueError(
-            f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
-            "another --workdir"
-        )
-    if not (folder / CONTRACT).exists():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(made_for), own=True)
-        texts = [t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)]
-        Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
+    with turn(folder.with_name(".tokenizer.lock")):  # another sweep may run other arms
+        record = folder.with_name("tokenizer.json")
+        if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
+            raise ValueError(
+                f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
+                "another --workdir"
+            )
+        if not (folder / CONTRACT).exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(record, json.dumps(made_for), own=True)
+            texts = [
+                t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)
+            ]
+            Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -190,6 +191,11 @@ def open_own(path: str | os.PathLike, mode: str) -> IO[str]:
         raise
 
 
+def partial_of(path: Path, suffix: str = ".partial") -> Path:
+    """A name beside `path` for a file that is being written, which no other process on any machine gives to its own."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
 def write_whole(path: str | os.PathLike, data: str | bytes, own: bool = False) -> None:
     """Writes a file so that a reader sees all of it or the old one; text as UTF-8.
 
@@ -209,8 +215,7 @@ def write_whole(path: str | os.PathLike, data: str | bytes, own: bool = False) -
             with os.fdopen(os.open(target, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC), "wb") as file:
                 file.write(data)
             return
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.unlink(missing_ok=True)
+        partial = partial_of(target)
         with partial.open("xb") as file:
             file.write(data)
             file.flush()

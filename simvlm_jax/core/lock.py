@@ -77,8 +77,10 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
 
 
 @contextlib.contextmanager
-def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[bool]:
     """Waits until no other process of this machine is inside, then does what is inside.
+
+    Yields whether that is sure: False on a file system without locks.
 
     Raises:
       BadFile: what stands in the lock's place is a link, a pipe or a device.
@@ -91,8 +93,9 @@ def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator
             say(f"waiting for another process that holds {path} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
-            pass
-        yield
+            yield False
+            return
+        yield True
 
 
 def _here() -> str:
@@ -119,7 +122,11 @@ class Record(Struct):
 def _record(path: Path) -> dict[str, Any]:
     """What the holder has written; {} where nothing can be read, or it is no record."""
     with contextlib.suppress(OSError, ValueError):
-        found = parse_json(read_bytes(path, MOST_BYTES), path.name)
+        for _ in range(5):  # the holder empties the file before it writes
+            if written := read_bytes(path, MOST_BYTES):
+                break
+            time.sleep(0.01)
+        found = parse_json(written, path.name)
         check(found, Record, path.name)
         return found
     return {}

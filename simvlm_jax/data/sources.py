@@ -136,7 +136,8 @@ class Cached:
             given = example = self._source[index]
             for transform in self._transforms:
                 example = transform(example, None)
-            self._kept[index] = example, {k: v for k, v in example.items() if v is given.get(k)}
+            untouched = {k: v for k, v in example.items() if v is given.get(k)}
+            self._kept.setdefault(index, (example, untouched))  # what another thread has made meanwhile stays
         return self._kept[index]
 
     def __repr__(self):

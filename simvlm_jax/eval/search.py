@@ -1,13 +1,13 @@
 """The best of many vectors: exactly, on the device, in flat memory; or nearly, by a graph of neighbours."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simvlm_jax.core.files import partial_of
 from simvlm_jax.core.layout import with_layout
 from simvlm_jax.eval.engine import Engine, filled
 from simvlm_jax.parallel.mesh import layout_of, replicated
@@ -64,7 +64,7 @@ def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path)
         graph = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = 200
         graph.add(vectors)  # pyright: ignore[reportCallIssue]
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial = partial_of(path)
         try:
             faiss.write_index(graph, str(partial))
             partial.replace(path)

@@ -25,6 +25,7 @@ from simvlm_jax.core.files import (
     open_own,
     open_regular,
     parse_json,
+    partial_of,
     read_bytes,
     read_json,
     write_whole,
@@ -185,18 +186,17 @@ def merge(folder: Path, out: Path) -> int | None:
 
 
 def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) -> int | None:
-    """The number of vectors in `out` if it holds just what is asked for. A folder of parts that `out` was made of ends."""
+    """The number of vectors in `out` if it holds just what is asked for. The folder of parts that `out` was made of is removed."""
     shutil.rmtree(_ended(folder), ignore_errors=True)  # of a process that was killed while it was at that
     try:
         _, keys, before = read_vectors(out)
     except (FileNotFoundError, ValueError):
         return None
-    if (folder / MANIFEST).is_file():  # its end was cut short
+    with contextlib.suppress(FileNotFoundError):  # which is there if its process was killed before it could remove it
         parts = read_json(folder / MANIFEST, most=MOST_RECORD)
         if {k: v for k, v in parts.items() if k != "rows"} == before:
             _end(folder)
-    wanted = _of_what(source, about)
-    return len(keys) if {**before, "run": ""} == {**wanted, "run": ""} else None
+    return len(keys) if {**before, "run": ""} == {**_of_what(source, about), "run": ""} else None
 
 
 def stamp(path: str, out: Path) -> str:
@@ -301,8 +301,7 @@ def _written(path: Path) -> Iterator[Path]:
     partial = None
     try:
         target = followed(path)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.npz")
-        partial.unlink(missing_ok=True)
+        partial = partial_of(target, ".npz")
         yield partial
         partial.replace(target)
     except OSError as e:

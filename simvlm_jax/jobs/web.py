@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.core.files import MOST_BYTES as MOST_OF_A_MEMBER
-from simvlm_jax.core.files import read_bytes
+from simvlm_jax.core.files import partial_of, read_bytes
 from simvlm_jax.data.images import BadImage, decode
 from simvlm_jax.data.readers.tars import Member, index_tar, picture_of, read_sample
 from simvlm_jax.data.table_files import read_table
@@ -334,7 +334,7 @@ def write_records(path: Path, examples: list[bytes]) -> None:
     """
     from array_record.python import array_record_module
 
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         writer = array_record_module.ArrayRecordWriter(os.fspath(partial), "group_size:1")
         for example in examples:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,13 +29,16 @@ from simvlm_jax.jobs.web import Part, Settings
 
 NAME = "web"
 
+_IN_PROCESS = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+"""What Beam's DirectRunner comes to, after it has tried to fetch a program from the web."""
+
 
 def prepare(
     inputs: Sequence[str], out: str, settings: Settings, split: str = "train", options: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Turns inputs (patterns of tars and tables) into a TFDS data set at `out`; gives the counts.
 
-    options: Beam's own flags, such as --runner=DataflowRunner.
+    options: Beam's own flags, such as --runner=DataflowRunner; without a runner, the one inside this process.
 
     Raises:
       ValueError: an input that is not there or cannot be read, a flag that Beam does not know, an `out` that other settings
@@ -44,6 +48,8 @@ def prepare(
     if absent := [pattern for pattern, paths in matches.items() if not paths]:
         raise ValueError(f"no input matches {', '.join(absent)}")
     _check_options(options)
+    if not any(o.partition("=")[0] == "--runner" for o in options):
+        options = [*options, _IN_PROCESS]
     found = sorted({path for paths in matches.values() for path in paths})
     work = FileSystems.join(out, "work")
     _claim(FileSystems.join(work, f"{split}.settings.json"), settings, found)
@@ -250,13 +256,16 @@ def _write_whole(name: str, data: bytes | str) -> None:
     Raises:
       OSError: it cannot be written; the message names the file.
     """
-    folder, partial = name.rpartition("/")[0], name + ".partial"
+    folder, partial = (
+        name.rpartition("/")[0],
+        f"{name}.{secrets.token_hex(4)}.partial",
+    )  # a bundle may run twice at once
     with contextlib.suppress(OSError):  # it is there
         FileSystems.mkdirs(folder)
     try:
         with FileSystems.create(partial, compression_type="uncompressed") as f:
             f.write(data if isinstance(data, bytes) else data.encode())
-        if FileSystems.exists(name):
+        if "://" in name and FileSystems.exists(name):  # not every store replaces a file by renaming another
             FileSystems.delete([name])
         FileSystems.rename([partial], [name])
     except OSError as e:

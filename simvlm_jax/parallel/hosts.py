@@ -204,7 +204,7 @@ class Heart:
     def others_ended(self) -> bool:
         """Waits until all others have said that they end; False where they have not while they could have heard of it."""
         until = time.monotonic() + 1.5 * self._patience
-        while not all(r["ended"] for r in self._others()):
+        while sum(bool(r["ended"]) for r in self._others()) < self.count - 1:
             if time.monotonic() > until:
                 return False
             time.sleep(self._interval)

@@ -22,6 +22,7 @@ from scipy import stats
 
 from simvlm_jax.core.build import load_config
 from simvlm_jax.core.files import MOST_RECORD, read_json, write_whole
+from simvlm_jax.core.lock import turn
 from simvlm_jax.core.schema import check as check_value
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.run.directory import RunDir
@@ -347,11 +348,16 @@ class Clock:
 
     def __init__(self, folder: Path):
         self._path = folder / "seconds.json"
-        self.seconds: dict[str, float] = read_json(self._path, most=MOST_RECORD) if self._path.exists() else {}
-        check_value(self.seconds, dict[str, float], str(self._path))
+        self.seconds = self._read()
+
+    def _read(self) -> dict[str, float]:
+        seconds = read_json(self._path, most=MOST_RECORD) if self._path.exists() else {}
+        check_value(seconds, dict[str, float], str(self._path))
+        return seconds
 
     def add(self, path: Path, seconds: float) -> None:
         """Adds what an attempt took: a stage that was cut short takes the sum of its attempts."""
-        self.seconds[str(path)] = self.seconds.get(str(path), 0.0) + seconds
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, json.dumps(self.seconds, indent=1), own=True)
+        with turn(self._path.with_name(".seconds.lock")):  # another sweep may run other arms
+            self.seconds = self._read()
+            self.seconds[str(path)] = self.seconds.get(str(path), 0.0) + seconds
+            write_whole(self._path, json.dumps(self.seconds, indent=1), own=True)

@@ -223,6 +223,19 @@ def test_shards_and_resumption(run, tmp_path, monkeypatch, capsys):
     a, b = read_vectors(whole), read_vectors(parts)
     np.testing.assert_array_equal(a[1], b[1])
     np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+    capsys.readouterr()
+
+    def overtaken(source, pixels, embed, folder, about, rows, mine, chunk):
+        """The other shards end, and the folder with them, just as this one, started again, begins."""
+        embed_parts(source, pixels, embed, folder, about, rows, chunk=chunk)
+        merge(folder, tmp_path / "late.npz")
+        raise FileNotFoundError("the folder is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "embed_parts", overtaken)
+        assert main([*base, "--out", str(tmp_path / "late.npz"), "--shard", "1/3"]) == 0
+    assert f"{len(a[0])} vectors in" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_vectors(tmp_path / "late.npz")[0], a[0])
     assert main([*base, "--out", str(tmp_path / "q.npz"), "--shard", "0/3"]) == 0
     capsys.readouterr()
     assert main([*base[:-1], "6", "--out", str(tmp_path / "q.npz")]) == 1
@@ -258,8 +271,8 @@ def test_a_process_that_begins_between_two_looks_at_the_folder(tmp_path, monkeyp
     how = dict(embed=lambda images: images.reshape(len(images), -1).astype(np.float32), folder=tmp_path / "parts")
     exists, begun = Path.exists, []
 
-    def late(path):
-        found = exists(path)
+    def late(path, **how_to_look):
+        found = exists(path, **how_to_look)
         if path.name == "manifest.json" and not begun:
             begun.append(path)
             embed_parts(source, Pixels(16), about={}, rows=8, mine=lambda part: part == 0, **how)

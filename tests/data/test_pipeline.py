@@ -183,3 +183,18 @@ def test_cached_source_reads_once():
 
     cached = Cached(Counting(5), [lambda e, rng: {**e, "seen": True}])
     assert cached[2] is cached[2] and cached[2]["seen"] and reads == [2]
+
+
+def test_an_example_that_two_threads_make_at_once_is_one():
+    """The one of the slower thread must not take the place of the other: what is untouched is told by identity."""
+
+    class Slow(Words):
+        def __getitem__(self, index):
+            if not meanwhile:
+                meanwhile.append(None)
+                meanwhile.append(cached[index])
+            return {**super().__getitem__(index), "label": [index]}
+
+    meanwhile = []
+    cached = Cached(Slow(5))
+    assert cached[2] is meanwhile[1] and cached.untouched(2)["label"] is meanwhile[1]["label"]

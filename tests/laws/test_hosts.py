@@ -33,7 +33,21 @@ def launch(workdir, processes, devices, *more):
     command += [f"--config.train.steps={STEPS}", f"--config.hosts.patience={PATIENCE}", *more]
     with workdir.with_suffix(".log").open("a") as log:
         env = {**os.environ, "XLA_FLAGS": ""}
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    launched.append(process)
+    return process
+
+
+launched = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def none_goes_on():
+    """After a failure nothing of it goes on beside the tests that follow: the launcher hands SIGTERM to its processes."""
+    yield
+    for process in launched:
+        if process.poll() is None:
+            process.terminate()
 
 
 def finish(workdir, processes, devices):
@@ -125,8 +139,9 @@ def test_a_stop_is_agreed_on(tmp_path, whole, how):
     """Both processes stop at the same step, and the run continues with the same samples."""
     path = tmp_path / "stopped"
     process = launch(path, 2, 2)
+    until = time.monotonic() + 300
     while logged(path) < 5:
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < until, path.with_suffix(".log").read_text()[-3000:]
         time.sleep(0.01)
     if how == "SIGTERM to one process":
         os.kill(beats(path)[1]["pid"], signal.SIGTERM)
@@ -157,9 +172,10 @@ print("sum", float(jax.jit(lambda x: (2 * x).sum(), out_shardings=replicated(mes
 @pytest.mark.slow
 def test_a_process_may_prepare_or_compile_for_longer_than_gloo_waits():
     """Gloo's first meeting of devices fails after 30 seconds; here one process is late by more, once each."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
+    reserved = socket.socket()  # as launch/local.py does
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{reserved.getsockname()[1]}"
     flags = "--xla_force_host_platform_device_count=2"
     processes = [
         subprocess.Popen(
@@ -172,9 +188,14 @@ def test_a_process_may_prepare_or_compile_for_longer_than_gloo_waits():
         )
         for i in range(2)
     ]
-    for process in processes:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0 and "sum 12.0" in said, said
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0 and "sum 12.0" in said, said
+    finally:
+        for process in processes:
+            process.kill()
+        reserved.close()
 
 
 def test_what_would_be_started(tmp_path):

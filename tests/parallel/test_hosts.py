@@ -100,10 +100,12 @@ def test_those_are_late_that_have_not_come_as_far(heart, mine, theirs):
         if i == mine:
             break
     beat(heart, 1, step=step, stage=stage, turn=turn)
+    heart._patience = 600.0  # whatever the machine does meanwhile, nobody is silent for some beats of a minute
     heart._verdict()
     (record,) = heart._others()
     assert heart._behind(record) is (theirs < mine or (theirs == mine and stage == "checkpoint"))
-    time.sleep(4 * heart._interval)
+    beat_seen, since = heart._seen[1]
+    heart._seen[1] = beat_seen, since - 4 * heart._interval
     assert heart._behind(record)  # silent for some beats
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from simvlm_jax.core.lock import held
 with held(Path(sys.argv[1])):
     print("in", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 WAIT = """
 import sys, time
@@ -98,12 +98,11 @@ def test_three_prepare_at_once_and_what_a_kill_left_goes(tmp_path):
     left.mkdir(parents=True)
     code = "from simvlm_jax.cli import main; import sys; sys.exit(main(['data', 'prepare', 'captions-32px-8_8_8_8', '--json']))"
     words = [sys.executable, "-c", code]
-    processes = [
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) for _ in range(3)
-    ]
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+    errors = [(tmp_path / f"{i}.err").open("w+") for i in range(3)]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=err, env=env, text=True) for err in errors]
+    for process, err in zip(processes, errors, strict=True):
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, err.seek(0) or err.read()
         assert json.loads(out.splitlines()[-1])["splits"]["train"] == 8
     assert not left.exists()
 

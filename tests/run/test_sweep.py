@@ -15,7 +15,7 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.nn.sizes import TOWERS, Size
 from simvlm_jax.run.directory import recorded
 from simvlm_jax.run.load import build_model
-from simvlm_jax.run.sweep import Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
+from simvlm_jax.run.sweep import Clock, Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
 from tests.conftest import ROOT, SCENES
 
 FAMILY = str(ROOT / "configs" / "sweeps" / "family.py")
@@ -34,6 +34,14 @@ def test_arms_cost_the_same():
     assert by_arm["patches"].stages[0].config.train.steps > by_arm["full"].stages[0].config.train.steps
     assert by_arm["full"].stages[1].config.train.init_from == (str(by_arm["full"].stages[0].path),)
     assert [t.seed for t in made[: len(sweep.arms)]] == [0] * len(sweep.arms)  # seed by seed
+
+
+def test_two_sweeps_at_once_keep_each_others_seconds(tmp_path):
+    one, two = Clock(tmp_path), Clock(tmp_path)
+    one.add(Path("a"), 1.0)
+    two.add(Path("b"), 2.0)
+    one.add(Path("b"), 3.0)
+    assert one.seconds == Clock(tmp_path).seconds == {"a": 1.0, "b": 5.0}
 
 
 def test_every_claim_is_about_an_arm():

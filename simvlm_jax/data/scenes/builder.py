@@ -160,10 +160,10 @@ def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), say):
+        with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), say) as alone:
             if (folder / "dataset_info.json").is_file():  # another process has made it in the meantime
                 return builder(name, data_dir)
-            for left in folder.parent.glob("incomplete.*"):  # by a process that was killed, for nobody else is here
+            for left in folder.parent.glob("incomplete.*") if alone else ():  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             with contextlib.redirect_stdout(sys.stderr):  # TFDS talks on stdout, which belongs to commands with --json
                 made.download_and_prepare()
