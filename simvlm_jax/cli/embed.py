@@ -104,10 +104,8 @@ def main(argv: list[str]) -> int:
             print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
-        rows = (
-            args.part
-            or max(min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size, 1) * engine.batch_size
-        )
+        batches = min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size
+        rows = args.part or max(batches, 1) * engine.batch_size
         mine = lambda part: part % int(shards) == int(index)  # noqa: E731
         share = f"running-{index}-of-{shards}.lock"
         finished = functools.partial(made_before, out, folder, source, about)

@@ -256,12 +256,9 @@ def _write_whole(name: str, data: bytes | str) -> None:
     Raises:
       OSError: it cannot be written; the message names the file.
     """
-    folder, partial = (
-        name.rpartition("/")[0],
-        f"{name}.{secrets.token_hex(4)}.partial",
-    )  # a bundle may run twice at once
+    partial = f"{name}.{secrets.token_hex(4)}.partial"  # a bundle may run twice at once
     with contextlib.suppress(OSError):  # it is there
-        FileSystems.mkdirs(folder)
+        FileSystems.mkdirs(name.rpartition("/")[0])
     try:
         with FileSystems.create(partial, compression_type="uncompressed") as f:
             f.write(data if isinstance(data, bytes) else data.encode())
