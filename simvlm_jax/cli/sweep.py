@@ -1,6 +1,7 @@
 """`simvlm sweep configs/sweeps/X.py [--out DOC.md]`: arms and seeds at equal compute, resumable, one table and figure."""
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -21,7 +22,8 @@ def make_tokenizer(wanted: Any, folder: Path) -> Path:
     from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
     made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
-    with turn(folder.with_name(".tokenizer.lock")):  # another sweep may run other arms
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    with turn(folder.with_name(".tokenizer.lock"), say):  # another sweep may run other arms
         record = folder.with_name("tokenizer.json")
         if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
             raise ValueError(

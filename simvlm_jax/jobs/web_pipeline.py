@@ -194,6 +194,8 @@ def _finish(records: list[dict[str, Any]], out: str, split: str) -> None:
         raise _not_written(out, e) from e
     provenance = {"counts": counts, "shards": full, "parts_without_examples": [r for r in records if not r["out"]]}
     _write_whole(FileSystems.join(out, f"{split}.provenance.json"), json.dumps(provenance, indent=1))
+    begun = FileSystems.match([FileSystems.join(out, f"{NAME}-{split}.*.partial")])[0].metadata_list
+    FileSystems.delete([m.path for m in begun])  # by workers that were killed
 
 
 def _claim(path: str, settings: Settings, inputs: list[str]) -> None:

@@ -186,7 +186,9 @@ def test_a_cut_run_goes_on_and_gives_the_same_bytes(tar, tmp_path, monkeypatch):
         return build(part, *args, **kwargs)
 
     monkeypatch.setattr(web, "build", counted)
+    (tmp_path / "out" / "web-train.array_record-00000-of-00003.0123abcd.partial").write_bytes(b"cut")
     prepared([tar], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.partial"))
     assert 16 in made and len(made) < 3  # what was finished was not made again
     shards = sorted(p.name for p in (tmp_path / "whole").glob("web-train*"))
     assert len(shards) == 3
