@@ -1,4 +1,4 @@
-"""What the CPU settings of `simvlm_jax.main` are worth: median step time of the built-in run's model, with and without.
+"""What parallel/environment.py is worth on CPU: median step time of the built-in run's model, with and without.
 
     python benchmarks/cpu_step.py > benchmarks/cpu_step.md
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from simvlm_jax.main import CPU_FLAGS
+from simvlm_jax.parallel.environment import CPU_FLAGS
 
 PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 ROUNDS, STEPS, BATCH = 3, 20, 64

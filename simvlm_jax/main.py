@@ -7,7 +7,6 @@ process was lost (the same command continues), 1 an error.
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import signal
 import sys
@@ -236,40 +235,6 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     say(f"report: {directory.report}")
 
 
-def use_huge_pages() -> None:
-    """Restarts the process with huge pages in malloc, which glibc takes from its environment alone.
-
-    XLA allocates its temporaries anew at every step; on CPU a sixth of a small model's step was page faults.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
-    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
-    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
-}
-
-
-def setup_xla() -> None:
-    """The XLA flags under which small models train fastest on CPU; those in XLA_FLAGS go before them."""
-    given = os.environ.get("XLA_FLAGS", "")
-    flags = CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
-    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if f.partition("=")[0] not in given), given]).strip()
-
-
-def setup_jax() -> None:
-    """The compilation cache, so that a second run starts at once; JAX_COMPILATION_CACHE_DIR overrides the place."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parses flags and runs; errors of users are one line."""
     from absl import app, flags, logging
@@ -322,6 +287,8 @@ def main(argv: list[str] | None = None) -> None:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         file, _, variant = path.partition(":")
         name = Path(file).stem + (f"-{variant.replace('/', '')}" if variant else "")
+        from simvlm_jax.parallel.environment import setup_jax, setup_xla
+
         setup_xla()
         setup_jax()
         from simvlm_jax.parallel.hosts import join, leave
@@ -361,5 +328,7 @@ def _line_of(e: Exception) -> str:
 
 
 if __name__ == "__main__":
+    from simvlm_jax.parallel.environment import use_huge_pages
+
     use_huge_pages()
     main()

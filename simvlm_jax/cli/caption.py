@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.decode.sampling import Sampler
     from simvlm_jax.eval.engine import Engine
     from simvlm_jax.jobs.embed import FileList
-    from simvlm_jax.main import setup_jax
+    from simvlm_jax.parallel.environment import setup_jax
     from simvlm_jax.run.load import load_run
 
     if args.batch_size < 1:

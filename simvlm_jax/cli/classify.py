@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.eval.suite import probabilities
     from simvlm_jax.eval.zero_shot import check_templates, read_prompts
     from simvlm_jax.jobs.embed import FileList
-    from simvlm_jax.main import setup_jax
+    from simvlm_jax.parallel.environment import setup_jax
 
     labels = tuple(dict.fromkeys(name.strip() for name in (args.labels or "").split(",") if name.strip()))
     templates: tuple[str, ...] = tuple(args.template or ("{a} {name}",))

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         stamp,
         write_arrays,
     )
-    from simvlm_jax.main import setup_jax
+    from simvlm_jax.parallel.environment import setup_jax
     from simvlm_jax.run.directory import not_of_a_run
     from simvlm_jax.text.lines import lines_of
 

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from simvlm_jax.core.build import variants_of
-    from simvlm_jax.main import setup_jax
+    from simvlm_jax.parallel.environment import setup_jax
 
     files = args.configs or sorted(str(p) for p in HERE.glob("*.py") if p.stem not in ("parts", "__init__"))
     if not files:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.eval.search import approximate, exact
     from simvlm_jax.jobs.embed import FileList, read_vectors
-    from simvlm_jax.main import setup_jax
+    from simvlm_jax.parallel.environment import setup_jax
 
     vectors, keys, about = read_vectors(Path(args.index))
     if about.get("of") != "images":

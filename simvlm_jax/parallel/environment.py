@@ -1,0 +1,40 @@
+"""The process around JAX: huge pages, XLA flags and the compilation cache. Nothing here imports jax before it must."""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
+    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
+    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
+}
+"""XLA flags under which small models train fastest on CPU."""
+
+
+def use_huge_pages() -> None:
+    """Restarts the process with huge pages in malloc, which glibc takes from its environment alone.
+
+    XLA allocates its temporaries anew at every step; on CPU a sixth of a small model's step was page faults.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def setup_xla() -> None:
+    """Sets the XLA flags under which small models train fastest on CPU; those in XLA_FLAGS go before them."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
+    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if f.partition("=")[0] not in given), given]).strip()
+
+
+def setup_jax() -> None:
+    """Sets the compilation cache, so that a second run starts at once; JAX_COMPILATION_CACHE_DIR overrides the place."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
