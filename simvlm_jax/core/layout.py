@@ -77,6 +77,12 @@ def constrain(x: jax.Array, letters: Letters) -> jax.Array:
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.activation(letters, x.shape))
 
 
+def constrain_gradient(x: jax.Array, letters: Letters) -> jax.Array:
+    """A parameter's gradient, or a part of it, laid out as the parameter is kept: summed over devices into its shards."""
+    layout = _LAYOUT.get()
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.parameter(letters, x.shape))
+
+
 def row_split(rows: int) -> tuple[jax.sharding.Mesh, tuple[str, ...]] | None:
     """The mesh and the axes of it that split so many rows of a batch; None where every device holds them all."""
     layout = _LAYOUT.get()
