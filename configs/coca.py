@@ -56,7 +56,7 @@ def probe():
     config.data.eval.path = "scenes/classes"
     config.data.eval.splits = dict(test="test")
     pixels = spec(f"{parts.TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"))
-    config.data.train.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"))
+    config.data.train.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"), parts.keep("image", "label"))
     config.data.labels.size = 64
     config.train.update(
         steps=200, batch_size=128, accumulate=1, trainable=(("probe_", True), (".*", False)), init_from=("runs/coca",)

@@ -14,6 +14,7 @@ from configs import parts, prefixlm
 from simvlm_jax.core.build import spec
 
 TRANSFORMS, ANSWERING = "simvlm_jax.data.transforms", "simvlm_jax.eval.answering"
+PREFIXED = ("text", "text_mask", "prefix_length")
 
 
 def get_config(variant: str = "vqa"):
@@ -55,7 +56,9 @@ def paper(size: str):
 def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = False):
     """A linear classifier over the most frequent answers; the question goes into the encoder beside the image."""
     rows = (spec(f"{TRANSFORMS}:Tokenize", field=field), spec(f"{TRANSFORMS}:FixPrefix", whole=True))
-    config.data.train.update(path=path, transforms=(_pixels(config), *rows, spec(f"{TRANSFORMS}:Label", soft=soft)))
+    kept = parts.keep("image", *PREFIXED, "label", *(("scores",) if soft else ()))
+    label = spec(f"{TRANSFORMS}:Label", soft=soft)
+    config.data.train.update(path=path, transforms=(_pixels(config), *rows, label, kept))
     config.data.labels.size = 3129
     config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=rows))
 
@@ -63,7 +66,8 @@ def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = 
 def vqa_open(config, path: str = "scenes/vqa"):
     """Answers as text, after the question as prefix: generated, and ranked among the answer list (section 4.3)."""
     rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="question", answer="answer"), spec(f"{TRANSFORMS}:DrawSeed"))
-    config.data.train.update(path=path, transforms=(_pixels(config), *rows))
+    kept = parts.keep("image", *PREFIXED, "seed")
+    config.data.train.update(path=path, transforms=(_pixels(config), *rows, kept))
     config.data.labels.size = 3129
     config.eval.suites = dict(
         generate=spec(f"{ANSWERING}:Generation", how=parts.decoding(max_length=8)),
@@ -83,7 +87,8 @@ def transfer(config):
     after = dict(slots=room, field="hypothesis")
     read, seen = (spec(f"{TRANSFORMS}:TokenizeAfter", **after, read=read) for read in (True, False))
     config.text.length = room + 32
-    config.data.train.update(path="scenes/entail", split="train[:75%]", transforms=(read, spec(f"{TRANSFORMS}:Label")))
+    rows = (read, spec(f"{TRANSFORMS}:Label"), parts.keep(*PREFIXED, "label"))
+    config.data.train.update(path="scenes/entail", split="train[:75%]", transforms=rows)
     config.data.labels.size = 3
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]")
     classify = f"{ANSWERING}:Classification"
@@ -108,7 +113,8 @@ def captions(config):
 def translate(config):
     """Image-conditioned translation, the source text as prefix (Multi30k)."""
     rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="source", answer="target"), spec(f"{TRANSFORMS}:DrawSeed"))
-    config.data.train.update(path="scenes/translate", transforms=(_pixels(config), *rows))
+    kept = parts.keep("image", *PREFIXED, "seed")
+    config.data.train.update(path="scenes/translate", transforms=(_pixels(config), *rows, kept))
     if config.model.size == "tiny":  # a new language needs new pieces: the tokenizer is made anew, the embedding too
         start = {"run": config.train.init_from[0], "map": (("embedding", None),)}
         config.train.init_from = (start,)

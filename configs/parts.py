@@ -11,16 +11,22 @@ TEMPERATURE = (("logit_scale/log", (0.0, math.log(100))),)
 TRANSFORMS = "simvlm_jax.data.transforms"
 
 
-def text_transforms(empty: float = 0.0):
+def keep(*keys: str) -> ConfigDict:
+    """The end of every list of transforms: the keys of a row."""
+    return spec(f"{TRANSFORMS}:Keep", keys=keys)
+
+
+def text_transforms(empty: float = 0.0, more: tuple[str, ...] = ()):
     """Text to ids, and the draws that objectives need (`empty`: share of prefixes that hold no text on purpose)."""
     prefix = spec(f"{TRANSFORMS}:DrawPrefix", empty=empty)
-    return (spec(f"{TRANSFORMS}:Tokenize"), prefix, spec(f"{TRANSFORMS}:DrawSeed"))
+    rows = keep(*more, "text", "text_mask", "prefix_length", "seed")
+    return (spec(f"{TRANSFORMS}:Tokenize"), prefix, spec(f"{TRANSFORMS}:DrawSeed"), rows)
 
 
 def image_text_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0, empty: float = 0.0):
     """Pixels first (see transforms.Pixels), then one caption as text."""
     pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest, mirror=mirror)
-    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms(empty))
+    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), *text_transforms(empty, ("image",)))
 
 
 def decoding(**fields) -> ConfigDict:
@@ -36,7 +42,8 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
 def pair_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0):
     """Pixels first, then one caption as text: what contrastive models read."""
     pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest, mirror=mirror)
-    return (pixels, spec(f"{TRANSFORMS}:ChooseCaption"), spec(f"{TRANSFORMS}:Tokenize"))
+    words = (spec(f"{TRANSFORMS}:ChooseCaption"), spec(f"{TRANSFORMS}:Tokenize"))
+    return (pixels, *words, keep("image", "text", "text_mask"))
 
 
 def zero_shot(**fields) -> ConfigDict:

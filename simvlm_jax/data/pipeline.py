@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.core.types import Batch
-from simvlm_jax.data.sources import Cached, Source
+from simvlm_jax.data.sources import Source
+from simvlm_jax.data.transforms import BadTransforms, Keep
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
-_ROW_KEYS = ("image", "text", "text_mask", "prefix_length", "seed", "label", "scores", "cut")
 _MAX_TRIES = 20
 
 
@@ -26,7 +26,11 @@ _MAX_TRIES = 20
 class Part:
     """A source, how its examples become rows, and how many rows it gives to every batch.
 
+    transforms: the last is a Keep, which names the keys of a row.
     group: "" for rows of the batch itself, or the key of the nested batch they belong to ("documents").
+
+    Raises:
+      BadTransforms: the list ends in another transform.
     """
 
     name: str
@@ -34,6 +38,14 @@ class Part:
     transforms: Sequence[Transform]
     rows: int
     group: str = ""
+
+    def __post_init__(self):
+        if not (self.transforms and isinstance(self.transforms[-1], Keep)):
+            last = f"end with {type(self.transforms[-1]).__name__}" if self.transforms else "are none"
+            raise BadTransforms(
+                f"the transforms of {self.name!r} {last}, so nothing says what a row holds; end them with Keep, as in "
+                '`spec("simvlm_jax.data.transforms:Keep", keys=("image", "text", "text_mask"))`'
+            )
 
 
 class TooManyBadExamples(ValueError):
@@ -109,10 +121,10 @@ class Pipeline:
         groups: dict[str, list[dict[str, Any]]] = {}
         for p, order in zip(self.parts, self._order, strict=True):
             for place in self._mine[p.name]:
-                row = self._row(p, order, step * p.rows + place)
+                row, cut = self._row(p, order, step * p.rows + place)
                 with self._lock:
                     self._drawn[p.name] += 1
-                    self._cut[p.name] += bool(row.pop("cut", 0))
+                    self._cut[p.name] += cut
                 groups.setdefault(p.group, []).append(row)
         batch = _stack(groups.pop(""))
         return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
@@ -144,33 +156,35 @@ class Pipeline:
             counts = Counter[int]()
             for index in range(min(p.rows, 8)):
                 with contextlib.suppress(Exception):  # which is told when it is drawn
-                    row = self._made(p, int(order[index]), np.random.default_rng((self._part_seed(p), index)))
+                    row, _ = self._made(p, int(order[index]), np.random.default_rng((self._part_seed(p), index)))
                     if "image" in row:
                         counts[len(row["image"])] += 1
             with self._lock:
                 self._images[p.name] = counts.most_common(1)[0][0] if counts else None
         return self._images[p.name]
 
-    def _made(self, p: Part, position: int, rng: np.random.Generator) -> dict[str, Any]:
-        example = given = p.source[position]
-        for transform in p.transforms:
+    def _made(self, p: Part, position: int, rng: np.random.Generator) -> tuple[dict[str, Any], bool]:
+        """(the row of an example, whether its text has lost pieces)."""
+        *before, keep = p.transforms
+        example = p.source[position]
+        for transform in before:
             example = transform(example, rng)
-        # what no transform has made is a column of the data that happens to have the name
-        theirs = p.source.untouched(position) if isinstance(p.source, Cached) else given
-        row = {k: example[k] for k in _ROW_KEYS if k in example and example[k] is not theirs.get(k)}
-        return {**row, "id": np.int64(position), "weight": np.float32(1)}
+        row = {**keep(example, rng), "id": np.int64(position), "weight": np.float32(1)}
+        return row, "text" in row and bool(example.get("cut", 0))
 
-    def _row(self, p: Part, order: Any, index: int) -> dict[str, Any]:
+    def _row(self, p: Part, order: Any, index: int) -> tuple[dict[str, Any], bool]:
         rng = np.random.default_rng((self._part_seed(p), index))
         position = int(order[index])
         images = self._images_a_row(p, order)
         for _ in range(_MAX_TRIES):
             try:
-                row = self._made(p, position, rng)
+                row, cut = self._made(p, position, rng)
                 if "image" in row and images is not None and len(row["image"]) != images:
                     raise ValueError(f"it has {len(row['image'])} images, where others have {images}")
                 self.quarantine.good()
-                return row
+                return row, cut
+            except BadTransforms:
+                raise
             except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)
                 position = int(rng.integers(len(p.source)))

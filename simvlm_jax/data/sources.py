@@ -116,7 +116,7 @@ class Cached:
     def __init__(self, source: Source, transforms: Sequence[Callable] = ()):
         self._source, self._transforms = source, tuple(transforms)
         self.understood = understood(source)
-        self._kept: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._kept: dict[int, dict[str, Any]] = {}
 
     def __len__(self):
         return len(self._source)
@@ -125,19 +125,11 @@ class Cached:
         return self._source.key(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._both(index)[0]
-
-    def untouched(self, index: int) -> dict[str, Any]:
-        """What of an example is as the data has it, made by no transform."""
-        return self._both(index)[1]
-
-    def _both(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         if index not in self._kept:
-            given = example = self._source[index]
+            example = self._source[index]
             for transform in self._transforms:
                 example = transform(example, None)
-            untouched = {k: v for k, v in example.items() if v is given.get(k)}
-            self._kept.setdefault(index, (example, untouched))  # what another thread has made meanwhile stays
+            self._kept.setdefault(index, example)  # what another thread has made meanwhile stays
         return self._kept[index]
 
     def __repr__(self):

@@ -12,6 +12,7 @@ from simvlm_jax.core.schema import Meta, Positive, Share, Side
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.images import decode, random_box, resize
 from simvlm_jax.data.scenes.tasks import premise
+from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 
 Example = dict[str, Any]
@@ -23,6 +24,48 @@ NO_DRAWS: Any = None
 
 class BadExample(ValueError):
     """An example that cannot be used; the message says why."""
+
+
+class BadTransforms(ValueError):
+    """A list of transforms that makes no row of any example, unlike BadExample no fault of the data; the message has the mend."""
+
+
+@buildable("transforms")
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """The row: the keys of an example that go into a batch. Every list of transforms ends with one, and nothing else decides.
+
+    keys: see core.types.Batch for those that models read. `id` and `weight` are added by the pipeline.
+
+    Raises:
+      BadTransforms: no keys, one twice or one of the pipeline's; or, of an example, one that is not there or is no number
+        or array of numbers.
+    """
+
+    keys: tuple[str, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "keys", tuple(self.keys))
+        if not self.keys or len(set(self.keys)) < len(self.keys) or set(self.keys) & {"id", "weight"}:
+            raise BadTransforms(
+                f"Keep(keys={self.keys}): name each key once, at least one, and neither id nor weight (the pipeline makes them)"
+            )
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        row = {}
+        for key in self.keys:
+            if key not in example:
+                raise BadTransforms(
+                    f"Keep names the key {key!r}, which no transform before it makes and the data does not have; there are "
+                    f"{', '.join(sorted(example))}. Add the transform that makes it, or take it out of Keep's keys"
+                )
+            row[key] = np.asarray(example[key])
+            if row[key].dtype.kind not in "biuf":
+                raise BadTransforms(
+                    f"Keep names the key {key!r}, which is {type(example[key]).__name__} as the data has it; add a transform "
+                    f"that makes numbers of it (Label, Tokenize, Pixels, ...), or take it out of Keep's keys"
+                )
+        return row
 
 
 @buildable("transforms")
@@ -152,10 +195,8 @@ def _encode(tokenizer: Tokenizer, example: Example, field: str) -> list[int]:
 
 def _row(tokenizer: Tokenizer, ids: list[int], length: int = 0) -> dict[str, np.ndarray]:
     """ids [length] (by default T), cut or padded, and their mask."""
-    length = length or tokenizer.vocabulary.length
-    text = np.full(length, tokenizer.vocabulary.pad, np.int32)
-    text[: len(ids)] = ids[:length]
-    return {"text": text, "text_mask": np.arange(length) < len(ids)}
+    text, mask = pad_rows([ids], length or tokenizer.vocabulary.length, tokenizer.vocabulary.pad)
+    return {"text": text[0], "text_mask": mask[0]}
 
 
 @buildable("transforms")

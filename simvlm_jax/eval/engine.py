@@ -16,6 +16,7 @@ from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.rank import likelihoods
 from simvlm_jax.parallel.mesh import layout_of, place_everywhere, replicated, row_shards
 from simvlm_jax.run.load import Loaded, load_run
+from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 
 Answers = list[list[tuple[str, float]]]
@@ -174,10 +175,7 @@ class Engine:
                 f"the longest answer is {longest} pieces, but a prompt of {tokens.shape[1]} leaves room for "
                 f"{self.vocabulary.length - tokens.shape[1]}; train with a longer config.text.length"
             )
-        table = np.full((len(pieces), longest), self.vocabulary.pad, np.int32)
-        real = np.zeros(table.shape, bool)
-        for i, row in enumerate(pieces):
-            table[i, : len(row)], real[i, : len(row)] = row, True
+        table, real = pad_rows(pieces, longest, self.vocabulary.pad)
 
         def run(params, extra, batch):
             return likelihoods(able, params, extra, batch, table, real, shortlist)
@@ -294,11 +292,7 @@ class Engine:
         v = self.vocabulary
         pieces = [[*self.tokenizer.encode(clean(t)), v.eos] for t in texts]
         self.note("texts_cut", sum(len(p) > v.length for p in pieces))
-        tokens = np.full((len(pieces), v.length), v.pad, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for i, row in enumerate(pieces):
-            tokens[i, : len(row)], mask[i, : len(row)] = row[: v.length], True
-        return tokens, mask
+        return pad_rows(pieces, v.length, v.pad)
 
     def _prompts(self, prompts: Sequence[str], width: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Prompt pieces [N,width] and their mask."""
@@ -310,12 +304,7 @@ class Engine:
             )
         width = longest if width is None else width
         self.note("prompts_cut", sum(len(p) > width for p in pieces))
-        tokens = np.full((len(pieces), width), self.vocabulary.pad, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for i, row in enumerate(pieces):
-            row = row[len(row) - min(len(row), width) :]
-            tokens[i, : len(row)], mask[i, : len(row)] = row, True
-        return tokens, mask
+        return pad_rows([p[len(p) - min(len(p), width) :] for p in pieces], width, self.vocabulary.pad)
 
 
 def load_engine(path: str, step: int | None = None, batch_size: int = 64) -> tuple[Engine, Loaded]:

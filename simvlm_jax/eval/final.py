@@ -20,6 +20,7 @@ from simvlm_jax.eval.provenance import provenance
 from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite, pictures_of
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.report import Card, Section, write_report
+from simvlm_jax.text.padding import pad_rows
 
 CARDS, MISTAKES = 24, 8
 MOST_SAMPLES = 20_000
@@ -251,10 +252,7 @@ def _attention(said: list[str], images: list[np.ndarray], engine: Engine) -> lis
         return [[] for _ in said]
     length = engine.vocabulary.length
     ids = [engine.tokenizer.encode(s)[:length] for s in said]
-    text = np.full((len(ids), length), engine.vocabulary.pad, np.int32)
-    for row, own in zip(text, ids, strict=True):
-        row[: len(own)] = own
-    mask = np.arange(length) < np.array([len(own) for own in ids])[:, None]
+    text, mask = pad_rows(ids, length, engine.vocabulary.pad)
     weights = engine.over("attention", attention, {"image": np.stack(images), "text": text, "text_mask": mask})
     return [_words(engine.tokenizer.pieces(own), w) for own, w in zip(ids, weights, strict=True)]
 

@@ -28,6 +28,7 @@ from simvlm_jax.core.files import (
 from simvlm_jax.core.schema import check
 from simvlm_jax.core.trust import check_targets
 from simvlm_jax.run import schema
+from simvlm_jax.run.upgrade import upgraded
 
 MAY_CHANGE = (
     *("train.steps", "data.quarantine", "data.threads", "mesh.", "hosts.", "eval.", "log."),
@@ -125,7 +126,7 @@ class RunDir:
         return [f"{k}: {before[k]} before, {now[k]} now" for k in now if k in before and before[k] != now[k]]
 
     def record(self) -> dict[str, Any]:
-        """The recorded config, to compare and to show; what is built of a config comes from `config`.
+        """The recorded config, in the words of today (run/upgrade.py), to compare and to show; what is built comes from `config`.
 
         Raises:
           FileNotFoundError: the folder is not a run directory.
@@ -133,7 +134,10 @@ class RunDir:
         """
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(f"{self.path} is not a run directory (it has no config.json)")
-        return self._read("config.json", schema.Config)
+        found = read_json(self.path / "config.json", most=MOST_RECORD)
+        found = upgraded(found) if isinstance(found, dict) else found
+        check(found, schema.Config, f"{self.path / 'config.json'}: config")
+        return found
 
     def config(self) -> dict[str, Any]:
         """The recorded config, in which nothing is named that a file may not have built (core/trust.py).
@@ -150,7 +154,7 @@ class RunDir:
     def _read(self, name: str, kind: Any, most: int = MOST_RECORD) -> Any:
         """A JSON file of the run, checked against its type."""
         value = read_json(self.path / name, most=most)
-        check(value, kind, f"{self.path / name}: " + ("config" if kind is schema.Config else "it"))
+        check(value, kind, f"{self.path / name}: it")
         return value
 
     def _write(self, name: str, text: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine, TooManyBadExamples
 from simvlm_jax.data.sources import Cached, HashSplit
-from simvlm_jax.data.transforms import DrawPrefix, DrawSeed, Tokenize
+from simvlm_jax.data.transforms import BadTransforms, DrawPrefix, DrawSeed, Keep, Tokenize
 from simvlm_jax.text.tokenizer import Tokenizer
 
 
@@ -33,7 +33,8 @@ def tokenizer():
 
 
 def pipeline(tokenizer, source=None, seed=0, mine=range, **kwargs):
-    steps = [Tokenize(tokenizer), DrawPrefix(), DrawSeed()]
+    keep = Keep(("text", "text_mask", "prefix_length", "seed"))
+    steps = [Tokenize(tokenizer), DrawPrefix(), DrawSeed(), keep]
     parts = [
         Part("a", source or Words(50), steps, 8),
         Part("documents", Words(30), steps, 4, "documents"),
@@ -186,15 +187,34 @@ def test_cached_source_reads_once():
 
 
 def test_an_example_that_two_threads_make_at_once_is_one():
-    """The one of the slower thread must not take the place of the other: what is untouched is told by identity."""
+    """The one of the slower thread must not take the place of the other."""
 
     class Slow(Words):
         def __getitem__(self, index):
             if not meanwhile:
                 meanwhile.append(None)
                 meanwhile.append(cached[index])
-            return {**super().__getitem__(index), "label": [index]}
+            return super().__getitem__(index)
 
     meanwhile = []
     cached = Cached(Slow(5))
-    assert cached[2] is meanwhile[1] and cached.untouched(2)["label"] is meanwhile[1]["label"]
+    assert cached[2] is meanwhile[1]
+
+
+def test_a_list_of_transforms_ends_with_the_keys_it_keeps(tokenizer):
+    steps = [Tokenize(tokenizer), DrawPrefix()]
+    part = lambda *last: Pipeline([Part("pairs", Words(5), [*steps, *last], 2)], 0, Quarantine(1.0))  # noqa: E731
+    with pytest.raises(BadTransforms, match=r"'pairs' end with DrawPrefix.*end them with Keep"):
+        part()
+    with pytest.raises(BadTransforms, match="'pairs' are none"):
+        Part("pairs", Words(5), [], 2)
+    assert set(part(Keep(("text",))).batch(0)) == {"text", "id", "weight"}
+    with pytest.raises(
+        BadTransforms, match=r"'seed', which no transform before it makes.*there are cut, key, prefix_length"
+    ):
+        part(Keep(("text", "seed"))).batch(0)  # no fault of the data, so nothing is replaced
+    with pytest.raises(BadTransforms, match=r"'key', which is str as the data has it; add a transform"):
+        part(Keep(("text", "key"))).batch(0)
+    for keys in ((), ("text", "text"), ("text", "weight")):
+        with pytest.raises(BadTransforms, match="name each key once"):
+            Keep(keys)

@@ -226,12 +226,15 @@ def test_bad_tables_of_questions(tmp_path, table, message):
 def test_a_column_that_no_transform_made_stays_out_of_the_batch(tmp_path, tok):
     from simvlm_jax.data.pipeline import Part, Pipeline
     from simvlm_jax.data.sources import Cached
+    from simvlm_jax.data.transforms import Keep
+
+    keep = Keep(("image", "text", "text_mask", "prefix_length"))
 
     (tmp_path / "a.png").write_bytes(png("red"))
     row = {"image": "a.png", "question": "is it red?", "answer": "yes", "label": "colour", "seed": 3}
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
     source = open_source(str(tmp_path))
-    batch = Pipeline([Part("p", source, [Pixels(4), TokenizePair(tok)], 2)], 0).batch(0)
+    batch = Pipeline([Part("p", source, [Pixels(4), TokenizePair(tok), keep], 2)], 0).batch(0)
     assert set(batch) == {"image", "text", "text_mask", "prefix_length", "id", "weight"}
-    cached = Pipeline([Part("p", Cached(source, [Pixels(4)]), [TokenizePair(tok)], 2)], 0).batch(0)
+    cached = Pipeline([Part("p", Cached(source, [Pixels(4)]), [TokenizePair(tok), keep], 2)], 0).batch(0)
     assert batch["image"].tolist() == cached["image"].tolist()

@@ -219,15 +219,17 @@ def test_rows_of_another_number_of_pictures_are_quarantined_by_name():
         return {"key": example["key"], "image": np.zeros((len(example["images"]), 2, 2, 3), np.uint8)}
 
     from simvlm_jax.data.pipeline import Quarantine
+    from simvlm_jax.data.transforms import Keep
 
+    keep = Keep(("image",))
     told = []
-    pipeline = Pipeline([Part("pairs", Pairs(), [pixels], 8)], 0, Quarantine(0.5, told.append))
+    pipeline = Pipeline([Part("pairs", Pairs(), [pixels, keep], 8)], 0, Quarantine(0.5, told.append))
     batches = [pipeline.batch(step) for step in range(4)]
     assert all(b["image"].shape == (8, 2, 2, 2, 3) for b in batches)
     assert told and all(
         "it has 1 images, where others have 2" in t["error"] and int(t["key"][4:]) % 5 == 0 for t in told
     )
-    again = Pipeline([Part("pairs", Pairs(), [pixels], 8)], 0, Quarantine(0.5)).batch(3)
+    again = Pipeline([Part("pairs", Pairs(), [pixels, keep], 8)], 0, Quarantine(0.5)).batch(3)
     np.testing.assert_array_equal(again["id"], batches[3]["id"])
 
 

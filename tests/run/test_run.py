@@ -67,7 +67,7 @@ def test_a_run_of_an_older_release_is_still_a_run(finished_run, tiny_config, tmp
         RunDir(old).check(tiny_config(**{"data.image_size": 32}), "")
     more = tiny_config()
     more.data.train.transforms = (*more.data.train.transforms, more.data.train.transforms[-1])
-    with pytest.raises(ValueError, match=r"transforms\.5\.target"):
+    with pytest.raises(ValueError, match=r"transforms\.6\.target"):
         RunDir(old).check(more, "")
 
 

@@ -1,0 +1,39 @@
+"""The configs of older runs, in the words of today."""
+
+from typing import Any
+
+_TRANSFORMS = "simvlm_jax.data.transforms:"
+_MADE = {
+    "Pixels": ("image",),
+    "Tokenize": ("text", "text_mask"),
+    "TokenizePair": ("text", "text_mask", "prefix_length"),
+    "TokenizeAfter": ("text", "text_mask", "prefix_length"),
+    "DrawPrefix": ("prefix_length",),
+    "FixPrefix": ("prefix_length",),
+    "DrawSeed": ("seed",),
+    "Label": ("label",),
+}
+"""The keys of a row that each transform made, before lists of transforms named them at their end."""
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run as this release would have recorded it; one of this release as it is.
+
+    Lists of transforms end in a Keep of the keys that rows had.
+    """
+    data = dict(config.get("data") or {})
+    for part in ("train", "documents"):
+        if isinstance(data.get(part), dict) and isinstance(steps := data[part].get("transforms"), list) and steps:
+            data[part] = {**data[part], "transforms": _kept(steps)}
+    return {**config, "data": data}
+
+
+def _kept(steps: list[Any]) -> list[Any]:
+    """Transforms with a Keep at their end; as they are where there is one, or one is not this package's."""
+    names = [str(s.get("target")).removeprefix(_TRANSFORMS) for s in steps if isinstance(s, dict)]
+    if len(names) < len(steps) or any(n not in _MADE and n != "ChooseCaption" for n in names):
+        return steps
+    keys = [k for n in names for k in _MADE.get(n, ())]
+    soft = any(s.get("soft") for s in steps if s["target"] == f"{_TRANSFORMS}Label")
+    keys = list(dict.fromkeys([*keys, *(["scores"] if soft else [])]))
+    return [*steps, {"target": f"{_TRANSFORMS}Keep", "keys": keys}]

@@ -1,0 +1,32 @@
+"""The config.json of an earlier release is read as this one would have written it.
+
+tests/golden/older_data_sections.json holds `data` as releases before named parts recorded it; it is never written anew.
+"""
+
+import json
+
+import pytest
+
+from simvlm_jax.core.build import load_config
+from simvlm_jax.core.schema import check
+from simvlm_jax.run import schema
+from simvlm_jax.run.directory import recorded
+from simvlm_jax.run.upgrade import upgraded
+from tests.conftest import ROOT
+
+OLDER = json.loads((ROOT / "tests" / "golden" / "older_data_sections.json").read_text())
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_an_older_config_is_read_as_it_would_be_recorded_now(name):
+    file, _, variant = name.partition(":")
+    now = recorded(load_config(f"{ROOT / 'configs' / file}.py{':' + variant if variant else ''}"), variant)
+    found = upgraded({**now, "data": OLDER[name]})
+    check(found, schema.Config, "config")
+    assert found == now and found["data"] != OLDER[name]
+    assert upgraded(now) == now
+
+
+def test_transforms_of_another_package_are_left_for_their_owner_to_end():
+    steps = [{"target": "theirs:Read"}]
+    assert upgraded({"data": {"train": {"path": "x", "transforms": steps}}})["data"]["train"]["transforms"] == steps
