@@ -24,9 +24,9 @@ from simvlm_jax.data.images import BadImage, as_rgb
 from simvlm_jax.data.transforms import NO_DRAWS
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.sampling import Sampler
-from simvlm_jax.eval.engine import Engine, MissingCapability, load_engine
 from simvlm_jax.eval.suite import probabilities
 from simvlm_jax.eval.zero_shot import check_templates, class_vectors, said
+from simvlm_jax.infer.engine import Engine, MissingCapability, load_engine
 
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
 

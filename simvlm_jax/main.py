@@ -73,8 +73,8 @@ def _run(config, directory, variant: str, mode: str, heart) -> None:
     from simvlm_jax.core.files import printable_lines
     from simvlm_jax.data import assemble
     from simvlm_jax.data.sources import understood
-    from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
+    from simvlm_jax.infer.engine import Engine
     from simvlm_jax.parallel.hosts import agreed, meet, one_first
     from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
     from simvlm_jax.run.checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from PIL import Image
 import simvlm_jax
 from simvlm_jax.cli import main
 from simvlm_jax.data.images import BadImage
-from simvlm_jax.eval.engine import MissingCapability
+from simvlm_jax.infer.engine import MissingCapability
 from tests.conftest import ROOT, SCENES
 
 

@@ -13,7 +13,7 @@ from simvlm_jax.run.load import build_model
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "simvlm_jax"
-EVERYTHING = {"core", "objectives", "parallel", "text", "data", "run", "train", "decode", "eval"}
+EVERYTHING = {"core", "objectives", "parallel", "text", "data", "run", "train", "decode", "infer", "eval"}
 ARROWS = {
     "core": set(),
     "nn": {"core"},
@@ -25,8 +25,9 @@ ARROWS = {
     "data": {"text", "core"},
     "run": {"text", "parallel", "core"},
     "train": {"run", "parallel", "core"},
-    "eval": {"decode", "data", "run", "parallel", "text", "core"},
-    "jobs": {"decode", "data", "run", "parallel", "core"},
+    "infer": {"decode", "run", "text", "parallel", "core"},
+    "eval": {"infer", "decode", "data", "run", "parallel", "text", "core"},
+    "jobs": {"infer", "data", "run", "text", "parallel", "core"},
     "main": EVERYTHING,
     "api": EVERYTHING,
     "cli": EVERYTHING | {"main", "api", "jobs"},

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.decode.decoding import Decoding
     from simvlm_jax.decode.sampling import Sampler
-    from simvlm_jax.eval.engine import Engine
+    from simvlm_jax.infer.engine import Engine
     from simvlm_jax.jobs.embed import FileList
     from simvlm_jax.parallel.environment import setup_jax
     from simvlm_jax.run.load import load_run

@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.api import name_scores
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
-    from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.suite import probabilities
     from simvlm_jax.eval.zero_shot import check_templates, read_prompts
+    from simvlm_jax.infer.engine import load_engine
     from simvlm_jax.jobs.embed import FileList
     from simvlm_jax.parallel.environment import setup_jax
 

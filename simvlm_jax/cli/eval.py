@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.core.schema import Seed, check
     from simvlm_jax.data import assemble
     from simvlm_jax.data.sources import open_split
-    from simvlm_jax.eval.engine import Engine
     from simvlm_jax.eval.final import evaluate, make_examples, suite_sources
+    from simvlm_jax.infer.engine import Engine
     from simvlm_jax.parallel.environment import setup_jax
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import load_run

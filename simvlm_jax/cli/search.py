@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
 
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
-    from simvlm_jax.eval.engine import load_engine
     from simvlm_jax.eval.provenance import weights_hash
-    from simvlm_jax.eval.search import approximate, exact
+    from simvlm_jax.infer.engine import load_engine
+    from simvlm_jax.infer.search import approximate, exact
     from simvlm_jax.jobs.embed import FileList, read_vectors
     from simvlm_jax.parallel.environment import setup_jax
 

@@ -11,7 +11,6 @@ from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, is_answered, most_frequent
 from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
 from simvlm_jax.eval.suite import (
@@ -28,6 +27,7 @@ from simvlm_jax.eval.suite import (
     pictures_of,
     probabilities,
 )
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.text.tokenizer import clean
 
 SLICES = ("kind", "answer_type", "domain")

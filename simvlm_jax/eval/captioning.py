@@ -14,11 +14,11 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.scenes import graph, judge
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import ratio_of
 from simvlm_jax.eval.metrics.caption import CiderD, caption_sums
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids, pictures_of
+from simvlm_jax.infer.engine import Engine
 
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
 

@@ -12,8 +12,8 @@ from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.twins import twins
 from simvlm_jax.data.transforms import BadExample
 from simvlm_jax.eval.answering import Classes
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome
+from simvlm_jax.infer.engine import Engine
 
 
 @buildable("suites")

@@ -14,10 +14,10 @@ from PIL import Image
 from simvlm_jax.data.sources import Source, open_source, open_split
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import intervals, numbered
 from simvlm_jax.eval.provenance import provenance
 from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite, pictures_of
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.report import Card, Section, write_report
 from simvlm_jax.text.padding import pad_rows

@@ -20,9 +20,9 @@ from simvlm_jax.data.scenes import graph
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.language import Phrase, noun_phrase
 from simvlm_jax.eval.answering import Answering, Ranking
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome, pictures_of
+from simvlm_jax.infer.engine import Engine
 
 KINDS = ("random", "popular", "adversarial")
 

@@ -14,8 +14,8 @@ import numpy as np
 from simvlm_jax.core.schema import NotNegative
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.answering import Classes
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Answered, Examples, best_answer, filled_in
+from simvlm_jax.infer.engine import Engine
 
 
 @buildable("suites")

@@ -8,9 +8,9 @@ import numpy as np
 from simvlm_jax.core.schema import AboveZero, Positive
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.probe import Frozen
 from simvlm_jax.eval.suite import Answered, Examples, best_answer
+from simvlm_jax.infer.engine import Engine
 
 
 @buildable("suites")

@@ -14,9 +14,9 @@ from simvlm_jax.data.sources import open_source, origin
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.logistic import MOST_TRIED, best_c, fit
 from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, probabilities
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.progress import Countdown
 
 

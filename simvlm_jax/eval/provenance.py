@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import simvlm_jax
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.suite import Examples, Suite
+from simvlm_jax.infer.engine import Engine
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "sentencepiece", "simvlm_jax")
 

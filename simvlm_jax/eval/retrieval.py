@@ -12,9 +12,9 @@ import numpy as np
 
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
 from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite
+from simvlm_jax.infer.engine import Engine
 
 RECALLS = (1, 5, 10)
 

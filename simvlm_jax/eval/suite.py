@@ -15,8 +15,8 @@ from simvlm_jax.core.schema import Count
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import Sums
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.progress import Countdown
 
 Example = dict[str, Any]

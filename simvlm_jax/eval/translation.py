@@ -7,10 +7,10 @@ import numpy as np
 
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import Sums, mean_of
 from simvlm_jax.eval.metrics.translation import bleu_counts, bleu_of, corpus_bleu
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids, pictures_of
+from simvlm_jax.infer.engine import Engine
 
 
 @buildable("suites")

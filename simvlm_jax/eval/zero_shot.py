@@ -12,9 +12,9 @@ from simvlm_jax.core.files import read_json, read_text
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
-from simvlm_jax.eval.engine import Engine
 from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, pictures_of, probabilities
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.progress import Countdown
 from simvlm_jax.text.lines import lines_of
 

@@ -14,7 +14,7 @@ from simvlm_jax.cli.inspect_data import describe
 from simvlm_jax.data.transforms import Label, Tokenize
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.sampling import Sampler
-from simvlm_jax.eval.engine import Engine
+from simvlm_jax.infer.engine import Engine
 from simvlm_jax.parallel.mesh import make_mesh, replicated
 from simvlm_jax.run.load import load_run
 from simvlm_jax.text.tokenizer import Tokenizer

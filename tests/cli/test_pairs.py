@@ -11,8 +11,8 @@ from simvlm_jax.cli import main
 from simvlm_jax.core.build import load_config
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import Pixels
-from simvlm_jax.eval.engine import load_engine
-from simvlm_jax.eval.search import approximate, exact
+from simvlm_jax.infer.engine import load_engine
+from simvlm_jax.infer.search import approximate, exact
 from simvlm_jax.jobs import embed as job
 from simvlm_jax.jobs.embed import embed_parts, merge, read_vectors, stamp
 from tests.conftest import ROOT, SCENES
@@ -316,7 +316,7 @@ print(merge(folder / "parts", folder / "x.npz"))
 @pytest.mark.parametrize("top", [1, 5, 700])
 def test_the_exact_search_is_a_sort(run, top, monkeypatch):
     engine, _ = load_engine(str(run))
-    monkeypatch.setattr("simvlm_jax.eval.search.BLOCK", 100)
+    monkeypatch.setattr("simvlm_jax.infer.search.BLOCK", 100)
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(n, 128)).astype(np.float32) for n in (250, 3))
     queries[0] = 2 * vectors[-1]  # whose block is filled up with copies of it

@@ -82,6 +82,6 @@ class ListSource:
 
 
 def engine(model, tok, labels=(), batch_size=4, devices=None):
-    from simvlm_jax.eval.engine import Engine
+    from simvlm_jax.infer.engine import Engine
 
     return Engine(model, tok, make_mesh(devices), {}, {}, tuple(labels), batch_size)

@@ -21,12 +21,12 @@ from simvlm_jax.data.sources import open_source, origin
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
-from simvlm_jax.eval.engine import MissingCapability
 from simvlm_jax.eval.final import evaluate, make_examples
 from simvlm_jax.eval.neighbours import NearestNeighbours
 from simvlm_jax.eval.probe import LinearProbe
 from simvlm_jax.eval.retrieval import Retrieval, _hit_by_chance, ranks
 from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
+from simvlm_jax.infer.engine import MissingCapability
 from tests.eval.stub import ListSource, Stub, engine, tokenizer
 
 WORDS = ("red", "blue", "cat", "dog")

@@ -16,7 +16,6 @@ from simvlm_jax.data.transforms import FixPrefix, Pixels, Tokenize
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.answering import Classification, Generation, Ranking
 from simvlm_jax.eval.captioning import Captioning
-from simvlm_jax.eval.engine import MissingCapability
 from simvlm_jax.eval.final import evaluate, make_examples
 from simvlm_jax.eval.hallucination import KINDS, Hallucination
 from simvlm_jax.eval.likelihood import GenerativeClassifier
@@ -25,6 +24,7 @@ from simvlm_jax.eval.probe import LinearProbe
 from simvlm_jax.eval.provenance import differences
 from simvlm_jax.eval.suite import Answer, Examples
 from simvlm_jax.eval.translation import Translation
+from simvlm_jax.infer.engine import MissingCapability
 from tests.eval.stub import ListSource, Stub, engine, tokenizer
 
 LABELS = ("yes", "no", "red")

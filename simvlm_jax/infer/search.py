@@ -9,7 +9,7 @@ import numpy as np
 
 from simvlm_jax.core.files import partial_of
 from simvlm_jax.core.layout import with_layout
-from simvlm_jax.eval.engine import Engine, filled
+from simvlm_jax.infer.engine import Engine, filled
 from simvlm_jax.parallel.mesh import layout_of, replicated
 
 BLOCK = 16_384
