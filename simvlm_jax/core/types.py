@@ -53,6 +53,11 @@ class Vocabulary:
     eos: int = 2
 
 
+FIXED = "fixed"
+"""The part of a decoder's cache that no step changes, such as what a cross-attention looks at. Its rows are those that were
+prefilled; the rest may hold several continuations of each, side by side."""
+
+
 class TrainState(NamedTuple):
     """All that changes while training. `rng` is a typed key; step t uses `fold_in(rng, t)`."""
 

@@ -9,7 +9,7 @@ rows of a batch do not touch each other.
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.core.types import FIXED, Vocabulary
 from simvlm_jax.decode.constraints import constrain
 from simvlm_jax.decode.decoding import Decoding
 
@@ -20,12 +20,14 @@ _NEVER = -1e9
 def beam_search(extend, logits, cache, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...] = ()):
     """(tokens [B,N,L] int32, scores [B,N] fp32) of the N = n_best best finished hypotheses of each row; -inf: there is none.
 
-    extend: `(cache, tokens [B*W]) -> (logits [B*W,V], cache)`; logits [B,V] and cache are those after the prompt. A score
+    extend: `(cache, tokens [B*W]) -> (logits [B*W,V], cache)`; logits [B,V] and cache, a dict, are those after the prompt. What
+    is FIXED in the cache is neither repeated nor gathered: it keeps its B rows. A score
     is log-likelihood / length^length_penalty; repetition rules act on log-probabilities.
     """
     (B, V), W, L, F = logits.shape, decoding.beams, decoding.max_length, len(forced)
     if V < 2:
         raise ValueError(f"a beam search needs a vocabulary of 2 pieces or more, not {V}")
+    fixed, cache = {k: cache[k] for k in (FIXED,) if k in cache}, {k: v for k, v in cache.items() if k != FIXED}
     cache = jax.tree.map(lambda x: jnp.repeat(x, W, axis=0), cache)
     logits = jnp.repeat(logits, W, axis=0)
     empty = jnp.full((B, W, L), vocabulary.pad, jnp.int32)
@@ -66,7 +68,9 @@ def beam_search(extend, logits, cache, vocabulary: Vocabulary, decoding: Decodin
         running, order = jax.lax.top_k(jnp.where(ends, _NEVER, best), W)
         tokens, parent, piece = rows(grown, order), rows(parent, order), rows(piece, order)
         source = (jnp.arange(B)[:, None] * W + parent).reshape(-1)
-        logits, cache = extend(jax.tree.map(lambda x: x[source], cache), piece.reshape(-1))
+        chosen = jax.tree.map(lambda x: x[source], cache)
+        logits, cache = extend({**chosen, **fixed}, piece.reshape(-1))
+        cache = {k: cache[k] for k in chosen}
         return i + 1, logits, cache, tokens, running, ended, finished
 
     *_, ended, finished = jax.lax.while_loop(unfinished, step, start)

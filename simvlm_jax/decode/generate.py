@@ -47,9 +47,10 @@ def generate(
     if len(forced) >= decoding.max_length:
         raise ValueError(f"a forced prefix of {len(forced)} pieces fills max_length {decoding.max_length}")
     logits, cache = capabilities["prefill"](params, extra, batch, decoding.max_length)
+    ready = decoding_params(capabilities, params, extra)
 
     def extend(cache, chosen):
-        logits, cache = capabilities["extend"](params, extra, cache, chosen[:, None])
+        logits, cache = capabilities["extend"](ready, extra, cache, chosen[:, None])
         return logits[:, 0], cache
 
     if decoding.beams > 1:
@@ -58,6 +59,12 @@ def generate(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids.astype(jnp.uint32))
     tokens, total = one_by_one(extend, logits, cache, keys, vocabulary, decoding, forced)
     return Generated(tokens[:, None], total[:, None])
+
+
+def decoding_params(capabilities: dict[str, Callable], params, extra) -> Any:
+    """Parameters as `extend` is to get them: laid out once for many steps, where the model knows how."""
+    lay_out = capabilities.get("decoding_params")
+    return lay_out(params, extra) if lay_out else params
 
 
 def one_by_one(extend, logits, cache, keys, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]):

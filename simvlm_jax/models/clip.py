@@ -16,13 +16,15 @@ the update.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from simvlm_jax.core.schema import Rate
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
@@ -33,16 +35,29 @@ from simvlm_jax.objectives.contrastive import softmax_pairs
 
 STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
 PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-SIZES: dict[str, tuple[Size | ResNetSize, int, Size, int]] = {  # image tower, patch, text tower, E (tables 19 and 20)
-    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], 128),
-    "B/32": (TOWERS["B"], 32, TOWERS["512"], 512),
-    "B/16": (TOWERS["B"], 16, TOWERS["512"], 512),
-    "L/14": (TOWERS["L"], 14, TOWERS["768"], 768),
-    "RN50": (ResNetSize(64, (3, 4, 6, 3), 32), 32, TOWERS["512"], 1024),
-    "RN101": (ResNetSize(64, (3, 4, 23, 3), 32), 32, TOWERS["512"], 512),
-    "RN50x4": (ResNetSize(80, (4, 6, 10, 6), 40), 32, TOWERS["640"], 640),
-    "RN50x16": (ResNetSize(96, (6, 8, 18, 8), 48), 32, TOWERS["768"], 768),
-    "RN50x64": (ResNetSize(128, (3, 15, 36, 10), 64), 32, TOWERS["1024"], 1024),
+
+
+class Sizes(NamedTuple):
+    """A row of SIZES: image tower and patch, text tower, E, and a conv stem in place of plain patches, where a model is to learn
+    in minutes."""
+
+    image: Size | ResNetSize
+    patch: int
+    text: Size
+    width: int
+    stem: ConvStemSize | None = None
+
+
+SIZES = {  # tables 19 and 20
+    "tiny": Sizes(TOWERS["tiny"], 16, TOWERS["tiny"], 128, TINY_STEM),
+    "B/32": Sizes(TOWERS["B"], 32, TOWERS["512"], 512),
+    "B/16": Sizes(TOWERS["B"], 16, TOWERS["512"], 512),
+    "L/14": Sizes(TOWERS["L"], 14, TOWERS["768"], 768),
+    "RN50": Sizes(ResNetSize(64, (3, 4, 6, 3), 32), 32, TOWERS["512"], 1024),
+    "RN101": Sizes(ResNetSize(64, (3, 4, 23, 3), 32), 32, TOWERS["512"], 512),
+    "RN50x4": Sizes(ResNetSize(80, (4, 6, 10, 6), 40), 32, TOWERS["640"], 640),
+    "RN50x16": Sizes(ResNetSize(96, (6, 8, 18, 8), 48), 32, TOWERS["768"], 768),
+    "RN50x64": Sizes(ResNetSize(128, (3, 15, 36, 10), 64), 32, TOWERS["1024"], 1024),
 }
 
 
@@ -53,13 +68,13 @@ class Network(DualNetwork):
 
     def setup(self):
         m = self.model
-        image, patch, text, width = m.sizes
+        image, patch, text, width, stem = m.sizes
         dtype = m.compute.activation_dtype
         if isinstance(image, ResNetSize):
             self.image_tower = AttentionResNet(image, m.image_size, width, m.compute)
         else:
             self.image_tower = ViT(
-                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=m.stem
+                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=stem
             )
             self.image_projection = Linear(width, dtype)
         self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
@@ -71,7 +86,7 @@ class Network(DualNetwork):
 
     def image(self, pixels):
         pooled = self.pooled(pixels)
-        return unit(pooled if isinstance(self.model.sizes[0], ResNetSize) else self.image_projection(pooled))
+        return unit(pooled if isinstance(self.model.sizes.image, ResNetSize) else self.image_projection(pooled))
 
 
 @buildable("model")
@@ -82,7 +97,7 @@ class CLIP(DualEncoder):
     Args:
       vocabulary: of the run's tokenizer; its `length` is the longest text, T.
       image_size: pixels.
-      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      size: a row of SIZES.
       positives: "" for pairs alone, or "label": rows of one class are each other's positives (label -1 is no class).
       smoothing: share of the target spread over the batch.
       compute: dtype, remat, scan.
@@ -126,10 +141,10 @@ class CLIP(DualEncoder):
 
     def train_flops(self, batch):
         """Of both towers; pairs cost 6 B^2 E more (8, for logits are made twice)."""
-        image, patch, text, width = self.sizes
+        image, patch, text, width, stem = self.sizes
         B, T = batch["text"].shape
         if isinstance(image, ResNetSize):
             seen = resnet_flops(image, self.image_size, width)
         else:
-            seen = vit_flops(image, patch, self.image_size, stem=self.stem)
+            seen = vit_flops(image, patch, self.image_size, stem=stem)
         return 3 * B * (seen + stack_flops(text, T + 1)) + 8.0 * B * B * width

@@ -19,7 +19,7 @@ To classify with the encoder frozen, or not (section 4.2), one more pooler of on
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,24 +29,42 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, NotNegative, Rate
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
+from simvlm_jax.families.dual_encoder import DualEncoder, Scale, normalised, pair_weight, unit
+from simvlm_jax.families.language_model import LanguageModel, Reading, Teacher
 from simvlm_jax.nn.block import Shared
-from simvlm_jax.nn.cache import empty_layers, empty_slots, write
-from simvlm_jax.nn.dual import DualEncoder, Scale, normalised, pair_weight, unit
+from simvlm_jax.nn.cache import Written, empty_layers, empty_slots
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.masks import Sight, causal, join, visible
+from simvlm_jax.nn.masks import Kind, Sight, causal, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens, pool_flops
+from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import TOWERS, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack, stack_flops
 from simvlm_jax.nn.vit import ViT, vit_flops
 from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
-SIZES: dict[str, tuple[Size, int, Size, Size, int, bool]] = {  # encoder, patch, lower and upper half, Q, tied (table 1)
-    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], TOWERS["tiny"], 16, True),
-    "base": (TOWERS["B"], 18, TOWERS["768"], TOWERS["768"], 256, False),
-    "large": (TOWERS["L"], 18, TOWERS["1024"], TOWERS["1024"], 256, False),
-    "2b": (TOWERS["1B"], 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
+
+class Sizes(NamedTuple):
+    """A row of SIZES: encoder and its patch, the decoder's halves, Q, whether embedding and softmax share a table, and a conv
+    stem in place of plain patches, where a model is to learn in minutes."""
+
+    encoder: Size
+    patch: int
+    lower: Size
+    upper: Size
+    queries: int
+    tied: bool
+    stem: ConvStemSize | None = None
+
+
+_TINY = TOWERS["tiny"]
+SIZES = {  # table 1
+    "tiny": Sizes(_TINY, 16, _TINY, _TINY, 16, True, TINY_STEM),
+    "base": Sizes(TOWERS["B"], 18, TOWERS["768"], TOWERS["768"], 256, False),
+    "large": Sizes(TOWERS["L"], 18, TOWERS["1024"], TOWERS["1024"], 256, False),
+    "2b": Sizes(TOWERS["1B"], 18, Size(1408, 18, 16, 5632), Size(1408, 18, 16, 5632), 256, True),
 }
 
 
@@ -57,10 +75,10 @@ class Network(nn.Module):
 
     def setup(self):
         m = self.model
-        encoder, patch, lower, upper, queries, tied = m.sizes
+        encoder, patch, lower, upper, queries, tied, stem = m.sizes
         dtype, D = m.compute.activation_dtype, lower.width
         self.image_tower = ViT(
-            encoder, patch, m.image_size, m.compute, pool="mean", stem=m.stem, dropout=m.dropout, drop_path=m.drop_path
+            encoder, patch, m.image_size, m.compute, pool="mean", stem=stem, dropout=m.dropout, drop_path=m.drop_path
         )
         self.caption_pool = AttentionalPool(queries, D, upper.heads, m.compute)
         self.contrast_pool = AttentionalPool(1, D, upper.heads, m.compute)
@@ -103,30 +121,30 @@ class Network(nn.Module):
         x = jnp.concatenate([self.embed(inputs, jnp.broadcast_to(jnp.arange(T), (B, T))), self.cls(B)], axis=1)
         end = Sight(jnp.full((B, 1), T, jnp.int32), jnp.zeros((B, 1), jnp.int32))
         sight = join(causal(valid), end)
-        x, _ = self.lower(x, Shared(visible(sight, sight)))
+        x = self.lower(x, Shared(self_mask(sight)))
         return x[:, :T], unit(self.cls_norm(x[:, T]))
 
     def together(self, pixels, inputs, valid):
         """The upper half's last state [B,D] of a text with its image."""
         states, _ = self.read(inputs, valid)
         queries = self.poolers(self.encode(pixels))[0]
-        sight = causal(valid)
-        x, _ = self.upper(states, Shared(visible(sight, sight), queries, self._all_seen(sight, queries)))
+        x = self._look(states, valid, queries)
         last = jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(1)
         return jnp.take_along_axis(self.norm(x), last[:, None, None], axis=1)[:, 0]
 
     def predict(self, states, valid, queries):
         """The upper half: logits [B,T,V] in fp32 (or wider) of what follows each slot."""
-        sight = causal(valid)
-        x, _ = self.upper(states, Shared(visible(sight, sight), queries, self._all_seen(sight, queries)))
-        return self.logits(x)
+        return self.logits(self._look(states, valid, queries))
 
-    def _all_seen(self, sight, queries):
-        return jnp.broadcast_to((sight.segment >= 0)[..., None], (*sight.segment.shape, queries.shape[1]))
+    def _look(self, states, valid, queries):
+        """The upper half's states [B,T,D], before the last norm."""
+        sight = causal(valid)
+        cross = cross_mask(sight, jnp.ones(queries.shape[:2], bool), "right")
+        return self.upper(states, Shared(self_mask(sight, Kind("causal", "right")), queries, cross))
 
     def logits(self, x):
         x = self.norm(x)
-        table = in_use(self.embedding if self.model.sizes[-1] else self.softmax, "VD", x.dtype)
+        table = in_use(self.embedding if self.model.sizes.tied else self.softmax, "VD", x.dtype)
         return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=statistics_dtype(x.dtype)), "BTV")
 
     def both(self, pixels, inputs, valid):
@@ -140,22 +158,24 @@ class Network(nn.Module):
         queries = self.caption_pool(self.encode(pixels))
         return self.predict(self.read(inputs, valid)[0], valid, queries)
 
-    def step(self, inputs, new, cache, queries=None):
-        """Both halves over new tokens with a cache: (logits [B,T,V], cache of the layers)."""
-        x = self.embed(inputs, jnp.minimum(new.slots, self.model.vocabulary.length - 1))
-        x, lower = self.lower(x, Shared(new.visible, slots=new.slots), cache["lower"])
-        seen = jnp.broadcast_to((new.query.segment >= 0)[..., None], (*new.query.segment.shape, self.model.sizes[4]))
-        x, upper = self.upper(x, Shared(new.visible, queries, seen, new.slots), cache["upper"])
-        return self.logits(x), {"lower": lower, "upper": upper}
+    def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
+        """Both halves over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
+        x = self.embed(tokens, jnp.minimum(new.position, self.model.vocabulary.length - 1))
+        x, lower = self.lower.step(x, layers["lower"], new.slot, new.mask)
+        seen = jnp.ones((len(fixed["context"][0].key), self.model.sizes.queries), bool)
+        cross = cross_mask(new.mask.query, seen)
+        x, upper = self.upper.step(x, layers["upper"], new.slot, new.mask, fixed["context"], cross)
+        return x, {"lower": lower, "upper": upper}
+
+    def read_context(self, pixels):
+        """What the upper half looks at: keys and values of its layers over the pooled image."""
+        return {"context": self.upper.context(self.caption_pool(self.encode(pixels)))}
 
     def image(self, pixels):
         return self.poolers(self.encode(pixels))[1]
 
     def text(self, inputs, valid):
         return self.read(inputs, valid)[1]
-
-    def queries(self, pixels):
-        return self.poolers(self.encode(pixels))[0]
 
     def pooled(self, pixels):
         return self.encode(pixels).mean(1)
@@ -175,13 +195,13 @@ class Network(nn.Module):
 
 @buildable("model")
 @dataclasses.dataclass(frozen=True)
-class CoCa(DualEncoder):
+class CoCa(DualEncoder, LanguageModel):
     """CoCa by size.
 
     Args:
       vocabulary: of the run's tokenizer; its `length` is the longest text, T.
       image_size: pixels.
-      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      size: a row of SIZES.
       caption_weight, contrastive_weight: of the two losses (table 8 of the paper); one at 0 is neither made nor paid for.
       cascade: whether the contrastive pooler looks at the caption pooler's output, or beside it at the encoder's.
       classes: of the attentional probe, 0 for none; rows with a `label` are then classified, and nothing else is learned.
@@ -260,60 +280,30 @@ class CoCa(DualEncoder):
         if not self.contrastive_weight:
             able = {k: v for k, v in able.items() if k in ("features", "pair_features")}
         if self.caption_weight:
-            able |= {
-                "prefill": self.prefill,
-                "extend": self.extend,
-                "score_text": self.score_text,
-                "attention": self.attention,
-            }
+            able |= self.language_capabilities() | {"score_text": self.score_text}
         return {**able, "classify": self.classify} if self.classes else able
 
     def classify(self, params, extra, batch):
         """Logits [B,classes] fp32 of the attentional probe."""
         return self._class_logits(params, batch, {})
 
-    def score_text(self, params, extra, batch):
-        """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given the image."""
+    @property
+    def stacks(self) -> dict[str, int]:
+        return {"lower": self.sizes.lower.depth, "upper": self.sizes.upper.depth}
+
+    def teacher_forced(self, params, batch):
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        logits = self.apply(params, "both", batch["image"], inputs, valid)[2]
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch["text"][..., None], axis=-1)[..., 0]
-        asked = valid & (jnp.arange(inputs.shape[1]) >= batch["prefix_length"][:, None])
-        return jnp.where(asked, chosen, 0).sum(1)
+        return Teacher(self.apply(params, "captions", batch["image"], inputs, valid), batch["text"], valid)
 
-    def prefill(self, params, extra, batch, max_length):
-        """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
-
-        Returns (logits [B,V] of the first new piece, cache). A prompt of width T leaves room for `length - T` pieces.
-        """
-        text, valid = batch["text"], batch["text_mask"]
-        B, T = text.shape
-        room = self.vocabulary.length - T
-        if max_length > room:
-            raise ValueError(
-                f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}"
-            )
+    def read(self, params, batch, max_length):
         if "image" not in batch:
             raise ValueError("CoCa captions images, and these rows have none")
-        _, _, lower, upper, _, _ = self.sizes
-        dtype, slots = self.compute.activation_dtype, T + 1 + max_length
-        layers = {
-            name: empty_layers(B, size.depth, slots, size, dtype) for name, size in (("lower", lower), ("upper", upper))
-        }
-        inputs = jnp.concatenate([jnp.full((B, 1), self.vocabulary.bos, jnp.int32), text], axis=1)
-        fed = jnp.concatenate([jnp.ones((B, 1), bool), valid], axis=1)
-        queries = self.apply(params, "queries", batch["image"])
-        logits, cache = self._advance(params, {**empty_slots(B, slots), "layers": layers}, inputs, fed, queries)
-        last = fed.sum(1) - 1
-        return jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0], cache
-
-    def extend(self, params, extra, cache, tokens):
-        """Feeds tokens [B,T] and returns (logits [B,T,V] of what follows each, cache)."""
-        return self._advance(params, cache, tokens, jnp.ones(tokens.shape, bool), None)
-
-    def _advance(self, params, cache, tokens, fed, queries):
-        new = write({k: v for k, v in cache.items() if k != "layers"}, fed)
-        logits, layers = self.apply(params, "step", tokens, new, cache["layers"], queries)
-        return logits, {**new.state, "layers": layers}
+        B, T = batch["text"].shape
+        dtype, room = self.compute.activation_dtype, T + 1 + max_length
+        tokens = jnp.concatenate([jnp.full((B, 1), self.vocabulary.bos, jnp.int32), batch["text"]], axis=1)
+        fed = jnp.concatenate([jnp.ones((B, 1), bool), batch["text_mask"]], axis=1)
+        layers = {k: empty_layers(B, depth, room, self.sizes.lower, dtype) for k, depth in self.stacks.items()}
+        return Reading(tokens, fed, empty_slots(B, room), layers, self.apply(params, "read_context", batch["image"]))
 
     def pair_features(self, params, extra, batch):
         """Features fp32 of an image with a text, for probing: the decoder's state [B,D] at the text's end, if it learns."""
@@ -329,10 +319,7 @@ class CoCa(DualEncoder):
             {"params": params}, batch["image"], inputs, valid, method="both", mutable=["intermediates"]
         )
         found: Any = state["intermediates"]
-        layers = found["upper"]
-        block = layers["layers"] if self.compute.scan else layers[f"layer_{len(layers) - 1}"]
-        weights = block["cross_attention"]["weights"][0]
-        weights = (weights[-1] if self.compute.scan else weights).mean(1)
+        weights = self.last_weights(found["upper"], "cross_attention")
         pooled = found["caption_pool"]["attention"]["weights"][0].mean(1)
         return jnp.einsum("BTQ,BQP->BTP", weights, pooled)
 
@@ -340,16 +327,14 @@ class CoCa(DualEncoder):
         """As DualEncoder's, the text positions being the decoder's."""
         out = super().adapt(params, target)
         if "text_position" in params:
-            fresh = jnp.asarray(target["text_position"])
-            kept = params["text_position"][: len(fresh)]
-            out["text_position"] = fresh.at[: len(kept)].set(kept)
+            out["text_position"] = fit_positions(params["text_position"], target["text_position"])
         return out
 
     def train_flops(self, batch):
         """Of encoder, poolers and both halves; of a probe with the encoder frozen, which is then run forward alone."""
-        encoder, patch, lower, upper, queries, _ = self.sizes
+        encoder, patch, lower, upper, queries, _, stem = self.sizes
         D, P = lower.width, self.image_tokens
-        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=self.stem)
+        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=stem)
         if "label" in batch:
             return len(batch["label"]) * (seen + 3.0 * pool_flops(1, encoder.width, P))
         B, T = batch["text"].shape

@@ -14,6 +14,7 @@ the query is a linear map of the caption's unit vector (scaled to unit variance)
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 from simvlm_jax.core.schema import AboveZero
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style, statistics_dtype
 from simvlm_jax.nn.stack import stack_flops
@@ -32,15 +34,28 @@ from simvlm_jax.objectives.contrastive import sigmoid_pairs
 STYLE = Style("gelu", epsilon=1e-5)
 TILE = 64
 """Pairs a side whose mixtures [r,c,E] are held at once."""
-SIZES: dict[
-    str, tuple[Size, int, Size, int, int, int]
-] = {  # image tower, patch, text tower, E, Q, heads of the mixture
-    "tiny": (TOWERS["tiny"], 16, TOWERS["tiny"], 128, 8, 4),
-    "B/32": (TOWERS["B"], 32, TOWERS["512"], 512, 64, 8),
-    "B/16": (TOWERS["B"], 16, TOWERS["512"], 512, 64, 8),
-    "L/14": (TOWERS["L"], 14, TOWERS["768"], 768, 64, 8),
-    "H/14": (TOWERS["H"], 14, TOWERS["1024x24"], 1024, 64, 8),
-    "G/14": (TOWERS["G"], 14, TOWERS["1280"], 1280, 64, 8),
+
+
+class Sizes(NamedTuple):
+    """A row of SIZES: image tower and patch, text tower, E, Q, heads of the mixture, and a conv stem in place of plain patches,
+    where a model is to learn in minutes."""
+
+    image: Size
+    patch: int
+    text: Size
+    width: int
+    tokens: int
+    heads: int
+    stem: ConvStemSize | None = None
+
+
+SIZES = {
+    "tiny": Sizes(TOWERS["tiny"], 16, TOWERS["tiny"], 128, 8, 4, TINY_STEM),
+    "B/32": Sizes(TOWERS["B"], 32, TOWERS["512"], 512, 64, 8),
+    "B/16": Sizes(TOWERS["B"], 16, TOWERS["512"], 512, 64, 8),
+    "L/14": Sizes(TOWERS["L"], 14, TOWERS["768"], 768, 64, 8),
+    "H/14": Sizes(TOWERS["H"], 14, TOWERS["1024x24"], 1024, 64, 8),
+    "G/14": Sizes(TOWERS["G"], 14, TOWERS["1280"], 1280, 64, 8),
 }
 
 
@@ -51,10 +66,10 @@ class Network(DualNetwork):
 
     def setup(self):
         m = self.model
-        image, patch, text, width, tokens, _ = m.sizes
+        image, patch, text, width, tokens, _, stem = m.sizes
         dtype = m.compute.activation_dtype
         self.image_tower = ViT(
-            image, patch, m.image_size, m.compute, pool="mean", learned=tokens, style=STYLE, stem=m.stem
+            image, patch, m.image_size, m.compute, pool="mean", learned=tokens, style=STYLE, stem=stem
         )
         self.keys_values = Linear(2 * width, dtype)
         self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
@@ -75,7 +90,7 @@ class Network(DualNetwork):
 
     def mixed(self, images, texts):
         """The vectors [r,c,E] of images [r,Q,2E] as texts [c,E] see them, of length 1."""
-        heads, E = self.model.sizes[5], texts.shape[-1]
+        heads, E = self.model.sizes.heads, texts.shape[-1]
         split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
         query, key, value = split(self.query(texts * E**0.5)), split(images[..., :E]), split(images[..., E:])
         weights = jax.nn.softmax(jnp.einsum("cHK,rQHK->rcHQ", query, key) / self.model.temperature, axis=-1)
@@ -97,7 +112,7 @@ class Llip(DualEncoder):
     Args:
       vocabulary: of the run's tokenizer; its `length` is the longest text, T.
       image_size: pixels.
-      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      size: a row of SIZES.
       temperature: by which a query's products with keys are divided before their softmax.
       compute: dtype, remat, scan.
     """
@@ -131,8 +146,8 @@ class Llip(DualEncoder):
 
     def train_flops(self, batch):
         """Of both towers, and of a mixture for every pair."""
-        image, patch, text, width, tokens, _ = self.sizes
+        image, patch, text, width, tokens, _, stem = self.sizes
         B, T = batch["text"].shape
-        seen = vit_flops(image, patch, self.image_size, tokens, "mean", self.stem)
+        seen = vit_flops(image, patch, self.image_size, tokens, "mean", stem)
         own = seen + stack_flops(text, T + 1) + 4.0 * tokens * image.width * width
         return 3 * B * own + 3.0 * B * B * (4.0 * tokens * width + 2.0 * width * width + 2.0 * width)

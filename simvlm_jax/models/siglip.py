@@ -12,13 +12,15 @@ configs say so to the tokenizer).
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from simvlm_jax.core.schema import AboveZero, Finite
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
-from simvlm_jax.nn.dual import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
 from simvlm_jax.nn.stack import stack_flops
@@ -27,11 +29,22 @@ from simvlm_jax.nn.vit import ViT, vit_flops
 from simvlm_jax.objectives.contrastive import sigmoid_pairs
 
 STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
-SIZES: dict[str, tuple[Size, int]] = {  # both towers, patch; E is their width
-    "tiny": (TOWERS["tiny"], 16),
-    "B/16": (TOWERS["B"], 16),
-    "L/16": (TOWERS["L"], 16),
-    "So400m/14": (TOWERS["So400m"], 14),
+
+
+class Sizes(NamedTuple):
+    """A row of SIZES: both towers, whose width is E, patch, and a conv stem in place of plain patches, where a model is to learn
+    in minutes."""
+
+    tower: Size
+    patch: int
+    stem: ConvStemSize | None = None
+
+
+SIZES = {
+    "tiny": Sizes(TOWERS["tiny"], 16, TINY_STEM),
+    "B/16": Sizes(TOWERS["B"], 16),
+    "L/16": Sizes(TOWERS["L"], 16),
+    "So400m/14": Sizes(TOWERS["So400m"], 14),
 }
 
 
@@ -42,8 +55,8 @@ class Network(DualNetwork):
 
     def setup(self):
         m = self.model
-        size, patch = m.sizes
-        self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=m.stem)
+        size, patch, stem = m.sizes
+        self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=stem)
         self.text_tower = TextTower(
             size, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE
         )
@@ -65,7 +78,7 @@ class SigLIP(DualEncoder):
     Args:
       vocabulary: of the run's tokenizer; its `length` is the text's T.
       image_size: pixels.
-      size: a row of SIZES. "tiny" has a conv stem in place of plain patches, to learn in minutes.
+      size: a row of SIZES.
       start_scale, start_bias: t and b at the start; use_bias: whether there is a b (table 4 of the paper).
       compute: dtype, remat, scan.
     """
@@ -102,7 +115,7 @@ class SigLIP(DualEncoder):
 
     def train_flops(self, batch):
         """Of both towers, and 6 B^2 E for the pairs."""
-        size, patch = self.sizes
+        size, patch, stem = self.sizes
         B, T = len(batch["text"]), self.text_length
-        seen = vit_flops(size, patch, self.image_size, pool="map", stem=self.stem)
+        seen = vit_flops(size, patch, self.image_size, pool="map", stem=stem)
         return 3 * B * (seen + stack_flops(size, T)) + 6.0 * B * B * size.width

@@ -22,7 +22,7 @@ concatenated (NLVR2).
 
 import dataclasses
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,35 +32,42 @@ import numpy as np
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import BaseModel, Term, Vocabulary
+from simvlm_jax.core.types import Term, Vocabulary
+from simvlm_jax.families.language_model import LanguageModel, Reading, Teacher
+from simvlm_jax.families.text_layout import SENTINELS, TextLayout, prefix_layout, span_layout
 from simvlm_jax.nn.block import Shared
-from simvlm_jax.nn.cache import empty_layers, write
+from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches, conv_stem_flops
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
+from simvlm_jax.nn.masks import Kind, Sight, bidirectional, causal, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
-from simvlm_jax.nn.position import resize_grid, resize_relative
-from simvlm_jax.nn.sizes import Compute, Size, statistics_dtype
+from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative
+from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack, stack_flops
 from simvlm_jax.objectives.cross_entropy import cross_entropy, soft_cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
 _RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
 _WIDE_RESNET152 = ConvStemSize(("conv7", 80), (320, 640, 1280, 2560), (3, 8, 36, 3))
-SIZES: dict[str, tuple[Size, Size, ConvStemSize]] = {  # encoder, decoder, conv stem
-    "tiny": (
-        Size(128, 2, 2, 256),
-        Size(128, 2, 2, 256),
-        TINY_STEM,
-    ),
-    "small": (Size(512, 8, 8, 2048), Size(512, 8, 8, 2048), _RESNET101),
-    "base": (Size(768, 12, 12, 3072), Size(768, 12, 12, 3072), _RESNET101),
-    "large": (Size(1024, 24, 16, 4096), Size(1024, 24, 16, 4096), _RESNET152),
-    "huge": (Size(1280, 32, 16, 5120), Size(1280, 32, 16, 5120), _WIDE_RESNET152),
+
+
+class Sizes(NamedTuple):
+    """A row of SIZES: encoder and decoder, and the ResNet whose first stages are the conv stem (section 4.1)."""
+
+    encoder: Size
+    decoder: Size
+    stem: ConvStemSize
+
+
+_SMALL = Size(512, 8, 8, 2048)
+SIZES = {
+    "tiny": Sizes(TOWERS["tiny"], TOWERS["tiny"], TINY_STEM),
+    "small": Sizes(_SMALL, _SMALL, _RESNET101),
+    "base": Sizes(TOWERS["B"], TOWERS["B"], _RESNET101),
+    "large": Sizes(TOWERS["L"], TOWERS["L"], _RESNET152),
+    "huge": Sizes(TOWERS["H"], TOWERS["H"], _WIDE_RESNET152),
 }
 OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
-SENTINELS = 32
-SPAN_SHARE, SPAN_LENGTH = 0.15, 3  # T5 (arXiv 1910.10683, section 3.3.4)
 
 
 class Network(nn.Module):
@@ -98,15 +105,11 @@ class Network(nn.Module):
             bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
             self.head_bias = self.param("head_bias", bias, (m.classes,))
 
-    def embed(self, image, image_mask, tokens, positions, sight: Sight | None) -> tuple[Any, Any]:
+    def embed(self, image, image_mask, tokens, positions, sight: Sight) -> tuple[jax.Array, Sight]:
         """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
         m = self.model
         dtype = m.compute.activation_dtype
-        scale = jnp.asarray(self.embedding.shape[1] ** 0.5, dtype)  # unit variance, as image tokens have
-        # looked up before the cast, so that the gradient of a row is summed in float32
-        pieces = self.table[tokens]
-        places = in_use(self.text_position, (None, "D"))[positions]
-        text = constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
+        text = self.embed_text(tokens, positions)
         if image is None:
             return text, sight
         _, M, Y, X, _ = image.shape
@@ -115,10 +118,17 @@ class Network(nn.Module):
         seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1)
         seen = add(seen, in_use(self.image_position, (None, "D")) * self.embedding.shape[1] ** 0.5)
         valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
-        both = bidirectional(valid) if sight is None else join(bidirectional(valid), sight)
-        return jnp.concatenate([seen, text], axis=1), both
+        return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), sight)
 
-    def everything(self, batch, layout: "Layout"):
+    def embed_text(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Pieces [B,T] at positions [B,T] as [B,T,D], of unit variance, as image tokens are."""
+        dtype = self.model.compute.activation_dtype
+        # looked up before the cast, so that the gradient of a row is summed in float32
+        pieces, places = self.table[tokens], in_use(self.text_position, (None, "D"))[positions]
+        scale = jnp.asarray(pieces.shape[-1] ** 0.5, dtype)
+        return constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
+
+    def everything(self, batch, layout: TextLayout):
         """Touches every parameter once, to make them."""
         out = self.teacher_forced(batch, layout)
         if not self.model.classes:
@@ -126,7 +136,7 @@ class Network(nn.Module):
         several = {**batch, "image": jnp.repeat(batch["image"][:, :1], self.model.images, axis=1)}
         return out, self.classify({k: v for k, v in several.items() if k != "image_mask"}, layout)
 
-    def classify(self, batch, layout: "Layout"):
+    def classify(self, batch, layout: TextLayout):
         """Logits [B,classes] in fp32 (or wider), from the decoder's output at the last slot that is predicted."""
         M, B = self.model.images, batch["text"].shape[0]
         rows = {k: batch[k] for k in ("image", "image_mask") if k in batch}
@@ -134,21 +144,17 @@ class Network(nn.Module):
             raise ValueError(f"SimVLM classifies {M} images a row here (model.images); got {rows['image'].shape[1]}")
         if M > 1:  # a pass an image, with the same text
             rows = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in rows.items()}
-            layout = dataclasses.replace(
-                layout, **{k: jnp.repeat(v, M, axis=0) for k, v in vars(layout).items() if k != "aligned"}
-            )
+            layout = layout.repeated(M)
         x = self.decoder_norm(self.decode(rows, layout))
-        slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
-        last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0].reshape(B, -1)
+        last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0].reshape(B, -1)
         precise = statistics_dtype(x.dtype)
         kernel = in_use(self.head_kernel, ("D", None), x.dtype)
         return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, (None,))
 
-    def last_state(self, batch, layout: "Layout"):
+    def last_state(self, batch, layout: TextLayout):
         """The decoder's normalised output [B,D] in fp32 (or wider) at the last slot that is predicted."""
         x = self.decoder_norm(self.decode(batch, layout))
-        slots = jnp.where(layout.predicted, jnp.arange(x.shape[1]), 0)
-        last = jnp.take_along_axis(x, slots.max(1)[:, None, None], axis=1)[:, 0]
+        last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0]
         return last.astype(statistics_dtype(x.dtype))
 
     def features(self, image):
@@ -157,36 +163,33 @@ class Network(nn.Module):
         unseen = bidirectional(jnp.zeros(empty.shape, bool))
         if self.model.decoder_only:
             x, sight = self.embed(image, None, empty, empty, unseen)
-            x, _ = self.decoder(x, Shared(visible(sight, sight)))
-            x = self.decoder_norm(x)
+            x = self.decoder_norm(self.decoder(x, Shared(self_mask(sight))))
         else:
             x, _ = self.encode(image, None, empty, empty, unseen)
         return x[:, :-1].astype(statistics_dtype(x.dtype)).mean(1)
 
-    def teacher_forced(self, batch, layout: "Layout"):
+    def teacher_forced(self, batch, layout: TextLayout):
         """Logits [B,T',V] of every decoder slot of a layout."""
         return self.logits(self.decode(batch, layout))
 
-    def decode(self, batch, layout: "Layout"):
+    def decode(self, batch, layout: TextLayout):
         """The decoder's output [B,T',D] at every slot of a layout, before the last norm."""
         image, image_mask = batch.get("image"), batch.get("image_mask")
         given = bidirectional(layout.given)
         if self.model.decoder_only:
             x, sight = self.embed(image, image_mask, *layout.one_sequence())
-            x, _ = self.decoder(x, Shared(visible(sight, sight)), image_tokens=image is not None)
+            x = self.decoder(x, Shared(self_mask(sight)), image_tokens=image is not None)
             return x[:, -layout.targets.shape[1] :]
         context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
-        x, _ = self.embed(None, None, layout.inputs, layout.input_positions, given)
-        sight = causal(layout.predicted)
-        everything = Sight(jnp.zeros_like(seen.block), seen.segment)
-        shared = Shared(visible(sight, sight), context, visible(sight, everything))
-        return self.decoder(x, shared)[0]
+        x, sight = self.embed_text(layout.inputs, layout.input_positions), causal(layout.predicted)
+        cross = cross_mask(sight, seen.segment >= 0, self._padding(image_mask))
+        return self.decoder(x, Shared(self_mask(sight, Kind("causal")), context, cross))
 
-    def encode(self, image, image_mask, tokens, positions, sight):
+    def encode(self, image, image_mask, tokens, positions, sight: Sight) -> tuple[jax.Array, Sight]:
         """The encoder's output [B,P+T,D] over [image; prefix] and its Sight."""
         x, sight = self.embed(image, image_mask, tokens, positions, sight)
-        x, _ = self.encoder(x, Shared(visible(sight, sight)), image_tokens=image is not None)
-        return self.encoder_norm(x), sight
+        mask = self_mask(sight, Kind("full", self._padding(image_mask)))
+        return self.encoder_norm(self.encoder(x, Shared(mask), image_tokens=image is not None)), sight
 
     def logits(self, x):
         """[B,T,D] -> [B,T,V] in fp32 (or wider), by the transposed input embedding."""
@@ -194,49 +197,35 @@ class Network(nn.Module):
         table, precise = self.table.astype(x.dtype), statistics_dtype(x.dtype)
         return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise), "BTV")
 
-    def step(self, tokens, positions, slots, shared_masks, cache, context=None):
-        """Decoder pass over new tokens with a cache; returns (logits [B,T,V], cache)."""
-        x, _ = self.embed(None, None, tokens, positions, None)
-        own, cross = shared_masks
-        x, cache = self.decoder(x, Shared(own, context, cross, slots), cache, image_tokens=False)
-        return self.logits(x), cache
+    def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
+        """The decoder over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
+        x = self.embed_text(tokens, jnp.clip(new.position, 0, self.model.vocabulary.length - 1))
+        cross = None
+        if fixed:
+            cross = cross_mask(new.mask.query, fixed["seen"])
+        x, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, fixed.get("context", ()), cross)
+        return x, {"decoder": kept}
 
+    def _padding(self, image_mask) -> str:
+        """Where padding may stand in [image; prefix]: after it, unless rows have no image or spans are cut out."""
+        return "right" if image_mask is None and self.model.objective != "span_corruption" else "any"
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What the two sides see: encoder tokens where `given`, decoder inputs and targets where `predicted`; all [B,T]."""
+    def read_context(self, image, image_mask, tokens, positions, sight: Sight):
+        """What the decoder looks at: keys and values of its layers over [image; prefix], and who is seen there [B,P+T]."""
+        context, sight = self.encode(image, image_mask, tokens, positions, sight)
+        return {"context": self.decoder.context(context), "seen": sight.segment >= 0}
 
-    tokens: Any
-    positions: Any
-    given: Any
-    inputs: Any
-    input_positions: Any
-    targets: Any
-    predicted: Any
-    aligned: bool
-
-    def one_sequence(self):
-        """(tokens, positions, Sight) for a single stack: the prefix in block 0, then one block a position.
-
-        In an aligned layout prefix and suffix fill disjoint slots of the same T; otherwise one follows the other.
-        """
-        block = jnp.broadcast_to(1 + jnp.arange(self.inputs.shape[1]), self.inputs.shape)
-        suffix = Sight(block, jnp.where(self.predicted, 0, -1))
-        prefix = bidirectional(self.given)
-        if not self.aligned:
-            tokens = jnp.concatenate([self.tokens, self.inputs], axis=1)
-            return tokens, jnp.concatenate([self.positions, self.input_positions], axis=1), join(prefix, suffix)
-        pick = lambda a, b: jnp.where(self.given, a, b)  # noqa: E731
-        return (
-            pick(self.tokens, self.inputs),
-            pick(self.positions, self.input_positions),
-            Sight(pick(prefix.block, suffix.block), jnp.where(self.given | self.predicted, 0, -1)),
-        )
+    def read_prefix(self, image, image_mask, tokens, positions, sight: Sight, slots, layers):
+        """[image; prefix] written into the cache of a single stack: (slots, layers)."""
+        x, sight = self.embed(image, image_mask, tokens, positions, sight)
+        new = write(slots, sight.segment >= 0, sight.block)
+        _, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, image_tokens=image is not None)
+        return {**new.state, "position": slots["position"]}, {"decoder": kept}
 
 
 @buildable("model")
 @dataclasses.dataclass(frozen=True)
-class SimVLM(BaseModel):
+class SimVLM(LanguageModel):
     """SimVLM by size and ablation.
 
     Args:
@@ -273,8 +262,13 @@ class SimVLM(BaseModel):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
 
     @property
-    def sizes(self) -> tuple[Size, Size, ConvStemSize]:
+    def sizes(self) -> Sizes:
         return SIZES[self.size]
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        encoder, decoder, _ = self.sizes
+        return {"decoder": decoder.depth + (encoder.depth if self.decoder_only else 0)}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -340,7 +334,7 @@ class SimVLM(BaseModel):
         layout = prefix_layout(batch["text"], batch["text_mask"], batch["prefix_length"], self.vocabulary.bos)
         return self.network.apply({"params": params}, batch, layout, rngs=streams, method="classify")
 
-    def layout(self, group) -> Layout:
+    def layout(self, group) -> TextLayout:
         """Encoder inputs, decoder inputs and targets of a group of rows."""
         text, valid = group["text"], group["text_mask"]
         if self.objective == "span_corruption":
@@ -357,10 +351,8 @@ class SimVLM(BaseModel):
         if "image_position" in params:
             side = round(params["image_position"].shape[0] ** 0.5)
             out["image_position"] = resize_grid(params["image_position"], (side, side), self.grid)
-
         if "text_position" in params:
-            kept = params["text_position"][: self.vocabulary.length]
-            out["text_position"] = jnp.asarray(target["text_position"]).at[: len(kept)].set(kept)
+            out["text_position"] = fit_positions(params["text_position"], target["text_position"])
 
         def fit(path, leaf):
             return resize_relative(leaf, self.grid) if path[-2].key == "relative" else leaf
@@ -370,7 +362,7 @@ class SimVLM(BaseModel):
         return out
 
     def capabilities(self):
-        able = {"prefill": self.prefill, "extend": self.extend, "attention": self.attention}
+        able = self.language_capabilities()
         able |= {"features": self.features, "pair_features": self.pair_features, "layout": self.visible_layout}
         if self.objective != "span_corruption":  # which knows texts with holes alone
             able["score_text"] = self.score_text
@@ -394,109 +386,47 @@ class SimVLM(BaseModel):
         layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
         return self.network.apply({"params": params}, batch, layout, method="last_state")
 
-    def score_text(self, params, extra, batch):
-        """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
+    def teacher_forced(self, params, batch):
         layout = self.layout(batch)
-        asked = layout.predicted & (jnp.arange(batch["text"].shape[1]) >= batch["prefix_length"][:, None])
         logits = self.network.apply({"params": params}, batch, layout, method="teacher_forced")
-        likely = jax.nn.log_softmax(logits.astype(statistics_dtype(logits.dtype)), axis=-1)
-        chosen = jnp.take_along_axis(likely, layout.targets[..., None], axis=-1)[..., 0]
-        return jnp.where(asked, chosen, 0).sum(1)
+        return Teacher(logits, layout.targets, layout.predicted)
 
     def visible_layout(self, batch):
         """What the two sides see of a batch, for people: see Layout."""
         layout = self.layout(batch)
         return {k: np.asarray(v) for k, v in vars(layout).items() if k != "aligned"}
 
-    def prefill(self, params, extra, batch, max_length):
-        """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
-
-        Returns (logits [B,V] of the first new piece, cache). Positions run to `vocabulary.length`: a prompt of width
-        T leaves room for `length - T` pieces.
-        """
+    def read(self, params, batch, max_length):
         text, valid = batch["text"], batch["text_mask"]
         B, T = text.shape
-        room = self.vocabulary.length - T
-        if max_length > room:
-            raise ValueError(
-                f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}"
-            )
         size = valid.sum(1).astype(jnp.int32)
-        start = jnp.full((B, 1), self.vocabulary.bos, jnp.int32)
+        start, fed = jnp.full((B, 1), self.vocabulary.bos, jnp.int32), jnp.ones((B, 1), bool)
+        first = jnp.zeros((B,), jnp.int32)
         if self.objective == "lm":  # no text ever stands in the prefix: the prompt is forced on the decoder
-            start, fed = jnp.concatenate([start, text], axis=1), jnp.concatenate([jnp.ones((B, 1), bool), valid], 1)
-            text, valid, first = text[:, :0], valid[:, :0], jnp.zeros((B,), jnp.int32)
+            start, fed = jnp.concatenate([start, text], axis=1), jnp.concatenate([fed, valid], 1)
+            text, valid = text[:, :0], valid[:, :0]
         elif self.objective == "span_corruption":  # the rest of the text is one masked span
             slots = jnp.arange(T + 1)
             text = jnp.where(slots == size[:, None], self.vocabulary.size, jnp.pad(text, ((0, 0), (0, 1))))
-            valid, first = slots <= size[:, None], jnp.zeros((B,), jnp.int32)
+            valid = slots <= size[:, None]
             start = jnp.concatenate([start, jnp.full((B, 1), self.vocabulary.size, jnp.int32)], axis=1)
             fed = jnp.ones(start.shape, bool)
         else:
-            fed, first = jnp.ones((B, 1), bool), size
+            first = size
         if not text.shape[1]:  # keep one masked slot, so that shapes without prompt or image stay valid
             text, valid = jnp.zeros((B, 1), jnp.int32), jnp.zeros((B, 1), bool)
-        return self._start(params, batch, text, valid, start, fed, first, max_length)
-
-    def _start(self, params, batch, text, valid, start, fed, first, max_length):
-        m, variables = self, {"params": params}
-        image, image_mask = batch.get("image"), batch.get("image_mask")
+        image = batch.get("image")
         positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        dtype, B, steps = self.compute.activation_dtype, text.shape[0], start.shape[1] + max_length
-        decoder = self.sizes[1]
-        given = bidirectional(valid)
-        if m.decoder_only:
-            embedded: Any = m.network.apply(variables, image, image_mask, text, positions, given, method="embed")
-            x, sight = embedded
-            depth, P = self.sizes[0].depth + decoder.depth, x.shape[1]
-            layers = empty_layers(B, depth, P + steps, decoder, dtype)
-            slots = jnp.broadcast_to(jnp.arange(P), (B, P))
-            unwritten = jnp.full((B, steps), -1, jnp.int32)
-            keys = Sight(jnp.pad(sight.block, ((0, 0), (0, steps))), jnp.concatenate([sight.segment, unwritten], 1))
-            _, layers = m.network.apply(
-                variables, x, Shared(visible(sight, keys), slots=slots), layers, image is not None, method=_run_decoder
-            )
-            cross, context = None, None
-        else:
-            context, cross = m.network.apply(variables, image, image_mask, text, positions, given, method="encode")
-            cross = cross.segment
-            layers = empty_layers(B, decoder.depth, steps, decoder, dtype)
-            keys = Sight(jnp.zeros((B, steps), jnp.int32), jnp.full((B, steps), -1, jnp.int32))
-        cache = {
-            "layers": layers,
-            "block": keys.block,
-            "segment": keys.segment,
-            "cross": jnp.zeros((B, 0), jnp.int32) if cross is None else cross,
-            "filled": jnp.full((B,), keys.block.shape[1] - steps, jnp.int32),
-            "base": jnp.full((B,), keys.block.shape[1] - steps, jnp.int32) - first,
-        }
-        logits, cache = self._advance(params, cache, start, fed, context)
-        last = jnp.maximum(fed.sum(1) - 1, 0)
-        return jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0], cache
-
-    def extend(self, params, extra, cache, tokens):
-        """Feeds tokens [B,T] and returns (logits [B,T,V] of what follows each, cache)."""
-        return self._advance(params, cache, tokens, jnp.ones(tokens.shape, bool), None)
-
-    def _advance(self, params, cache, tokens, fed, context):
-        """Writes the tokens that are `fed` (a prefix of each row) to the next slots and runs the decoder on them."""
-        new = write(cache, fed)
-        positions = jnp.clip(new.slots - cache["base"][:, None], 0, self.vocabulary.length - 1)
-        cross = None
-        if not self.decoder_only:
-            zeros = jnp.zeros_like(cache["cross"])
-            cross = visible(new.query, Sight(zeros, cache["cross"]))
-        logits, layers = self.network.apply(
-            {"params": params},
-            tokens,
-            positions,
-            new.slots,
-            (new.visible, cross),
-            cache["layers"],
-            context,
-            method="step",
-        )
-        return logits, {**new.state, "layers": layers}
+        given = (image, batch.get("image_mask"), text, positions, bidirectional(valid))
+        room = start.shape[1] + max_length
+        if self.decoder_only:
+            room += text.shape[1] + (0 if image is None else self.grid[0] * self.grid[1])
+        slots, dtype = empty_slots(B, room, first), self.compute.activation_dtype
+        layers = {"decoder": empty_layers(B, self.stacks["decoder"], room, self.sizes.decoder, dtype)}
+        apply = functools.partial(self.network.apply, {"params": params})
+        if self.decoder_only:
+            return Reading(start, fed, *apply(*given, slots, layers, method="read_prefix"), {})
+        return Reading(start, fed, slots, layers, apply(*given, method="read_context"))
 
     def attention(self, params, extra, batch):
         """Where each predicted piece looks: [B,T,P], the last decoder layer's weights on image tokens, mean over heads.
@@ -509,12 +439,9 @@ class SimVLM(BaseModel):
         _, state = self.network.apply(
             {"params": params}, batch, layout, method="teacher_forced", mutable=["intermediates"]
         )
-        layers = state["intermediates"]["decoder"]
-        block = layers["layers"] if self.compute.scan else layers[f"layer_{len(layers) - 1}"]
-        weights = block["attention" if self.decoder_only else "cross_attention"]["weights"][0]
-        weights = weights[-1] if self.compute.scan else weights
-        P = self.grid[0] * self.grid[1]
-        return weights.mean(1)[:, -batch["text"].shape[1] :, :P]
+        attention = "attention" if self.decoder_only else "cross_attention"
+        weights = self.last_weights(state["intermediates"]["decoder"], attention)
+        return weights[:, -batch["text"].shape[1] :, : self.grid[0] * self.grid[1]]
 
     def train_flops(self, batch):
         """6 FLOPs a matrix parameter a token (2 forward, 4 backward), attention and convolutions beside them."""
@@ -544,61 +471,3 @@ class SimVLM(BaseModel):
                 per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
             total += 3 * B * (per_row * images + head)
         return total
-
-
-def prefix_layout(text, valid, prefix_length, bos) -> Layout:
-    """Pieces before `prefix_length` are given, the others predicted; the first prediction starts from BOS."""
-    slots = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-    prefix = prefix_length[:, None]
-    shifted = jnp.pad(text, ((0, 0), (1, 0)))[:, :-1]
-    return Layout(
-        tokens=text,
-        positions=slots,
-        given=valid & (slots < prefix),
-        inputs=jnp.where(slots == prefix, bos, shifted),
-        input_positions=slots,
-        targets=text,
-        predicted=valid & (slots >= prefix),
-        aligned=True,
-    )
-
-
-def span_layout(text, valid, seed, vocabulary: Vocabulary) -> Layout:
-    """T5's span corruption: spans become sentinels, the decoder predicts each sentinel and its span, then EOS.
-
-    At least one piece is hidden in every row that has one; EOS never is. Sentinel k is row `vocabulary.size + k`.
-    """
-    T = text.shape[1]
-    slots = jnp.broadcast_to(jnp.arange(T), text.shape)
-    pieces = valid & (text != vocabulary.eos)
-    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.key(row), (T,)))(seed)
-    begins = pieces & (draw < SPAN_SHARE / SPAN_LENGTH)
-    draw = jnp.where(pieces, draw, 2.0)
-    begins = begins | (pieces & (slots == draw.argmin(1, keepdims=True)))
-    hidden = begins
-    for k in range(1, SPAN_LENGTH):
-        hidden = hidden | jnp.pad(begins, ((0, 0), (k, 0)))[:, :T]
-    hidden = hidden & pieces
-    first = hidden & ~jnp.pad(hidden, ((0, 0), (1, 0)))[:, :T]
-    number = jnp.minimum(jnp.cumsum(first, axis=1) - 1, SENTINELS - 1)
-    sentinel = vocabulary.size + number
-    # every hidden piece may be preceded by its sentinel: interleave both, then close the gaps with a stable sort
-    pairs = jnp.stack([sentinel, text], axis=-1).reshape(-1, 2 * T)
-    kept = jnp.stack([first, hidden | (valid & (text == vocabulary.eos))], axis=-1).reshape(-1, 2 * T)
-    order = jnp.argsort(~kept, axis=1, stable=True)[:, :T]
-    targets = jnp.take_along_axis(pairs, order, axis=1)
-    predicted = jnp.take_along_axis(kept, order, axis=1)
-    return Layout(
-        tokens=jnp.where(first, sentinel, text),
-        positions=slots,
-        given=pieces & (~hidden | first),
-        inputs=jnp.where(slots == 0, vocabulary.bos, jnp.pad(targets, ((0, 0), (1, 0)))[:, :T]),
-        input_positions=slots,
-        targets=targets,
-        predicted=predicted,
-        aligned=False,
-    )
-
-
-def _run_decoder(network: Network, x, shared, cache, image_tokens):
-    return network.decoder(x, shared, cache, image_tokens)

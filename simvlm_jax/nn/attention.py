@@ -1,90 +1,92 @@
-"""Multi-head attention with explicit keys and values, so that caches and cross-attention need no second code path."""
-
-from typing import Any
+"""Multi-head attention: projections around a kernel, for whole sequences and for a cache of keys and values."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.nn.cache import KeyValue
+from simvlm_jax.nn.kernels import attend, dense
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.sizes import statistics_dtype
-
-HIDDEN = -1e30
-"""The logit of a key that is not seen: finite, so that a row without any visible key has no NaN in its gradient."""
-
-
-def attend(q_BTHK, k_BSHK, v_BSHK, visible_BTS, bias=None):
-    """Softmax attention with fp32 logits; a row that sees no key gives zeros. Returns ([B,T,H,K], weights [B,H,T,S]).
-
-    visible_BTS: bool [B,T,S], or None when every query sees every key. bias: added to the logits, broadcastable to
-    [B,H,T,S].
-    """
-    dtype = q_BTHK.dtype
-    precise = statistics_dtype(dtype)
-    logits = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=precise)
-    logits = logits * (q_BTHK.shape[-1] ** -0.5)
-    if bias is not None:
-        logits = logits + bias.astype(precise)
-    if visible_BTS is not None:
-        logits = jnp.where(visible_BTS[:, None], logits, HIDDEN)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if visible_BTS is not None:
-        weights = weights * visible_BTS.any(-1)[:, None, :, None]
-    out = jnp.einsum("BHTS,BSHK->BTHK", weights.astype(dtype), v_BSHK)
-    return out, weights
+from simvlm_jax.nn.masks import Mask, Sight
 
 
 class Attention(nn.Module):
-    """Projections of multi-head attention (Vaswani et al. 2017, section 3.2.2).
+    """Projections of multi-head attention (Vaswani et al. 2017, section 3.2.2), [B,T,D] -> [B,T,D].
 
-    Keys have no bias unless asked for: softmax does not see it, so its gradient is zero and optimizers would turn rounding
-    into noise.
+    Args:
+      width: D of the queries. heads: H; head width K = D / H.
+      source_width: W of the sequence that is looked at, where it is not D.
+      key_bias: keys have no bias unless asked for: softmax does not see it, so its gradient is zero and optimizers would turn
+        rounding into noise.
+      out_width: of the result, where it is not D.
     """
 
+    width: int
     heads: int
     dtype: jnp.dtype
     key_bias: bool = False
-    width: int | None = None
-    """Of the result, where it is not D."""
+    source_width: int | None = None
+    out_width: int | None = None
 
-    @nn.compact
-    def __call__(self, x_BTD, source_BSW, visible_BTS, *, bias=None, cache=None, slots_BT=None) -> tuple[Any, Any]:
-        """Attends from `x_BTD` to a source and returns ([B,T,D], (k, v)), the keys and values [B,S,H,K] it looked at.
+    def setup(self):
+        heads = (self.heads, self.width // self.heads)
+        source, out = self.source_width or self.width, self.out_width or self.width
+        self.query = self._kernel("query", (self.width, *heads), ("D", "H", "K"), 0, (1, 2))
+        self.query_bias = self._offset("query_bias", heads, ("H", "K"))
+        self.key = self._kernel("key", (source, *heads), ("D", "H", "K"), 0, (1, 2))
+        self.key_offset = self._offset("key_bias", heads, ("H", "K")) if self.key_bias else None
+        self.value = self._kernel("value", (source, *heads), ("D", "H", "K"), 0, (1, 2))
+        self.value_bias = self._offset("value_bias", heads, ("H", "K"))
+        self.out = self._kernel("out", (*heads, out), ("H", "K", "D"), (0, 1), 2)
+        self.out_bias = self._offset("out_bias", (out,), ("D",))
 
-        source_BSW: the sequence to look at (`x_BTD` itself for self-attention), or None to look at `cache` alone.
-        cache: earlier (k, v). With `slots_BT` the source's keys are written into it at those slots.
+    def __call__(
+        self, x_BTD: jax.Array, source_BSW: jax.Array, mask: Mask | None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """Looks from `x_BTD` at a source (`x_BTD` itself for self-attention); bias: added to the logits [B,H,T,S].
+
+        The weights [B,H,T,S] are made and sown as "weights" where "intermediates" are collected, and nowhere else.
         """
-        width = x_BTD.shape[-1]
-        shape = (width, self.heads, width // self.heads)
-        q = self._project("query", x_BTD, shape, bias=True)
-        kv: Any = cache
-        if source_BSW is not None:
-            kv_shape = (source_BSW.shape[-1], *shape[1:])
-            kv = (
-                self._project("key", source_BSW, kv_shape, bias=self.key_bias),
-                self._project("value", source_BSW, kv_shape, bias=True),
-            )
-            if cache is not None:
-                rows = jnp.arange(x_BTD.shape[0])[:, None]
-                kv = tuple(old.at[rows, slots_BT].set(new) for old, new in zip(cache, kv, strict=True))
-        k, v = kv
-        out, weights = attend(q, k, v, visible_BTS, bias)
-        self.sow("intermediates", "weights", weights)
-        width = self.width or width
-        kernel = self._kernel("out", (*shape[1:], width), ("H", "K", "D"), in_axis=(0, 1), out_axis=2)
-        offset = self.param("out_bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))
-        y = add(jnp.einsum("BTHK,HKD->BTD", constrain(out, "BTHK"), kernel), in_use(offset, "D"))
-        return y, kv
+        q = self._project(x_BTD, self.query, self.query_bias)
+        k = self._project(source_BSW, self.key, self.key_offset)
+        v = self._project(source_BSW, self.value, self.value_bias)
+        if self.is_mutable_collection("intermediates"):
+            out, weights = dense(q, k, v, mask, bias)
+            self.sow("intermediates", "weights", weights)
+        else:
+            out = attend(q, k, v, mask, bias)
+        return self._join(out)
 
-    def _project(self, name, x, shape, bias):
-        kernel = self._kernel(name, shape, ("D", "H", "K"), in_axis=0, out_axis=(1, 2))
-        y = jnp.einsum("BTD,DHK->BTHK", x, kernel)
-        if bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("H", "K"))
-            y = add(y, in_use(self.param(f"{name}_bias", init, shape[1:]), "HK"))
-        return constrain(y, "BTHK")
+    def keys_values(self, source_BSW: jax.Array) -> KeyValue:
+        """Keys and values of a source, to be looked at by many steps."""
+        k = self._project(source_BSW, self.key, self.key_offset)
+        v = self._project(source_BSW, self.value, self.value_bias)
+        return KeyValue(k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+    def step(self, x_BTD: jax.Array, cache: KeyValue, mask: Mask, bias: jax.Array | None = None) -> jax.Array:
+        """Looks at keys and values that are there, of B rows or of fewer, each of which as many rows of `x_BTD` share."""
+        q = self._project(x_BTD, self.query, self.query_bias)
+        B, shared = len(q), len(cache.key)
+        if shared != B:  # several continuations of one row: more queries of the same keys
+            fold = lambda x: x.reshape(shared, -1, *x.shape[2:])  # noqa: E731
+            mask = Mask(Sight(*map(fold, mask.query)), mask.key, mask.kind)
+            out = dense(fold(q), *cache, mask, heads_first=True)[0].reshape(q.shape)
+        else:
+            out = dense(q, *cache, mask, bias, heads_first=True)[0]
+        return self._join(out)
+
+    def _join(self, out_BTHK):
+        kernel = in_use(self.out, ("H", "K", "D"), self.dtype)
+        return add(jnp.einsum("BTHK,HKD->BTD", constrain(out_BTHK, "BTHK"), kernel), in_use(self.out_bias, "D"))
+
+    def _project(self, x, kernel, offset):
+        y = jnp.einsum("BTD,DHK->BTHK", x, in_use(kernel, ("D", "H", "K"), self.dtype))
+        return constrain(y if offset is None else add(y, in_use(offset, "HK")), "BTHK")
 
     def _kernel(self, name, shape, letters, in_axis, out_axis):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
-        return in_use(self.param(name, nn.with_logical_partitioning(init, letters), shape), letters, self.dtype)
+        return self.param(name, nn.with_logical_partitioning(init, letters), shape)
+
+    def _offset(self, name, shape, letters):
+        return self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, letters), shape)

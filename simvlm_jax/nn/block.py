@@ -1,7 +1,6 @@
 """The pre-LN transformer block: self-attention, optional cross-attention, mlp; dropout and stochastic depth."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,7 +8,9 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.attention import Attention
+from simvlm_jax.nn.cache import KeyValue, write_keys_values
 from simvlm_jax.nn.linear import add
+from simvlm_jax.nn.masks import Mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D
 from simvlm_jax.nn.sizes import Size, Style
@@ -18,14 +19,12 @@ from simvlm_jax.nn.sizes import Size, Style
 class Shared(NamedTuple):
     """What all blocks of a stack get alike.
 
-    visible: bool [B,T,S] of the self-attention. context [B,S,W] and context_visible [B,T,S]: of the cross-attention;
-    `context` is None when the cache holds its keys. slots [B,T]: where new keys go when there is a cache.
+    mask: of the self-attention; None where all see all. context [B,S,W] and context_mask: of the cross-attention.
     """
 
-    visible: Any
-    context: Any = None
-    context_visible: Any = None
-    slots: Any = None
+    mask: Mask | None
+    context: jax.Array | None = None
+    context_mask: Mask | None = None
 
 
 @jax.custom_vjp
@@ -84,35 +83,55 @@ class Block(nn.Module):
     dropout: float = 0.0
     style: Style = Style()
 
-    @nn.compact
-    def __call__(self, x, cache, drop_path, shared: Shared):
-        """(x [B,T,D], cache, drop_path rate) -> (x, new cache). The cache is {} or a dict of keys and values."""
-        x, new_cache = constrain(x, "BTD"), {}
-        bias, norm = None, functools.partial(LayerNorm, self.dtype, self.style.epsilon)
+    def setup(self):
+        size, dtype, style = self.size, self.dtype, self.style
         if self.relative_grid is not None:
-            bias = RelativeBias2D(self.relative_grid, self.size.heads, name="relative")(*shared.visible.shape[1:])
-        h = norm(name="norm_attention")(x)
-        kept = (cache["key"], cache["value"]) if cache else None
-        h, kv = Attention(self.size.heads, self.dtype, self.style.key_bias, name="attention")(
-            h, h, shared.visible, bias=bias, cache=kept, slots_BT=shared.slots
-        )
-        x = x + self._thin(h, drop_path)
-        if cache:
-            new_cache["key"], new_cache["value"] = kv
+            self.relative = RelativeBias2D(self.relative_grid, size.heads)
+        self.norm_attention = LayerNorm(dtype, style.epsilon)
+        self.attention = Attention(size.width, size.heads, dtype, style.key_bias)
         if self.cross:
-            h = norm(name="norm_cross")(x)
-            kept = None if shared.context is not None else (cache["cross_key"], cache["cross_value"])
-            h, kv = Attention(self.size.heads, self.dtype, self.style.key_bias, name="cross_attention")(
-                h, shared.context, shared.context_visible, cache=kept
-            )
-            x = x + self._thin(h, drop_path)
-            if cache:
-                new_cache["cross_key"], new_cache["cross_value"] = kv
-        h = norm(name="norm_mlp")(x)
-        h = Mlp(self.size.mlp, self.dtype, self.style.activation, name="mlp")(h)
-        return x + self._thin(h, drop_path), new_cache
+            self.norm_cross = LayerNorm(dtype, style.epsilon)
+            self.cross_attention = Attention(size.width, size.heads, dtype, style.key_bias)
+        self.norm_mlp = LayerNorm(dtype, style.epsilon)
+        self.mlp = Mlp(size.mlp, dtype, style.activation)
 
-    def _thin(self, h, drop_path):
+    def __call__(self, x: jax.Array, drop_path: jax.Array | None, shared: Shared) -> jax.Array:
+        """x [B,T,D], rate of stochastic depth -> x [B,T,D]."""
+        x, bias = constrain(x, "BTD"), None
+        if self.relative_grid is not None:
+            bias = self.relative(x.shape[1], x.shape[1])
+        h = self.norm_attention(x)
+        x = x + self._drop(self.attention(h, h, shared.mask, bias), drop_path)
+        if self.cross:
+            h = self.cross_attention(self.norm_cross(x), shared.context, shared.context_mask)
+            x = x + self._drop(h, drop_path)
+        return x + self._drop(self.mlp(self.norm_mlp(x)), drop_path)
+
+    def context(self, context_BSW: jax.Array) -> KeyValue:
+        """Keys and values of the cross-attention, which no step changes."""
+        return self.cross_attention.keys_values(context_BSW)
+
+    def step(
+        self,
+        x: jax.Array,
+        cache: KeyValue,
+        slot: jax.Array,
+        mask: Mask,
+        context: KeyValue | None,
+        context_mask: Mask | None,
+    ) -> tuple[jax.Array, KeyValue]:
+        """New tokens [B,T,D], whose keys and values go into the cache from `slot` on -> ([B,T,D], cache)."""
+        x, bias = constrain(x, "BTD"), None
+        if self.relative_grid is not None:
+            bias = self.relative(x.shape[1], cache.key.shape[2])
+        h = self.norm_attention(x)
+        cache = write_keys_values(cache, self.attention.keys_values(h), slot)
+        x = x + self.attention.step(h, cache, mask, bias)
+        if self.cross:
+            x = x + self.cross_attention.step(self.norm_cross(x), context, context_mask)
+        return x + self.mlp(self.norm_mlp(x)), cache
+
+    def _drop(self, h, drop_path):
         """Dropout, then stochastic depth: a whole residual branch is dropped for a sample with odds `drop_path`."""
         if not self.has_rng("dropout"):
             return h
@@ -123,7 +142,7 @@ class Block(nn.Module):
         return drop_branch(self.make_rng("dropout"), h, drop_path)
 
 
-def drop_branch(rng, h, rate):
+def drop_branch(rng: jax.Array, h: jax.Array, rate: jax.Array | float) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): zeroes samples of `h` [B,...] with odds `rate`, scales the others up."""
     keep = jax.random.bernoulli(rng, 1 - rate, (h.shape[0],) + (1,) * (h.ndim - 1))
     return jnp.where(keep, h / (1 - rate), 0).astype(h.dtype)

@@ -1,44 +1,75 @@
-"""Slots of a decoder's cache: where new tokens go, what they see, and which slots are written."""
+"""The slots of a decoder's cache: keys and values written in place, and what stands in which slot.
+
+All rows write the same slots at the same time, so that a write is one slice and never a copy; what a row did not feed there is
+padding, which the mask hides. Where a row stands in its own text is `position`.
+"""
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from simvlm_jax.nn.masks import Sight, visible
+from simvlm_jax.nn.masks import Mask, Sight
 from simvlm_jax.nn.sizes import Size
 
 
-def empty_layers(batch: int, depth: int, slots: int, size: Size, dtype) -> dict[str, Any]:
-    """Keys and values [B,L,S,H,K] of a stack, nothing written."""
-    shape = (batch, depth, slots, size.heads, size.width // size.heads)
-    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+class KeyValue(NamedTuple):
+    """Keys and values of a layer, [B,G,S,K] both: heads first, so that a step of decoding reads them as they lie."""
+
+    key: jax.Array
+    value: jax.Array
 
 
-class Written(NamedTuple):
-    """slots [B,T] of the new tokens; query: their Sight; visible [B,T,S]; state: of the slots from now on."""
-
-    slots: Any
-    query: Sight
-    visible: Any
-    state: dict[str, Any]
+def empty_layers(batch: int, depth: int, slots: int, size: Size, dtype) -> tuple[KeyValue, ...]:
+    """Keys and values of the layers of a stack, nothing written."""
+    shape = (batch, size.heads, slots, size.width // size.heads)
+    return tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(depth))
 
 
-def empty_slots(batch: int, slots: int) -> dict[str, Any]:
-    """The state of `slots` slots of a causal sequence, none of them written."""
+def write_keys_values(cache: KeyValue, new: KeyValue, slot: jax.Array) -> KeyValue:
+    """The cache with `new` [B,G,T,K] in T slots from `slot` (int32 scalar) on."""
+    return KeyValue(
+        *(jax.lax.dynamic_update_slice_in_dim(old, x, slot, axis=2) for old, x in zip(cache, new, strict=True))
+    )
+
+
+def empty_slots(batch: int, slots: int, position: jax.Array | int = 0) -> dict[str, Any]:
+    """The state of `slots` slots of a causal sequence, none of them written; position [B] of the first token to come."""
     return {
         "block": jnp.zeros((batch, slots), jnp.int32),
         "segment": jnp.full((batch, slots), -1, jnp.int32),
         "filled": jnp.zeros((batch,), jnp.int32),
+        "position": jnp.broadcast_to(jnp.asarray(position, jnp.int32), (batch,)),
     }
 
 
-def write(state: dict[str, Any], fed) -> Written:
-    """Gives the next slots to new tokens, of which those count that are `fed` [B,T] (in each row the first ones)."""
-    rows = jnp.arange(fed.shape[0])[:, None]
-    slots = state["filled"][:, None] + jnp.arange(fed.shape[1], dtype=jnp.int32)
-    query = Sight(1 + slots, jnp.where(fed, 0, -1))
-    keys = Sight(state["block"].at[rows, slots].set(query.block), state["segment"].at[rows, slots].set(query.segment))
-    filled = state["filled"] + fed.sum(1).astype(jnp.int32)
-    return Written(
-        slots, query, visible(query, keys), {**state, "block": keys.block, "segment": keys.segment, "filled": filled}
-    )
+class Written(NamedTuple):
+    """Where new tokens [B,T] go: the first slot (int32 scalar), their positions [B,T], the Mask of their self-attention, and
+    the state of the slots from now on."""
+
+    slot: jax.Array
+    position: jax.Array
+    mask: Mask
+    state: dict[str, Any]
+
+
+def write(state: dict[str, Any], fed: jax.Array, block: jax.Array | None = None) -> Written:
+    """Give the next slots to new tokens, of which those count that are `fed` [B,T] (in each row the first ones).
+
+    block [B,T]: of the new tokens, for masks that are not causal.
+    """
+    T = fed.shape[1]
+    slot = state["filled"].max()
+    if block is None:
+        block = jnp.broadcast_to(1 + slot + jnp.arange(T, dtype=jnp.int32), fed.shape)
+    query = Sight(block, jnp.where(fed, 0, -1))
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)  # noqa: E731
+    keys = Sight(put(state["block"], query.block), put(state["segment"], query.segment))
+    position = state["position"][:, None] + jnp.arange(T, dtype=jnp.int32)
+    new = {
+        "block": keys.block,
+        "segment": keys.segment,
+        "filled": state["filled"] + T,
+        "position": state["position"] + fed.sum(1).astype(jnp.int32),
+    }
+    return Written(slot, position, Mask(query, keys), {**state, **new})

@@ -3,8 +3,13 @@
 A query sees a key when its block is at least the key's and their segments agree; segment -1 (padding, unwritten cache
 slots) agrees with nothing. Bidirectional: all blocks 0. Causal: block = position. Prefix: block = max(0, position -
 prefix length).
+
+The vectors travel down to the attention call. What is known of them before they have values, their `Kind`, travels beside
+them, and lets `nn.kernels` choose a kernel that needs no dense mask.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,19 +23,65 @@ class Sight(NamedTuple):
     segment: jax.Array
 
 
+class Kind(NamedTuple):
+    """What the vectors of a mask are known to say, whatever their values.
+
+    order: "full" (the blocks allow every pair), "causal" (T = S, query t may see keys 0..t), "prefix" (the same, and all may
+    see the first `prefix` keys), or "any". padding: "none" (one segment, nothing is padding), "right" (one segment of
+    queries and one of keys, padding after it), or "any".
+    """
+
+    order: str = "any"
+    padding: str = "any"
+    prefix: int = 0
+
+
+DENSE = Kind()
+"""Nothing is known."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("query", "key"), meta_fields=("kind",))
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which keys each query sees: the Sight of T queries, the Sight of S keys, and the Kind that both keep to."""
+
+    query: Sight
+    key: Sight
+    kind: Kind = DENSE
+
+    @property
+    def visible(self) -> jax.Array:
+        """bool [B,T,S]."""
+        return visible(self.query, self.key)
+
+
 def bidirectional(valid: jax.Array) -> Sight:
-    """Everybody in `valid` [B,T] (bool) sees everybody in it."""
+    """Let everybody in `valid` [B,T] (bool) see everybody in it."""
     return Sight(jnp.zeros(valid.shape, jnp.int32), jnp.where(valid, 0, -1))
 
 
 def causal(valid: jax.Array) -> Sight:
-    """Everybody in `valid` [B,T] (bool) sees itself and what stands before it."""
+    """Let everybody in `valid` [B,T] (bool) see itself and what stands before it."""
     return Sight(jnp.broadcast_to(jnp.arange(valid.shape[1]), valid.shape), jnp.where(valid, 0, -1))
 
 
 def join(*sights: Sight) -> Sight:
-    """One sequence after another."""
+    """Put one sequence after another."""
     return Sight(*(jnp.concatenate(parts, axis=1) for parts in zip(*sights, strict=True)))
+
+
+def self_mask(sight: Sight, kind: Kind = DENSE) -> Mask:
+    """The mask of a sequence that looks at itself."""
+    return Mask(sight, sight, kind)
+
+
+def cross_mask(query: Sight, seen: jax.Array, padding: str = "any") -> Mask:
+    """The mask of queries [B,T] that look at every key of another sequence where `seen` [B,S]; padded queries see none.
+
+    padding: as in Kind.
+    """
+    present = Sight(jnp.zeros_like(query.block), jnp.where(query.segment >= 0, 0, -1))
+    return Mask(present, bidirectional(seen), Kind("full", padding))
 
 
 def visible(query: Sight, key: Sight) -> jax.Array:

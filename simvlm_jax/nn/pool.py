@@ -9,6 +9,7 @@ from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.block import Mlp
 from simvlm_jax.nn.linear import add
+from simvlm_jax.nn.masks import bidirectional, cross_mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.sizes import Compute, Style
 
@@ -45,8 +46,11 @@ class AttentionalPool(nn.Module):
         """seen: bool [B,S], which of the sequence is there; None for all."""
         dtype = self.compute.activation_dtype
         queries = LearnedTokens(self.queries, self.width, dtype, nn.initializers.normal(1.0), name="query")(x.shape[0])
-        visible = None if seen is None else jnp.broadcast_to(seen[:, None], (x.shape[0], self.queries, x.shape[1]))
-        pooled, _ = Attention(self.heads, dtype, self.style.key_bias, name="attention")(queries, x, visible)
+        mask = None
+        if seen is not None:
+            mask = cross_mask(bidirectional(jnp.ones(queries.shape[:2], bool)), seen)
+        look = Attention(self.width, self.heads, dtype, self.style.key_bias, x.shape[-1], name="attention")
+        pooled = look(queries, x, mask)
         return LayerNorm(dtype, self.style.epsilon, name="norm")(pooled)
 
 
@@ -62,7 +66,7 @@ class MapHead(nn.Module):
     def __call__(self, x):
         dtype, width = self.compute.activation_dtype, x.shape[-1]
         probe = LearnedTokens(1, width, dtype, nn.initializers.xavier_uniform(), name="probe")(x.shape[0])
-        x, _ = Attention(self.heads, dtype, self.style.key_bias, name="attention")(probe, x, None)
+        x = Attention(width, self.heads, dtype, self.style.key_bias, name="attention")(probe, x, None)
         y = LayerNorm(dtype, self.style.epsilon, name="norm")(x)
         return (x + Mlp(self.mlp, dtype, self.style.activation, name="mlp")(y))[:, 0]
 

@@ -46,3 +46,9 @@ def resize_relative(table, new: tuple[int, int]):
     """Resizes relative tables [..., 2Y-1, 2X-1] to a new grid (Y, X); offset 0 stays in the centre."""
     shape = (*table.shape[:-2], 2 * new[0] - 1, 2 * new[1] - 1)
     return table if shape == table.shape else jax.image.resize(table, shape, "bilinear")
+
+
+def fit_positions(learned: jax.Array, fresh: jax.Array) -> jax.Array:
+    """A table of text positions for another length, [T,D]: the rows that were learned, then those of `fresh`."""
+    kept = learned[: len(fresh)]
+    return jnp.asarray(fresh).at[: len(kept)].set(kept)

@@ -86,8 +86,8 @@ class AttentionResNet(nn.Module):
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
         init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), (None, "D"))
         x = add(x, in_use(self.param("position", init, x.shape[1:]), (None, "D")))
-        pool = Attention(self.size.heads, dtype, key_bias=True, width=self.width, name="attention")
-        return pool(x[:, :1], x, None)[0][:, 0]
+        pool = Attention(x.shape[-1], self.size.heads, dtype, key_bias=True, out_width=self.width, name="attention")
+        return pool(x[:, :1], x, None)[:, 0]
 
 
 def resnet_flops(size: ResNetSize, side: int, width: int) -> float:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.masks import bidirectional, causal, visible
+from simvlm_jax.nn.masks import Kind, bidirectional, causal, self_mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.sizes import Compute, Size, Style
 from simvlm_jax.nn.stack import Stack
@@ -15,7 +15,7 @@ POOLS = ("eos", "last", "first")
 
 
 class TextTower(nn.Module):
-    """Tokens [B,T] int32 where `valid` [B,T] to hidden states and one vector.
+    """Tokens [B,T] int32 where `valid` [B,T], padding after them, to hidden states and one vector.
 
     Args:
       size: of the stack. vocabulary: rows of the embedding. length: positions there are.
@@ -52,7 +52,8 @@ class TextTower(nn.Module):
         # looked up before the cast, so that the gradient of a row is summed in float32
         x = add(in_use(self.embedding, "VD")[tokens].astype(dtype), in_use(self.position, (None, "D"))[:T])
         sight = (causal if self.causal else bidirectional)(valid)
-        x, _ = self.stack(constrain(x, "BTD"), Shared(visible(sight, sight)))
+        kind = Kind("causal" if self.causal else "full", "right")
+        x = self.stack(constrain(x, "BTD"), Shared(self_mask(sight, kind)))
         x = self.norm(x)
         if self.pool == "eos":
             last = jnp.where(valid, jnp.arange(T), 0).max(1)

@@ -84,7 +84,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([x, self.learned_tokens(B)], axis=1)
         if self.pre_norm:
             x = self.norm_before(x)
-        x, _ = self.stack(constrain(x, "BTD"), Shared(None))
+        x = self.stack(constrain(x, "BTD"), Shared(None))
         x = self.norm(x)
         return x[:, first : first + self.tokens], x[:, 0] if first else None, x[:, first + self.tokens :]
 

@@ -25,7 +25,7 @@ def test_the_loss_is_a_sigmoid_over_mixtures_written_out(float64, text_batch):
     features, _, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
     terms, _ = model.across_batch(params, {}, features, step=0, train=True)
     x, t = (np.asarray(features[k]["features"]) for k in ("image", "text"))
-    *_, E, K, heads = SIZES["tiny"]
+    _, _, _, E, K, heads, _ = SIZES["tiny"]
     assert x.shape == (6, K, 2 * E)
     query, out = (np.asarray(params[k]["kernel"]) for k in ("query", "out"))
     scale, bias = np.exp(params["logit_scale"]["log"]), params["logit_scale"]["bias"]

@@ -8,7 +8,7 @@ import pytest
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.rank import likelihoods
-from simvlm_jax.models.simvlm import prefix_layout
+from simvlm_jax.families.text_layout import prefix_layout
 from simvlm_jax.objectives.cross_entropy import soft_cross_entropy
 from tests.models.test_simvlm import VARIANTS, V, make
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.nn.attention import Attention, attend
+from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.block import drop_branch, gelu
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops, stage_strides
-from simvlm_jax.nn.masks import Sight, bidirectional, causal, join, visible
+from simvlm_jax.nn.kernels import dense
+from simvlm_jax.nn.masks import Mask, Sight, bidirectional, causal, join, self_mask, visible
 from simvlm_jax.nn.norm import GroupNorm, LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D, resize_grid, resize_relative
 from simvlm_jax.nn.sizes import Compute
@@ -28,12 +29,22 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng((seed, *shape)).normal(size=shape))
 
 
+def anything(batch, queries, keys):
+    """A mask of random blocks and segments, in which every query sees a key."""
+    draw = np.random.default_rng(0)
+    side = lambda n: Sight(*(jnp.asarray(draw.integers(a, 3, (batch, n))) for a in (0, -1)))  # noqa: E731
+    query, key = side(queries), side(keys)
+    first = Sight(key.block.at[:, :3].set(0), key.segment.at[:, :3].set(jnp.arange(3)))
+    return Mask(query._replace(segment=jnp.maximum(query.segment, 0)), first)
+
+
 def test_attention_is_that_of_jax():
     q, k, v = normal(B, T, H, K), normal(B, S, H, K), normal(B, S, H, K, seed=1)
-    seen, bias = np.random.default_rng(0).random((B, T, S)) < 0.6, normal(B, H, T, S)
-    seen[..., 0] = True  # jax.nn gives NaN to a row that sees nothing
-    ours, weights = attend(q, k, v, jnp.asarray(seen), bias)
-    theirs = jax.nn.dot_product_attention(q, k, v, bias, jnp.asarray(seen)[:, None])
+    mask, bias = anything(B, T, S), normal(B, H, T, S)
+    seen = mask.visible
+    assert seen.any(-1).all() and not seen.all()  # jax.nn gives NaN to a row that sees nothing
+    ours, weights = dense(q, k, v, mask, bias)
+    theirs = jax.nn.dot_product_attention(q, k, v, bias, seen[:, None])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)  # theirs has its softmax in float32 even here
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
     assert not np.asarray(weights)[~np.broadcast_to(seen[:, None], weights.shape)].any()
@@ -41,21 +52,21 @@ def test_attention_is_that_of_jax():
 
 def test_a_query_that_sees_nothing_gives_zeros_and_a_finite_gradient():
     q, k, v = normal(B, T, H, K), normal(B, S, H, K), normal(B, S, H, K, seed=1)
-    seen = jnp.ones((B, T, S), bool).at[0, 1].set(False)
-    assert not attend(q, k, v, seen)[0][0, 1].any()
-    gradient = jax.grad(lambda *qkv: attend(*qkv, seen)[0].sum(), argnums=(0, 1, 2))(q, k, v)
+    mask = Mask(bidirectional(jnp.ones((B, T), bool).at[0, 1].set(False)), bidirectional(jnp.ones((B, S), bool)))
+    assert not dense(q, k, v, mask)[0][0, 1].any()
+    gradient = jax.grad(lambda *qkv: dense(*qkv, mask)[0].sum(), argnums=(0, 1, 2))(q, k, v)
     assert all(jnp.isfinite(g).all() for g in gradient)
 
 
 def test_softmax_is_float32_whatever_the_activations():
     q, k, v = (normal(B, T, H, K, seed=i).astype(jnp.bfloat16) for i in range(3))
-    out, weights = attend(q, k, v, None)
+    out, weights = dense(q, k, v)
     assert out.dtype == jnp.bfloat16 and weights.dtype == jnp.float32
 
 
 def test_multi_head_attention_is_that_of_flax():
     x, seen = normal(B, T, H * K), jnp.tril(jnp.ones((T, T), bool))
-    ours = Attention(H, jnp.float64)
+    ours = Attention(H * K, H, jnp.float64)
     params = nn.meta.unbox(ours.init(jax.random.key(0), x, x, None))["params"]
     params = {name: normal(*leaf.shape, seed=9) for name, leaf in params.items()}  # biases too
     theirs = {
@@ -65,7 +76,7 @@ def test_multi_head_attention_is_that_of_flax():
     expected = nn.MultiHeadDotProductAttention(H, dtype=jnp.float64, param_dtype=jnp.float64).apply(
         {"params": theirs}, x, mask=jnp.broadcast_to(seen, (B, 1, T, T))
     )
-    got, _ = ours.apply({"params": params}, x, x, jnp.broadcast_to(seen, (B, T, T)))
+    got = ours.apply({"params": params}, x, x, self_mask(causal(jnp.ones((B, T), bool))))
     np.testing.assert_allclose(got, expected, atol=1e-11)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from simvlm_jax.core.schema import Side
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
-from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
+from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.vit import resize_positions
 
@@ -70,7 +70,7 @@ class DualNetwork(nn.Module):
 class DualEncoder(BaseModel):
     """A model with an image tower and a text tower that meet in a space.
 
-    A model of this kind gives its table of SIZES (image tower and patch come first), its network and `across_batch`. The network
+    A model of this kind gives its table of SIZES (records with at least a `patch`), its network and `across_batch`. The network
     has the methods `image(pixels)` -> [B,E] in the shared space, of length 1 (or what its own `similarity` takes);
     `text(tokens, valid)` -> [B,E], of length 1; `pooled(pixels)` -> [B,D] before the projection, for probing; `scale()` -> what
     logits are made with; and `everything(pixels, tokens, valid)`, to make parameters.
@@ -81,7 +81,7 @@ class DualEncoder(BaseModel):
     size: str = "tiny"
     compute: Compute = Compute()
 
-    SIZES: ClassVar[dict[str, tuple]] = {}
+    SIZES: ClassVar[dict[str, Any]] = {}
     network_class: ClassVar[Any] = None
 
     def __post_init__(self):
@@ -97,14 +97,9 @@ class DualEncoder(BaseModel):
         return self.network_class(self)
 
     @property
-    def stem(self) -> ConvStemSize | None:
-        """In place of plain patches, where a model is to learn in minutes."""
-        return TINY_STEM if self.size == "tiny" else None
-
-    @property
     def image_tokens(self) -> int:
         """P, of the image tower."""
-        return (self.image_size // self.sizes[1]) ** 2
+        return (self.image_size // self.sizes.patch) ** 2
 
     @property
     def text_length(self) -> int:
@@ -192,7 +187,6 @@ class DualEncoder(BaseModel):
         if "position" in out.get("image_tower", {}):
             out["image_tower"]["position"] = resize_positions(params["image_tower"]["position"], self.image_tokens)
         if "position" in out.get("text_tower", {}):
-            fresh = jnp.asarray(target["text_tower"]["position"])
-            kept = params["text_tower"]["position"][: len(fresh)]
-            out["text_tower"]["position"] = fresh.at[: len(kept)].set(kept)
+            learned = params["text_tower"]["position"]
+            out["text_tower"]["position"] = fit_positions(learned, target["text_tower"]["position"])
         return out

@@ -1,0 +1,133 @@
+"""Language models that can be asked: cached generation, likelihoods and attention maps, written once.
+
+A model of this family states how it reads an image and a prompt (`read`), and how its network feeds new pieces (`step`), turns
+states into logits (`logits`) and scores a whole text (`teacher_forced`); the rest is here.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import FIXED, BaseModel, Vocabulary
+from simvlm_jax.nn.cache import write
+from simvlm_jax.nn.sizes import Compute, statistics_dtype
+from simvlm_jax.nn.stack import unstacked
+
+class Reading(NamedTuple):
+    """An image and a prompt, read.
+
+    tokens, fed [B,T]: pieces that the decoder is fed next, of which those count that are `fed` (in each row the first ones).
+    slots: see nn.cache. layers: of each stack, the KeyValue of each layer. fixed: what no step changes, such as the keys and
+    values of a cross-attention and who is seen there.
+    """
+
+    tokens: jax.Array
+    fed: jax.Array
+    slots: dict[str, Any]
+    layers: dict[str, Any]
+    fixed: dict[str, Any]
+
+
+class Teacher(NamedTuple):
+    """What a decoder says of a whole text: logits [B,T,V] fp32, the targets [B,T] and whether each is predicted [B,T]."""
+
+    logits: jax.Array
+    targets: jax.Array
+    predicted: jax.Array
+
+
+class LanguageModel(BaseModel):
+    """A model that predicts pieces.
+
+    Its network has the methods `step(tokens, written, layers, fixed)` -> (states [B,T,D], layers), see nn.cache.Written, and
+    `logits(states)` -> [B,T,V] fp32. `stacks` names the network's stacks that decode, with their depths; `attended` the
+    attention whose weights show where a piece looks.
+    """
+
+    vocabulary: Vocabulary
+    compute: Compute
+    network: Any
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    def read(self, params: Any, batch: dict[str, Any], max_length: int) -> Reading:
+        """Reads an image and a prompt, with room for `max_length` more pieces."""
+        raise NotImplementedError
+
+    def teacher_forced(self, params: Any, batch: dict[str, Any]) -> Teacher:
+        """Predicts every piece of a text from those before it."""
+        raise NotImplementedError
+
+    def language_capabilities(self) -> dict[str, Any]:
+        """What every model of the family can do."""
+        return {
+            "prefill": self.prefill,
+            "extend": self.extend,
+            "decoding_params": self.decoding_params,
+            "attention": self.attention,
+        }
+
+    def prefill(self, params, extra, batch, max_length: int):
+        """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
+
+        Returns (logits [B,V] fp32 of the first new piece, cache). Positions run to `vocabulary.length`: a prompt of width T
+        leaves room for `length - T` pieces.
+        """
+        T = batch["text"].shape[1]
+        room = self.vocabulary.length - T
+        if max_length > room:
+            raise ValueError(
+                f"a prompt of {T} pieces leaves room for {room} of {self.vocabulary.length}, not {max_length}"
+            )
+        reading = self.read(params, batch, max_length)
+        cache = {"slots": reading.slots, "layers": reading.layers, FIXED: reading.fixed}
+        states, cache = self._feed(params, cache, reading.tokens, reading.fed)
+        last = jnp.maximum(reading.fed.sum(1) - 1, 0)
+        states = jnp.take_along_axis(states, last[:, None, None], axis=1)
+        return self.network.apply({"params": params}, states, method="logits")[:, 0], cache
+
+    def extend(self, params, extra, cache, tokens: jax.Array):
+        """Feeds tokens [B,T] and returns (logits [B,T,V] fp32 of what follows each, cache).
+
+        params: the model's, or what `decoding_params` made of them. The rows may be several continuations of each row that was
+        prefilled, side by side: what is fixed in the cache then has fewer rows.
+        """
+        states, cache = self._feed(params, cache, tokens, jnp.ones(tokens.shape, bool))
+        return self.network.apply({"params": params}, states, method="logits"), cache
+
+    def decoding_params(self, params, extra):
+        """Parameters as many calls of `extend` read them: each layer's apart, matrices in the dtype of the computation."""
+        dtype, out = self.compute.activation_dtype, dict(params)
+        for name, depth in self.stacks.items():
+            layers = unstacked(params[name], depth)
+            layers = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layers)
+            out[name] = {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        return out
+
+    def _feed(self, params, cache, tokens, fed):
+        new = write(cache["slots"], fed)
+        states, layers = self.network.apply(
+            {"params": params}, tokens, new, cache["layers"], cache[FIXED], method="step"
+        )
+        return states, {**cache, "slots": new.state, "layers": layers}
+
+    def score_text(self, params, extra, batch):
+        """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
+        logits, targets, predicted = self.teacher_forced(params, batch)
+        likely = jax.nn.log_softmax(logits.astype(statistics_dtype(logits.dtype)), axis=-1)
+        chosen = jnp.take_along_axis(likely, targets[..., None], axis=-1)[..., 0]
+        wanted = predicted & (jnp.arange(targets.shape[1]) >= batch["prefix_length"][:, None])
+        return jnp.where(wanted, chosen, 0).sum(1)
+
+    def attention(self, params, extra, batch):
+        """Where each predicted piece looks: [B,T,P] over image tokens. Row t belongs to piece t of `text`."""
+        raise NotImplementedError
+
+    def last_weights(self, layers: dict[str, Any], attention: str) -> jax.Array:
+        """Mean over heads [B,T,S] of the weights that the last layer of a stack sowed, from its "intermediates"."""
+        block = layers["layers"] if self.compute.scan else layers[f"layer_{len(layers) - 1}"]
+        weights = block[attention]["weights"][0]
+        return (weights[-1] if self.compute.scan else weights).mean(1)

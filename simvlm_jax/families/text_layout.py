@@ -1,0 +1,115 @@
+"""Text of encoder-decoders: which pieces are given, which are predicted, and what stands in which slot.
+
+All arrays are [B,T] of a fixed T, whatever is given or predicted: a random prefix is a matter of masks alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.nn.masks import Sight, bidirectional, join
+
+SENTINELS = 32
+SPAN_SHARE, SPAN_LENGTH = 0.15, 3  # T5 (arXiv 1910.10683, section 3.3.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLayout:
+    """Encoder tokens where `given`, decoder inputs and targets where `predicted`; all [B,T].
+
+    aligned: prefix and suffix fill disjoint slots of the same T.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    given: jax.Array
+    inputs: jax.Array
+    input_positions: jax.Array
+    targets: jax.Array
+    predicted: jax.Array
+    aligned: bool
+
+    @property
+    def last(self) -> jax.Array:
+        """The last slot [B] that is predicted."""
+        return jnp.where(self.predicted, jnp.arange(self.predicted.shape[1]), 0).max(1)
+
+    def repeated(self, times: int) -> "TextLayout":
+        """Each row `times` times."""
+        arrays = {k: jnp.repeat(v, times, axis=0) for k, v in vars(self).items() if k != "aligned"}
+        return dataclasses.replace(self, **arrays)
+
+    def one_sequence(self) -> tuple[jax.Array, jax.Array, Sight]:
+        """Lay both sides out for a single stack, as (tokens, positions, Sight): the prefix in block 0, then a block per position.
+
+        In an aligned layout prefix and suffix fill disjoint slots of the same T; otherwise one follows the other.
+        """
+        block = jnp.broadcast_to(1 + jnp.arange(self.inputs.shape[1]), self.inputs.shape)
+        suffix = Sight(block, jnp.where(self.predicted, 0, -1))
+        prefix = bidirectional(self.given)
+        if not self.aligned:
+            tokens = jnp.concatenate([self.tokens, self.inputs], axis=1)
+            return tokens, jnp.concatenate([self.positions, self.input_positions], axis=1), join(prefix, suffix)
+        pick = lambda a, b: jnp.where(self.given, a, b)  # noqa: E731
+        return (
+            pick(self.tokens, self.inputs),
+            pick(self.positions, self.input_positions),
+            Sight(pick(prefix.block, suffix.block), jnp.where(self.given | self.predicted, 0, -1)),
+        )
+
+
+def prefix_layout(text: jax.Array, valid: jax.Array, prefix_length: jax.Array, bos: int) -> TextLayout:
+    """Give the pieces of text [B,T] before `prefix_length` [B] and predict the others, the first one from BOS."""
+    slots = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+    prefix = prefix_length[:, None]
+    shifted = jnp.pad(text, ((0, 0), (1, 0)))[:, :-1]
+    return TextLayout(
+        tokens=text,
+        positions=slots,
+        given=valid & (slots < prefix),
+        inputs=jnp.where(slots == prefix, bos, shifted),
+        input_positions=slots,
+        targets=text,
+        predicted=valid & (slots >= prefix),
+        aligned=True,
+    )
+
+
+def span_layout(text: jax.Array, valid: jax.Array, seed: jax.Array, vocabulary: Vocabulary) -> TextLayout:
+    """Corrupt spans as T5 does (arXiv 1910.10683, section 3.1.4): spans become sentinels, the decoder predicts each sentinel and
+    its span, then EOS. text, valid [B,T]; seed [B] uint32.
+
+    At least one piece is hidden in every row that has one; EOS never is. Sentinel k is row `vocabulary.size + k`.
+    """
+    T = text.shape[1]
+    slots = jnp.broadcast_to(jnp.arange(T), text.shape)
+    pieces = valid & (text != vocabulary.eos)
+    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.key(row), (T,)))(seed)
+    begins = pieces & (draw < SPAN_SHARE / SPAN_LENGTH)
+    draw = jnp.where(pieces, draw, 2.0)
+    begins = begins | (pieces & (slots == draw.argmin(1, keepdims=True)))
+    hidden = begins
+    for k in range(1, SPAN_LENGTH):
+        hidden = hidden | jnp.pad(begins, ((0, 0), (k, 0)))[:, :T]
+    hidden = hidden & pieces
+    first = hidden & ~jnp.pad(hidden, ((0, 0), (1, 0)))[:, :T]
+    number = jnp.minimum(jnp.cumsum(first, axis=1) - 1, SENTINELS - 1)
+    sentinel = vocabulary.size + number
+    # every hidden piece may be preceded by its sentinel: interleave both, then close the gaps with a stable sort
+    pairs = jnp.stack([sentinel, text], axis=-1).reshape(-1, 2 * T)
+    kept = jnp.stack([first, hidden | (valid & (text == vocabulary.eos))], axis=-1).reshape(-1, 2 * T)
+    order = jnp.argsort(~kept, axis=1, stable=True)[:, :T]
+    targets = jnp.take_along_axis(pairs, order, axis=1)
+    predicted = jnp.take_along_axis(kept, order, axis=1)
+    return TextLayout(
+        tokens=jnp.where(first, sentinel, text),
+        positions=slots,
+        given=pieces & (~hidden | first),
+        inputs=jnp.where(slots == 0, vocabulary.bos, jnp.pad(targets, ((0, 0), (1, 0)))[:, :T]),
+        input_positions=slots,
+        targets=targets,
+        predicted=predicted,
+        aligned=False,
+    )
