@@ -113,7 +113,10 @@ def main() -> None:
                     command = [sys.executable, __file__, "--case", case]
                     done = subprocess.run(command, cwd=where, env=env, check=True, capture_output=True, text=True)
                     found[state].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"\n## {case}\n\n| | {' | '.join(states)} | ratio, by round |\n|---|{'---|' * (len(states) + 1)}", flush=True)
+            print(
+                f"\n## {case}\n\n| | {' | '.join(states)} | ratio, by round |\n|---|{'---|' * (len(states) + 1)}",
+                flush=True,
+            )
             for what in found["now"][0]:
                 middle = [f"{statistics.median(r[what] for r in rounds):.1f}" for rounds in found.values()]
                 first, last = (found[state] for state in (next(iter(states)), "now"))

@@ -14,6 +14,7 @@ from simvlm_jax.nn.cache import write
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.stack import unstacked
 
+
 class Reading(NamedTuple):
     """An image and a prompt, read.
 

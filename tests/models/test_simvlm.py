@@ -13,8 +13,8 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.decode.sampling import Sampler
-from simvlm_jax.models import simvlm
 from simvlm_jax.families.text_layout import prefix_layout, span_layout
+from simvlm_jax.models import simvlm
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
