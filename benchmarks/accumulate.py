@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from simvlm_jax.core.build import build, load_config
+from simvlm_jax.core.terms import total_loss
 from simvlm_jax.core.types import Vocabulary
-from simvlm_jax.train.step import accumulated, split, total_loss
+from simvlm_jax.train.step import accumulated, split
 
 BATCH, LENGTH, ROUNDS = 64, 24, 5
 
@@ -37,7 +38,7 @@ def main() -> None:
 
     def in_parts(parts, unroll):
         keys = jax.random.split(jax.random.key(0), parts)
-        return lambda p, b: accumulated(per_example, lambda p, f: ({}, {}), p, split(b, parts), keys, unroll)[3]
+        return lambda p, b: accumulated(per_example, lambda p, f: ({}, {}), p, split(b, parts), keys, unroll)[-1]
 
     steps = {"whole": jax.grad(lambda p, b: total_loss(per_example(p, b, jax.random.key(0))[1]))}
     steps |= {f"{parts} parts": in_parts(parts, unroll=True) for parts in (2, 4, 8)}

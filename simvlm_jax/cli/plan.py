@@ -190,6 +190,8 @@ def table(record: dict[str, Any]) -> str:
             f"  tensor does not divide {', '.join(record['undivided'])}: every device does that work whole, although the FLOPs "
             "above count it as split",
         ]
+    if record["mixes_rows"]:
+        lines += ["", "  examples look at other rows of their micro-batch: accumulated otherwise, it is another step"]
     if record["error"]:
         lines += ["", f"  the compiler: {record['error']}"]
     for t in record.get("tried", ()):

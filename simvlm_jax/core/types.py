@@ -4,12 +4,12 @@ Letters (one letter, one meaning):
 `B` batch, `M` images an example, `Y X` pixel rows and columns, `C` channels, `P` image tokens, `T` text or query
 length, `S` source or key length, `Q` learned queries, `D` model width, `F` mlp width, `H` heads, `K` head width, `V`
 vocabulary, `E` a space that towers share, `W` another tower's width, `L` layers (the scan axis); `r` and `c` are rows and
-columns of pairs, images and texts as a rule.
+columns of pairs, images and texts as a rule. State beside the parameters: `N` slots of a queue.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 Array = Any
 """jax.Array, np.ndarray or jax.ShapeDtypeStruct."""
@@ -71,24 +71,42 @@ class TrainState(NamedTuple):
 class Model(Protocol):
     """What the machine knows of a model. All state is in `params` and `extra`, ordinary pytrees."""
 
+    mixes_rows: ClassVar[bool]
+    """Whether `per_example` looks at other rows of its batch (batch statistics, mining inside the batch).
+
+    With `train.accumulate` such a model sees one micro-batch at a time: its gradient is that of as many micro-batches on any
+    mesh, and not that of the whole batch at once. The run says so, and a plan proposes no accumulation for it.
+    """
+
     def init(self, rng: Array, batch: Batch) -> tuple[Params, Extra]:
         """Fresh parameters (fp32, boxed with their letters) and extra state, from shapes in `batch`."""
+        ...
+
+    def begin(self, params: Params, extra: Extra) -> Extra:
+        """`extra` of step 0 from the parameters of step 0, those loaded by `init_from` included: EMA and momentum copies.
+
+        Traced by jit, before the first step of a run and not when it resumes. Shapes and dtypes are those of `extra`.
+        """
         ...
 
     def per_example(
         self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool
     ) -> tuple[Features, Terms, Aux]:
-        """The half that needs no other sample."""
+        """The half that needs no other sample (but see `mixes_rows`): features [B,...], terms and measurements."""
         ...
 
     def across_batch(
         self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool
     ) -> tuple[Terms, Aux]:
-        """The half that sees the features of the whole global batch."""
+        """The half that sees the features of the whole global batch. Its names differ from those of `per_example`."""
         ...
 
-    def after_update(self, params: Params, extra: Extra, *, step: Array, rng: Array) -> Extra:
-        """State that follows the optimizer step: momentum encoders, queues."""
+    def after_update(self, params: Params, extra: Extra, features: Features, *, step: Array, rng: Array) -> Extra:
+        """`extra` after an optimizer step: momentum encoders, queues, codebooks. Shapes and dtypes stay.
+
+        params: after the update. features: of the whole global batch in its order, by the parameters before the update and
+        without gradient. step: the number of the step, from 0.
+        """
         ...
 
     def capabilities(self) -> dict[str, Callable]:
@@ -99,18 +117,27 @@ class Model(Protocol):
         """Reshapes loaded parameters to this model's (position tables at another resolution)."""
         ...
 
-    def train_flops(self, batch: Batch) -> float:
-        """Analytic FLOPs of one forward and backward pass over `batch` (shapes only)."""
+    def train_flops(self, batch: Batch, flags: Any = None) -> float:
+        """FLOPs of one forward and backward pass over a global batch, of which only the shapes count.
+
+        flags: a tree like the parameters', which of them train; None: all. Recomputation is not counted, so that this is what
+        model FLOPs utilisation is a share of (see core.flops, which counts it by default).
+        """
         ...
 
 
 class BaseModel:
     """The protocol's defaults; a model inherits them and states only what it adds."""
 
+    mixes_rows: ClassVar[bool] = False
+
+    def begin(self, params, extra):
+        return extra
+
     def across_batch(self, params, extra, features, *, step, train):
         return {}, {}
 
-    def after_update(self, params, extra, *, step, rng):
+    def after_update(self, params, extra, features, *, step, rng):
         return extra
 
     def capabilities(self):
@@ -118,3 +145,8 @@ class BaseModel:
 
     def adapt(self, params, target):
         return params
+
+    def train_flops(self, batch, flags=None):
+        from simvlm_jax.core.flops import model_flops  # which loads jax
+
+        return sum(model_flops(self, batch, flags))

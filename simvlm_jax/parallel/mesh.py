@@ -18,7 +18,7 @@ from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
-PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,)}
+PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,), "N": (FSDP,)}
 ACTIVATIONS = {"B": (DATA, FSDP), "V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,)}
 SCANNED = "L"
 
@@ -114,16 +114,38 @@ def layout_of(mesh: Mesh) -> MeshLayout | None:
 
 
 Letterbook = dict[str, tuple[str | None, ...]]
-"""The letters of every parameter, by its name."""
+"""The letters of every parameter, by its name; those of a leaf of `extra` by "extra/" and its name."""
+EXTRA = "extra/"
 
 
 def letters_of(boxed: Any) -> Letterbook:
     """The letters of parameters as a model's `init` makes them (boxed by flax)."""
-    book: Letterbook = {}
+    return {name: letters or (None,) * ndim for name, letters, ndim in _boxes(boxed)}
+
+
+def state_letters(boxed: Any, boxed_extra: Any) -> Letterbook:
+    """The letters of parameters and extra as a model's `init` makes them.
+
+    A leaf of extra without letters of its own is not in the book: it has those of the parameter that its name ends in, as
+    momentum and EMA copies do, or none (see `letters_at`).
+    """
+    own = {EXTRA + name: letters for name, letters, _ in _boxes(boxed_extra) if letters is not None}
+    return {**letters_of(boxed), **own}
+
+
+def _boxes(boxed: Any) -> list[tuple[str, tuple[str | None, ...] | None, int]]:
+    """(name, letters or None, axes) of every leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names"))
-    for path, leaf in leaves:
-        book[path_name(path)] = tuple(leaf.names) if hasattr(leaf, "names") else (None,) * leaf.ndim
-    return book
+    return [
+        (path_name(path), tuple(x.names) if hasattr(x, "names") else None, getattr(x, "value", x).ndim)
+        for path, x in leaves
+    ]
+
+
+def letters_at(book: Letterbook, name: str) -> tuple[str | None, ...] | None:
+    """The letters of the longest ending of a name that the book has ("opt/0/mu/a/kernel" has those of "a/kernel"), or None."""
+    parts = name.split("/")
+    return next((book[key] for i in range(len(parts)) if (key := "/".join(parts[i:])) in book), None)
 
 
 def placement(mesh: Mesh, book: Letterbook) -> Callable[[str, Sequence[int]], NamedSharding]:
@@ -135,8 +157,7 @@ def placement(mesh: Mesh, book: Letterbook) -> Callable[[str, Sequence[int]], Na
     layout = MeshLayout(mesh)
 
     def place(name: str, shape: Sequence[int]) -> NamedSharding:
-        parts = name.split("/")
-        letters = next((book[key] for i in range(len(parts)) if (key := "/".join(parts[i:])) in book), ())
+        letters = letters_at(book, name) or ()
         return layout.parameter(letters, shape) if len(letters) == len(shape) else replicated(mesh)
 
     return place

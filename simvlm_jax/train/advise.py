@@ -20,7 +20,8 @@ def candidates(plan: Plan) -> Iterator[Changes]:
     """Changes to a step, cheapest first: sharding the state costs links, rematerialising FLOPs, splitting the work of a layer
     more of the links, accumulating the efficiency of every product.
 
-    Sharding the state is proposed only while the state weighs at least a tenth of the memory.
+    Sharding the state is proposed only while the state weighs at least a tenth of the memory, and accumulation only for models
+    whose step stays the same with it (see `Model.mixes_rows`).
     """
     devices = plan.mesh["data"] * plan.mesh["fsdp"] * plan.mesh["tensor"]
     state = plan.memory["parameters"] + plan.memory["optimizer"]
@@ -31,6 +32,8 @@ def candidates(plan: Plan) -> Iterator[Changes]:
     for parts in (1, 2, 4, 8, 16, 32):
         if parts == 2:
             yield from _split_layers(plan, devices, shards[-1], remats[-1])
+            if plan.mixes_rows:  # in more micro-batches it would be another step
+                return
         for remat in remats:
             for fsdp in shards:
                 changes: Changes = {}

@@ -18,7 +18,7 @@ from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
 from simvlm_jax.run.progress import Progress
 from simvlm_jax.train.optimizer import averaged
-from simvlm_jax.train.state import prepare
+from simvlm_jax.train.state import Initialise, prepare
 
 
 class Interrupted(Exception):
@@ -53,7 +53,7 @@ def train(
     seed: int = 0,
     trainable: Any = (),
     threads: int = 2,
-    initialise: Callable[[TrainState], TrainState] | None = None,
+    initialise: Initialise | None = None,
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
     heart: Heart | None = None,
 ) -> tuple[Any, Any]:
@@ -77,7 +77,7 @@ def train(
     def state_of(step: int | None) -> TrainState:
         if step is not None:
             return checkpoints.restore(step, ready.abstract)
-        return ready.restart(initialise(ready.make())) if initialise else ready.make()
+        return ready.start(initialise)
 
     state = state_of(resumed)
     step = resumed or 0
@@ -85,6 +85,11 @@ def train(
     progress = Progress(schedule.steps, quiet=run.process > 0)
     if resumed is not None:
         progress.say(f"continuing {run.path} from step {resumed}")
+    if model.mixes_rows and schedule.accumulate > 1:
+        progress.say(
+            f"examples of this model look at other rows: with train.accumulate={schedule.accumulate}, at those of their "
+            "micro-batch, so that results compare with runs of as many micro-batches"
+        )
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
     train_step = ready.step(schedule.accumulate)

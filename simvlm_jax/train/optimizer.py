@@ -12,9 +12,8 @@ import optax
 from optax import contrib
 
 from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Pattern, Rate, Share
-from simvlm_jax.core.trees import leaf_names, match
+from simvlm_jax.core.trees import leaf_names, match, merge, partition
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.train.step import merge, partition
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("linear", "cosine", "rsqrt", "constant")

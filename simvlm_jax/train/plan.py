@@ -12,14 +12,13 @@ import numpy as np
 
 from simvlm_jax.core.flops import count_flops
 from simvlm_jax.core.layout import compiled_for
-from simvlm_jax.core.trees import path_name
+from simvlm_jax.core.trees import merge, partition, path_name
 from simvlm_jax.core.types import Batch, Model
 from simvlm_jax.parallel.mesh import ACTIVATIONS, TENSOR, by_row, check_parts, make_mesh, row_shards
 from simvlm_jax.parallel.program import Collective, Program
 from simvlm_jax.parallel.targets import Target
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.state import Prepared, prepare
-from simvlm_jax.train.step import merge, partition
 
 _UNITS = {"": 1, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
@@ -29,8 +28,9 @@ class Plan:
     """The cost of one step. Bytes and FLOPs are of one device; times in seconds.
 
     memory: by kind. "activations" are what the backward pass keeps, as traced; "temporaries" the rest of what the compiler
-    allots while it runs. whole, undivided: parameters and letters that the mesh does not split. seconds: of computing, of
-    memory traffic and of links, each alone and at its best; the longest binds. What is missing of a program that does not fit is None.
+    allots while it runs. whole, undivided: parameters and letters that the mesh does not split. mixes_rows: whether another
+    `accumulate` is another step. seconds: of computing, of memory traffic and of links, each alone and at its best; the
+    longest binds. What is missing of a program that does not fit is None.
     """
 
     target: str
@@ -52,6 +52,7 @@ class Plan:
     compiled_as: str
     whole: list[str] = dataclasses.field(default_factory=list)
     undivided: list[str] = dataclasses.field(default_factory=list)
+    mixes_rows: bool = False
     error: str | None = None
 
 
@@ -115,6 +116,7 @@ class Draft:
             compiled_as=devices[0].platform,
             whole=_unsplit(ready),
             undivided=self.undivided(),
+            mixes_rows=ready.model.mixes_rows,
         )
         if compiled is None:
             temporaries, available = _out_of_memory(error, sum(memory.values()))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,18 +10,30 @@ import jax.numpy as jnp
 import optax
 
 from simvlm_jax.core.layout import with_layout
-from simvlm_jax.core.trees import match
+from simvlm_jax.core.trees import check_same_shapes, match, partition, path_name
 from simvlm_jax.core.types import Batch, Model, TrainState
-from simvlm_jax.parallel.mesh import Letterbook, layout_of, letters_of, placed, replicated
+from simvlm_jax.parallel.mesh import Letterbook, layout_of, placed, replicated, state_letters
 from simvlm_jax.train.optimizer import Optimizer
-from simvlm_jax.train.step import make_train_step, partition
+from simvlm_jax.train.step import make_train_step
+
+
+class Taken(NamedTuple):
+    """What other runs give. params: all of the model's, those that no run has as they were; extra: leaves by name."""
+
+    params: Any
+    extra: dict[str, Any]
+
+
+Initialise = Callable[[TrainState, Letterbook], Taken]
+"""`(fresh state, its letters) -> what other runs give`; see train.init_from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A model and an optimizer on a mesh.
 
-    abstract: the state's shapes, dtypes and shardings. letters: of every parameter. flags: which parameters train.
+    abstract: the state's shapes, dtypes and shardings. letters: of every parameter, and of every leaf of `extra` that the
+    model boxed with letters, under "extra/" and its name. flags: which parameters train.
     """
 
     model: Model
@@ -35,6 +47,28 @@ class Prepared:
     def make(self) -> TrainState:
         """A fresh state, made where it lies: no device and no host ever holds more than its shards."""
         return jax.jit(self._fresh, out_shardings=self._shardings())()
+
+    def start(self, initialise: Initialise | None = None) -> TrainState:
+        """The state of step 0: fresh, with what `initialise` takes from other runs, and what follows from that.
+
+        Parameters come first, then the optimizer's state of them, then `extra` as the model's `begin` makes it from them
+        (EMA copies), and last what the other runs hold of `extra` themselves.
+        """
+        state = self.make()
+        taken = initialise(state, self.letters) if initialise else None
+        if taken is not None:
+            state = self.restart(state._replace(params=taken.params))
+        extra = self._begin(state)
+        if taken is not None:
+            extra = jax.tree_util.tree_map_with_path(lambda path, x: taken.extra.get(path_name(path), x), extra)
+        return state._replace(extra=extra)
+
+    def _begin(self, state: TrainState) -> Any:
+        """The model's `begin`, traced on the mesh; the old extra is donated."""
+        begin = jax.jit(
+            with_layout(layout_of(self.mesh), self.model.begin), out_shardings=self._shardings().extra, donate_argnums=1
+        )
+        return begin(state.params, state.extra) if jax.tree.leaves(state.extra) else state.extra
 
     def restart(self, state: TrainState) -> TrainState:
         """The state with an optimizer that begins anew, for parameters that were put into it; the old one's is deleted."""
@@ -68,14 +102,20 @@ def prepare(
     steps: int,
     trainable: Sequence[tuple[str, bool]] = (),
 ) -> Prepared:
-    """All of a run that shapes decide; `batch` is of any kind that has them. Nothing is computed."""
+    """All of a run that shapes decide; `batch` is of any kind that has them. Nothing is computed.
+
+    Raises:
+      ValueError: the model's `begin` changes the shapes of `extra`.
+    """
 
     def params_and_extra(key):
         params, extra = model.init(key, batch)
         return nn.unbox(params), nn.unbox(extra)
 
-    boxed, _ = jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))
-    shapes, letters = nn.unbox(boxed), letters_of(boxed)
+    boxed, boxed_extra = jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))
+    shapes, extra, letters = nn.unbox(boxed), nn.unbox(boxed_extra), state_letters(boxed, boxed_extra)
+    begun = jax.eval_shape(model.begin, shapes, extra)
+    check_same_shapes(begun, extra, f"{type(model).__name__}.begin changes the shapes of extra")
     flags = match(shapes, list(trainable), True, "train.trainable")
     tx = optimizer.make(shapes, steps, flags)
 

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from simvlm_jax.core.layout import platform
-from simvlm_jax.core.types import Batch, Model, Term, Terms, TrainState
-
-
-def total_loss(terms: Terms) -> jax.Array:
-    """The loss of summed terms."""
-    return sum((t.weight * t.sum / jnp.maximum(t.count, 1) for t in terms.values()), jnp.zeros(()))
+from simvlm_jax.core.terms import check_terms, join_halves, total_loss
+from simvlm_jax.core.trees import check_same_shapes, merge, partition, path_name
+from simvlm_jax.core.types import Batch, Model, Term, TrainState
 
 
 def split(batch: Batch, parts: int) -> Batch:
@@ -34,31 +31,16 @@ def split(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def merge(trainable: Any, frozen: Any) -> Any:
-    """One nested dict of two with different leaves."""
-    out = dict(frozen)
-    for k, v in trainable.items():
-        out[k] = merge(v, out[k]) if isinstance(v, dict) and k in out else v
-    return out
-
-
-def partition(params: dict, flags: dict) -> tuple[dict, dict]:
-    """(trainable, frozen): nested dicts of the leaves whose flag is true, and of the others."""
-    kept, rest = {}, {}
-    for k, v in params.items():
-        if isinstance(v, dict):
-            a, b = partition(v, flags[k])
-            kept.update({k: a} if a else {})
-            rest.update({k: b} if b else {})
-        else:
-            (kept if flags[k] else rest)[k] = v
-    return kept, rest
-
-
 def make_train_step(
     model: Model, tx: optax.GradientTransformation, flags: dict, accumulate: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """`(state, batch) -> (state, measurements)`. Measurements are Terms under their names, `loss` and `grad_norm`."""
+    """`(state, batch) -> (state, measurements)`. Measurements are Terms under their names, `loss` and `grad_norm`.
+
+    Raises, while it is traced:
+      TypeError: a term or measurement is no Term.
+      ValueError: two of them share a name, a feature has no rows, or `after_update` changes a shape or dtype of `extra`.
+    """
+    name = type(model).__name__
 
     def train_step(state: TrainState, batch: Batch):
         step_rng = jax.random.fold_in(state.rng, state.step)
@@ -66,31 +48,49 @@ def make_train_step(
         kwargs = {"step": state.step, "train": True}
 
         def per_example(trainable, micro, rng):
-            return model.per_example(merge(trainable, frozen), state.extra, micro, rngs=rng, **kwargs)
+            found = model.per_example(merge(trainable, frozen), state.extra, micro, rngs=rng, **kwargs)
+            return _checked_half(found, f"{name}.per_example")
 
         def across(trainable, features):
-            return model.across_batch(merge(trainable, frozen), state.extra, features, **kwargs)
+            terms, aux = model.across_batch(merge(trainable, frozen), state.extra, features, **kwargs)
+            return _checked_half((features, terms, aux), f"{name}.across_batch")[1:]
 
         if accumulate == 1:
 
             def whole(trainable):
-                features, terms, aux = per_example(trainable, batch, step_rng)
-                more, more_aux = across(trainable, features)
-                terms = {**terms, **more}
-                return total_loss(terms), (terms, {**aux, **more_aux})
+                features, *first = per_example(trainable, batch, step_rng)
+                terms, aux = join_halves(first, across(trainable, features), name)
+                return total_loss(terms), (features, terms, aux)
 
-            (loss, (terms, aux)), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
+            (loss, (features, terms, aux)), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
         else:
-            loss, terms, aux, grads = accumulated(
-                per_example, across, trainable, split(batch, accumulate), jax.random.split(step_rng, accumulate)
-            )
+            micros, rngs = split(batch, accumulate), jax.random.split(step_rng, accumulate)
+            loss, features, first, second, grads = accumulated(per_example, across, trainable, micros, rngs)
+            terms, aux = join_halves(first, second, name)
         updates, opt = tx.update(grads, state.opt, trainable)
         params = merge(optax.apply_updates(trainable, updates), frozen)
-        extra = model.after_update(params, state.extra, step=state.step, rng=step_rng)
+        after_rng = jax.random.fold_in(step_rng, _AFTER)
+        extra = model.after_update(params, state.extra, features, step=state.step, rng=after_rng)
+        check_same_shapes(extra, state.extra, f"{name}.after_update changes the shapes of extra")
         measured = {**terms, **aux, **fingerprint(batch), "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt, extra, state.rng), measured
 
     return train_step
+
+
+_AFTER = 2**32 - 1
+"""Folded into a step's key for `after_update`, so that it draws nothing that a forward pass has drawn."""
+
+
+def _checked_half(found: tuple[Any, Any, Any], where: str) -> tuple[Any, Any, Any]:
+    """What a half returns, (features, terms, aux), whose terms are Terms and whose features have rows."""
+    features, terms, aux = found
+    check_terms({**terms, **aux}, where)
+    if bare := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(features) if not jnp.ndim(x)]:
+        raise ValueError(
+            f"{where} returns features without rows, {', '.join(bare)}; their first axis must be the batch's"
+        )
+    return found
 
 
 def fingerprint(batch: Batch) -> dict[str, jax.Array]:
@@ -105,11 +105,15 @@ def fingerprint(batch: Batch) -> dict[str, jax.Array]:
 
 
 def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | None = None):
-    """(loss, terms, aux, gradients) of a batch cut into micro-batches [N, B/N, ...], equal to the whole batch's.
+    """The gradient of a batch cut into micro-batches [parts, B/parts, ...], equal to the whole batch's.
 
-    Equal, that is, where `per_example` draws nothing: with dropout each micro-batch has a mask of its own.
+    Equal, that is, where `per_example` draws nothing (with dropout each micro-batch has a mask of its own) and looks at no
+    other row (see `Model.mixes_rows`).
 
     unroll: by default on CPU, where XLA runs convolutions in a loop many times slower (benchmarks/accumulate.md).
+
+    Returns:
+      (loss, features [B,...] in the whole batch's order, (terms, aux) of `per_example`, (terms, aux) of `across`, gradients).
     """
     unroll = platform() == "cpu" if unroll is None else unroll
 
@@ -120,19 +124,17 @@ def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | Non
     _, (features, seen) = jax.lax.scan(lambda _, inputs: (None, look(inputs)), None, (micros, rngs), unroll=unroll)
     counts = {k: count.sum() for k, (count, _) in seen.items()}
     # undoes `split`: rows lie over the devices as in the whole batch
-    leaves, shape = jax.tree.flatten(jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features))
-    real = [
-        i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]  # the others are labels and the like
+    joined = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features)
+    leaves, shape = jax.tree.flatten(joined)
+    # the others are labels and the like
+    real = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
     def second_half(trainable, reals):
-        joined = jax.tree.unflatten(
-            shape, [dict(zip(real, reals, strict=True)).get(i, x) for i, x in enumerate(leaves)]
-        )
-        more, more_aux = across(trainable, joined)
+        found = [dict(zip(real, reals, strict=True)).get(i, x) for i, x in enumerate(leaves)]
+        more, more_aux = across(trainable, jax.tree.unflatten(shape, found))
         return total_loss(more), (more, more_aux)
 
-    (loss, (more, more_aux)), (grads, pulls) = jax.value_and_grad(second_half, (0, 1), has_aux=True)(
+    (loss, second), (grads, pulls) = jax.value_and_grad(second_half, (0, 1), has_aux=True)(
         trainable, [leaves[i] for i in real]
     )
     parts = jax.tree.leaves(micros)[0].shape[0]
@@ -154,4 +156,4 @@ def accumulated(per_example, across, trainable, micros, rngs, unroll: bool | Non
     grads, (own, aux) = jax.lax.scan(first_half, grads, (micros, rngs, pulls), unroll=unroll)
     terms = {k: Term(t.sum.sum(), t.count.sum(), seen[k][1].mean()) for k, t in own.items()}
     aux = {k: Term(t.sum.sum(), t.count.sum()) for k, t in aux.items()}
-    return loss + total_loss(terms), {**terms, **more}, {**aux, **more_aux}, grads
+    return loss + total_loss(terms), joined, (terms, aux), second, grads

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from simvlm_jax.core.trees import partition
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.models.coca import CoCa
-from simvlm_jax.train.step import partition
 from tests.models import laws
 from tests.models.laws import V
 

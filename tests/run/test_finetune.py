@@ -9,6 +9,7 @@ import pytest
 
 from simvlm_jax.cli import main as cli
 from simvlm_jax.core.build import load_config
+from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.load import load_run
 from simvlm_jax.train.init_from import initialiser
 from tests.conftest import ROOT
@@ -60,12 +61,13 @@ def test_vqa(finished_run, tmp_path, capsys):
         {k: v for k, v in run.params.items() if k in old.params and k != "text_position"},
     )
     assert max(jax.tree.leaves(moved)) < 0.02  # it did start there: other fresh weights are tenths away
-    state = SimpleNamespace(params=jax.tree.map(jax.numpy.zeros_like, run.params), _replace=lambda params: params)
+    state = SimpleNamespace(params=jax.tree.map(jax.numpy.zeros_like, run.params), extra={})
+    letters = RunDir(tmp_path / "vqa").letters()
     start = ({"run": str(tmp_path / "vqa")},)
-    same = initialiser(run.model, run.tokenizer.sha256, run.labels, start, run.mesh)(state)
+    same = initialiser(run.model, run.tokenizer.sha256, run.labels, start, run.mesh)(state, letters).params
     np.testing.assert_array_equal(same["head_kernel"], run.params["head_kernel"])
     with pytest.raises(ValueError, match=r"other answers .*drop it with `map`"):  # as many, in another order
-        initialiser(run.model, run.tokenizer.sha256, run.labels[::-1], start, run.mesh)(state)
+        initialiser(run.model, run.tokenizer.sha256, run.labels[::-1], start, run.mesh)(state, letters)
     capsys.readouterr()
     words = [
         "eval",

@@ -103,11 +103,11 @@ def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)  # the average of the weights starts there too
     assert old.tokenizer.sha256 == new.tokenizer.sha256  # that of the run, not one of the new captions
     other = Tokenizer.train(["other words"] * 9, 20, old.tokenizer.vocabulary.length).sha256
-    state = SimpleNamespace(params=jax.tree.map(jnp.zeros_like, old.params), _replace=lambda params: params)
+    state, letters = SimpleNamespace(params=jax.tree.map(jnp.zeros_like, old.params), extra={}), {}
     with pytest.raises(ValueError, match=r"another tokenizer .*set config\.text\.model="):
-        initialiser(old.model, other, (), ({"run": str(finished_run)},), old.mesh)(state)
+        initialiser(old.model, other, (), ({"run": str(finished_run)},), old.mesh)(state, letters)
     without = ({"run": str(finished_run), "map": [("embedding|^encoder", None)]},)
-    dropped = initialiser(old.model, other, (), without, old.mesh)(state)
+    dropped = initialiser(old.model, other, (), without, old.mesh)(state, letters).params
     assert not np.asarray(dropped["embedding"]).any()
     assert not any(np.asarray(v).any() for v in jax.tree.leaves(dropped["encoder"]))
     jax.tree.map(np.testing.assert_array_equal, dropped["decoder"], old.params["decoder"])

@@ -58,6 +58,12 @@ def too_big(**fields):
     return Plan(**{**given, **fields})
 
 
+def test_a_model_that_mixes_rows_is_not_accumulated_to_fit():
+    changes = list(candidates(too_big(mixes_rows=True)))
+    assert {"mesh.data": -1, "mesh.fsdp": 2} in changes and any("mesh.tensor" in c for c in changes)
+    assert not any("train.accumulate" in c for c in changes)
+
+
 def test_the_cheapest_change_comes_first_and_what_is_hopeless_is_not_compiled():
     plan, compiled = too_big(), []
     order = list(candidates(plan))

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from simvlm_jax.core.trees import match
+from simvlm_jax.core.trees import match, merge, partition
 from simvlm_jax.core.types import BaseModel, Term, TrainState
 from simvlm_jax.train.optimizer import Optimizer, averaged
-from simvlm_jax.train.step import make_train_step, merge, partition, split
+from simvlm_jax.train.step import make_train_step, split
 
 
 @pytest.fixture(autouse=True)
