@@ -58,8 +58,8 @@ def make_train_step(
         if accumulate == 1:
 
             def whole(trainable):
-                features, *first = per_example(trainable, batch, step_rng)
-                terms, aux = join_halves(first, across(trainable, features), name)
+                features, terms, aux = per_example(trainable, batch, step_rng)
+                terms, aux = join_halves((terms, aux), across(trainable, features), name)
                 return total_loss(terms), (features, terms, aux)
 
             (loss, (features, terms, aux)), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
