@@ -96,7 +96,7 @@ class Network(nn.Module):
         self.logit_scale = Scale(math.log(1 / 0.07))
         if m.classes:
             self.probe_pool = AttentionalPool(1, encoder.width, encoder.heads, m.compute)
-            self.probe_head = Linear(m.classes, statistics_dtype(dtype), bias=True)
+            self.probe_head = Linear(m.classes, statistics_dtype(dtype), bias=True, out="A")
 
     def encode(self, pixels):
         """Image tokens [B,P,D]."""

@@ -100,9 +100,9 @@ class Network(nn.Module):
             self.decoder = stack(decoder, cross=True)
         self.decoder_norm = LayerNorm(dtype)
         if m.classes:
-            kernel = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("D", None))
+            kernel = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("D", "A"))
             self.head_kernel = self.param("head_kernel", kernel, (m.images * D, m.classes))
-            bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+            bias = nn.with_logical_partitioning(nn.initializers.zeros, ("A",))
             self.head_bias = self.param("head_bias", bias, (m.classes,))
 
     def embed(self, image, image_mask, tokens, positions, sight: Sight) -> tuple[jax.Array, Sight]:
@@ -148,8 +148,8 @@ class Network(nn.Module):
         x = self.decoder_norm(self.decode(rows, layout))
         last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0].reshape(B, -1)
         precise = statistics_dtype(x.dtype)
-        kernel = in_use(self.head_kernel, ("D", None), x.dtype)
-        return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, (None,))
+        kernel = in_use(self.head_kernel, "DA", x.dtype)
+        return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, "A")
 
     def last_state(self, batch, layout: TextLayout):
         """The decoder's normalised output [B,D] in fp32 (or wider) at the last slot that is predicted."""

@@ -35,18 +35,20 @@ _add.defvjp(_add_forward, _add_backward)
 
 
 class Linear(nn.Module):
-    """[..., D] -> [..., width] in `dtype`."""
+    """[..., D] -> [..., width] in `dtype`; out: the letter of the new axis, None for one that is whole on every device."""
 
     width: int
     dtype: jnp.dtype
     bias: bool = False
+    out: str | None = None
 
     @nn.compact
     def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), ("D", None))
+        into, across = ("D", self.out), (self.out,)
+        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), into)
         kernel = self.param("kernel", init, (x.shape[-1], self.width))
-        y = x.astype(self.dtype) @ in_use(kernel, ("D", None), self.dtype)
+        y = x.astype(self.dtype) @ in_use(kernel, into, self.dtype)
         if self.bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-            y = add(y, in_use(self.param("bias", init, (self.width,)), (None,)))
+            init = nn.with_logical_partitioning(nn.initializers.zeros, across)
+            y = add(y, in_use(self.param("bias", init, (self.width,)), across))
         return y
