@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -208,6 +209,10 @@ def add_config_folder(file: str) -> None:
     if known is None and name.isidentifier() and (name == "configs" or importlib.util.find_spec(name) is None):
         package = types.ModuleType(name, "The folder of the config that was named.")
         package.__path__ = [str(home)]
+        package.__spec__ = importlib.machinery.ModuleSpec(
+            name, None, is_package=True
+        )  # by which core/trust.py finds it
+        package.__spec__.submodule_search_locations = package.__path__
         setattr(package, _OURS, True)
         sys.modules[name] = package
 

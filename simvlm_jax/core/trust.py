@@ -160,12 +160,13 @@ def _admitted() -> set[str]:
 def _declared(package: str, rest: str, name: str) -> tuple[str, ...] | None:
     """The fields that a class declares itself for, () if it declares none; None if the module defines no such class."""
     top = importlib.util.find_spec(package)  # of a package, which finding does not import
-    if top is None or top.origin is None:
+    if top is None:
         return None
-    home = Path(top.origin)
     parts = rest.split(".")[1:]
-    base = home.parent.joinpath(*parts) if home.name == "__init__.py" else home if not parts else None
-    candidates = [home] if not parts else [base.with_suffix(".py"), base / "__init__.py"] if base else []
+    homes = [Path(p) for p in top.submodule_search_locations or ()]  # a folder without __init__.py has them too
+    candidates = [Path(top.origin)] if not homes and not parts and top.origin else []
+    for base in (home.joinpath(*parts) for home in homes):
+        candidates += [*([base.with_suffix(".py")] if parts else []), base / "__init__.py"]
     source = next((p for p in candidates if p.is_file()), None)
     if source is None:
         return None

@@ -194,6 +194,23 @@ def test_a_config_that_is_named_is_its_users_code(tmp_path):
     assert load_config(str(tmp_path / "mine.py")).target == "os:system"
 
 
+def test_a_folder_of_a_config_that_was_named_can_be_trusted_without_an_init_file(tmp_path, monkeypatch):
+    (tmp_path / "annex").mkdir()
+    (tmp_path / "annex" / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(v=''):\n    return ConfigDict({'model': {'target': 'annex.nets:Mine'}})\n"
+    )
+    (tmp_path / "annex" / "nets.py").write_text("class Mine: pass\n")
+    monkeypatch.setenv(TRUSTED, "")
+    monkeypatch.delitem(sys.modules, "annex", raising=False)
+    config = load_config(str(tmp_path / "annex" / "mine.py")).to_dict()
+    with pytest.raises(NotAllowed, match="pass --trust annex"):
+        check_targets(config, "x")
+    monkeypatch.setenv(TRUSTED, "annex")
+    check_targets(config, "x")
+    assert "annex.nets" not in sys.modules
+
+
 def test_a_declaration_keeps_a_class_what_it_is():
     @buildable("model")
     class Thing:
