@@ -1,6 +1,7 @@
 """Cross-entropies over a vocabulary or a list of answers, as sums and counts."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def linear_cross_entropy(
     """
     if len(table_VD) <= chunk:
         return cross_entropy(vocabulary_logits(x_BTD, table_VD), targets_BT, weight_BT)
-    likelihood, right = _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))
-    return _sums(-likelihood, right, weight_BT)
+    found: Any = _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))
+    return _sums(-found[0], found[1], weight_BT)
 
 
 def token_log_likelihood(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, chunk: int = CHUNK) -> jax.Array:
@@ -57,7 +58,8 @@ def token_log_likelihood(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.
     if len(table_VD) <= chunk:
         likely = jax.nn.log_softmax(vocabulary_logits(x_BTD, table_VD), axis=-1)
         return jnp.take_along_axis(likely, targets_BT[..., None], axis=-1)[..., 0]
-    return _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))[0]
+    found: Any = _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))
+    return found[0]
 
 
 def vocabulary_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
