@@ -27,6 +27,7 @@ def measure() -> float:
 
     from simvlm_jax.core.build import build, load_config
     from simvlm_jax.core.types import TrainState, Vocabulary
+    from simvlm_jax.parallel.mesh import letters_of
     from simvlm_jax.train.step import make_train_step
 
     config = load_config("configs/prefixlm.py")
@@ -40,9 +41,9 @@ def measure() -> float:
         "prefix_length": np.zeros(BATCH, np.int32),
         "weight": np.ones(BATCH, np.float32),
     }
-    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
-    params = nn.unbox(params)
-    tx = build(config.optimizer).make(params, 1000)
+    boxed, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    params = nn.unbox(boxed)
+    tx = build(config.optimizer).make(params, 1000, letters_of(boxed))
     state = TrainState(np.int32(0), params, tx.init(params), extra, jax.random.key(0))
     step = jax.jit(make_train_step(model, tx, jax.tree.map(lambda _: True, params)), donate_argnums=0)
     times = []

@@ -1,7 +1,7 @@
 """Paths of a tree's leaves, and lists of (regex, value) over them: the first match wins, an idle pattern is an error."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -59,8 +59,10 @@ def check_same_shapes(found: Any, wanted: Any, what: str) -> None:
         raise ValueError(f"{what}: {told}{f' (and {len(names) - 3} others)' if len(names) > 3 else ''}")
 
 
-def match(tree: Any, rules: Sequence[tuple[str, T]], default: T, what: str = "rules") -> Any:
+def match(tree: Any, rules: Sequence[tuple[str, T]], default: T | Callable[[str], T], what: str = "rules") -> Any:
     """A tree like `tree` whose leaves are the value of the first rule whose regex is found in the leaf's path.
+
+    default: of leaves that no rule matches, a value or a function of the leaf's path.
 
     Raises:
       ValueError: a pattern matches nothing, or is never the first to match.
@@ -76,7 +78,7 @@ def match(tree: Any, rules: Sequence[tuple[str, T]], default: T, what: str = "ru
                 used.add(i)
                 break
         else:
-            values.append(default)
+            values.append(default(name) if callable(default) else default)
     if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in used]:
         raise ValueError(f"{what}: no parameter is left for {idle}; the parameters are {names}")
     return jax.tree.unflatten(jax.tree.structure(tree), values)

@@ -1,10 +1,10 @@
 """The words everybody shares: letters, Batch, Term, Vocabulary, TrainState and the Model protocol.
 
 Letters (one letter, one meaning):
-`B` batch, `M` images an example, `Y X` pixel rows and columns, `C` channels, `P` image tokens, `T` text or query
-length, `S` source or key length, `Q` learned queries, `D` model width, `F` mlp width, `H` heads, `K` head width, `V`
-vocabulary, `A` answers of a class head, `E` a space that towers share, `W` another tower's width, `L` layers (the scan
-axis), `N` slots of a queue; `r` and `c` are rows and columns of pairs, images and texts as a rule.
+`B` batch, `M` images an example, `Y X` rows and columns of pixels and of convolution kernels, `C` channels, `I` input
+channels of a convolution, `P` image tokens, `T` text or query length, `S` source or key length, `Q` learned queries, `D` model
+width, `F` mlp width, `H` heads, `K` head width, `V` vocabulary, `A` answers of a class head, `E` a space that towers share, `W`
+another tower's width, `L` layers (the scan axis), `N` slots of a queue; `r` and `c` are rows and columns of pairs, images and texts as a rule.
 """
 
 import dataclasses

@@ -65,7 +65,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         half = self.kernel // 2
-        letters = (None, None, None, "C")
+        letters = ("Y", "X", "I", "C")
         init = nn.with_logical_partitioning(nn.initializers.he_normal(), letters)
         kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
         x = jax.lax.conv_general_dilated(

@@ -35,12 +35,12 @@ _add.defvjp(_add_forward, _add_backward)
 
 
 class Linear(nn.Module):
-    """[..., D] -> [..., width] in `dtype`; out: the letter of the new axis, None for one that is whole on every device."""
+    """[..., D] -> [..., width] in `dtype`; out: the letter of the new axis, a space that towers share or "A", answers."""
 
     width: int
     dtype: jnp.dtype
     bias: bool = False
-    out: str | None = None
+    out: str = "E"
 
     @nn.compact
     def __call__(self, x):

@@ -24,8 +24,8 @@ class LearnedTokens(nn.Module):
 
     @nn.compact
     def __call__(self, batch: int):
-        init = nn.with_logical_partitioning(self.init or nn.initializers.normal(self.width**-0.5), (None, "D"))
-        tokens = in_use(self.param("tokens", init, (self.count, self.width)), (None, "D"))
+        init = nn.with_logical_partitioning(self.init or nn.initializers.normal(self.width**-0.5), ("Q", "D"))
+        tokens = in_use(self.param("tokens", init, (self.count, self.width)), ("Q", "D"))
         return add(jnp.zeros((batch, self.count, self.width), self.dtype), tokens)
 
 

@@ -14,13 +14,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simvlm_jax.core.layout import Letters
+from simvlm_jax.core.letters import SCANNED, Letterbook
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
 PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,), "N": (FSDP,)}
 ACTIVATIONS = {"B": (DATA, FSDP), "V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,)}
-SCANNED = "L"
 
 
 def mesh_shape(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
@@ -113,17 +113,16 @@ def layout_of(mesh: Mesh) -> MeshLayout | None:
     return MeshLayout(mesh) if mesh.size > 1 else None
 
 
-Letterbook = dict[str, tuple[str | None, ...]]
-"""The letters of every parameter, by its name; those of a leaf of `extra` by "extra/" and its name."""
 EXTRA = "extra/"
+"""Before the names of leaves of `extra` in a book of letters."""
 
 
-def letters_of(boxed: Any) -> Letterbook:
+def letters_of(boxed: Any) -> dict[str, tuple[str | None, ...]]:
     """The letters of parameters as a model's `init` makes them (boxed by flax)."""
     return {name: letters or (None,) * ndim for name, letters, ndim in _boxes(boxed)}
 
 
-def state_letters(boxed: Any, boxed_extra: Any) -> Letterbook:
+def state_letters(boxed: Any, boxed_extra: Any) -> dict[str, tuple[str | None, ...]]:
     """The letters of parameters and extra as a model's `init` makes them.
 
     A leaf of extra without letters of its own is not in the book: it has those of the parameter that its name ends in, as
@@ -145,7 +144,7 @@ def _boxes(boxed: Any) -> list[tuple[str, tuple[str | None, ...] | None, int]]:
 def letters_at(book: Letterbook, name: str) -> tuple[str | None, ...] | None:
     """The letters of the longest ending of a name that the book has ("opt/0/mu/a/kernel" has those of "a/kernel"), or None."""
     parts = name.split("/")
-    return next((book[key] for i in range(len(parts)) if (key := "/".join(parts[i:])) in book), None)
+    return next((tuple(book[key]) for i in range(len(parts)) if (key := "/".join(parts[i:])) in book), None)
 
 
 def placement(mesh: Mesh, book: Letterbook) -> Callable[[str, Sequence[int]], NamedSharding]:

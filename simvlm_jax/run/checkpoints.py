@@ -167,11 +167,41 @@ class Checkpoints:
         """
         self.check_about(step)
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        self._check_layout(step, abstract)
         try:
             state = self._manager.restore(step, args=wanted)[_STATE]
         except Exception as e:  # Orbax and its file formats raise many kinds
             raise self._unreadable(step, e) from e
         return self._check_bits(step, _STATE, state)
+
+    def _check_layout(self, step: int, abstract: Any) -> None:
+        """Compares the optimizer's state of a step with the one it is to be restored as, by paths and shapes.
+
+        Raises:
+          ValueError: it is laid out otherwise; the message names the first leaves that differ.
+        """
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(self._folder(step) / _STATE).item_metadata.tree
+            found, wanted = _shapes(saved["opt"]), _shapes(abstract.opt)
+        except Exception:  # what cannot be read is told of by who reads it
+            return
+        if found == wanted:
+            return
+        names = sorted(k for k in {*found} | {*wanted} if found.get(k) != wanted.get(k))
+        told = [f"{k}: {found.get(k, 'nothing')} in the checkpoint, {wanted.get(k, 'nothing')} here" for k in names[:4]]
+        factored = any("/v_row/" in k for k in found)
+        why = (
+            "it is of Adafactor as it was before its second moments followed the axes of each matrix; finish the run with the "
+            "version that began it"
+            if factored
+            else "the optimizer or what it trains has changed since"
+        )
+        raise ValueError(
+            f"the optimizer's state in {self._folder(step)} is laid out otherwise than this run's: {why}, or begin a new run "
+            f"with its weights (config.train.init_from=({str(self._manager.directory.parent)!r},))\n  "
+            + "\n  ".join(told)
+        )
 
     def _folder(self, step: int) -> Path:
         return Path(str(self._manager.directory)) / str(step)
@@ -257,3 +287,9 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """The shape of every leaf that has one, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda m: hasattr(m, "shape"))
+    return {path_name(path): list(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}

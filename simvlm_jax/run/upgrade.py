@@ -15,12 +15,19 @@ _MADE = {
 }
 """The keys of a row that each transform made, before lists of transforms named them at their end."""
 
+_NO_DECAY = [[r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0]]
+"""The default of optimizer.decay before it was read from letters (core/letters.py)."""
+
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run as this release would have recorded it; one of this release as it is.
 
-    Lists of transforms end in a Keep of the keys that rows had.
+    Lists of transforms end in a Keep of the keys that rows had. The list of what has no weight decay is empty where it was the
+    default, which letters say now.
     """
+    optimizer = config.get("optimizer")
+    if isinstance(optimizer, dict) and optimizer.get("decay") == _NO_DECAY:
+        config = {**config, "optimizer": {**optimizer, "decay": []}}
     data = dict(config.get("data") or {})
     for part in ("train", "documents"):
         if isinstance(data.get(part), dict) and isinstance(steps := data[part].get("transforms"), list) and steps:

@@ -1,8 +1,11 @@
-"""Optimizers and schedules by config: AdamW or Adafactor, warm-up and decay, clipping, regex lists, weight EMA."""
+"""Optimizers and schedules by config: AdamW, Adafactor or Muon, warm-up and decay, clipping, regex lists, weight EMA.
+
+What is a matrix, of which inputs and outputs, and what is decayed, is read from the letters of a parameter's axes
+(core/letters.py), never from its name.
+"""
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -11,9 +14,11 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from simvlm_jax.core.letters import Axes, Letterbook, axes_of, decays
 from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Pattern, Rate, Share
 from simvlm_jax.core.trees import leaf_names, match, merge, partition
 from simvlm_jax.core.trust import buildable
+from simvlm_jax.train.adafactor import clip_by_layer_rms, scale_by_factored_moments
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("linear", "cosine", "rsqrt", "constant")
@@ -26,13 +31,13 @@ class Optimizer:
 
     Args:
       name: "adamw"; "adafactor" (Shazeer & Stern 2018, with decoupled weight decay, momentum b1, and a second moment whose
-        decay is at most b2); or "muon" (Jordan et
-        al. 2024; the matrices' momentum b1 is orthogonalised and given the root mean square 0.2 of Adam's updates, Liu
-        et al. 2025, arXiv 2502.16982; every other parameter has Adam with Nesterov momentum).
+        decay is at most b2; of matrices and tables it is factored, see train/adafactor.py); or "muon" (Jordan et al. 2024;
+        the matrices' momentum b1 is orthogonalised and given the root mean square 0.2 of Adam's updates, Liu et al. 2025,
+        arXiv 2502.16982; every other parameter, also embeddings and heads, has Adam with Nesterov momentum).
       learning_rate: the peak. schedule: "linear", "cosine" (both to `final` x peak), "rsqrt" or "constant".
       warmup: steps, or a share of all steps when below 1.
-      weight_decay: of every parameter for which `decay` (regex, factor) gives 1; norms, biases, position tables and
-        temperatures have none.
+      weight_decay: of matrices, embeddings, heads and learned queries; norms, biases, position tables and temperatures have
+        none. decay: (regex, factor) of parameters that have another share of it; the first match goes before this rule.
       multipliers: (regex, factor) of the learning rate; 0 is not freezing (see `train.trainable`).
       epsilon: of adamw.
       clip: largest global gradient norm, None or 0 for no clipping. ema: decay of the weight average, 0 for none.
@@ -48,9 +53,7 @@ class Optimizer:
     b2: Rate = 0.999
     epsilon: AboveZero = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, le=1e3)] = 0.01
-    decay: Sequence[tuple[Pattern, NotNegative]] = (
-        (r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0),
-    )
+    decay: Sequence[tuple[Pattern, NotNegative]] = ()
     multipliers: Sequence[tuple[Pattern, NotNegative]] = ()
     clip: NotNegative | None = 1.0
     ema: Rate = 0.0
@@ -81,37 +84,28 @@ class Optimizer:
             [optax.linear_schedule(peak / warmup, peak, warmup), after[self.schedule]()], [warmup]
         )
 
-    def _second_moment_decay(self, step: Any, rate: Any) -> Any:
+    def _second_moment_decay(self, step: Any) -> Any:
         """1 - step^-0.8, and b2 from when that is larger (Zhai et al., arXiv 2106.04560, section 3.4)."""
-        return jnp.minimum(1.0 - (step + 1.0) ** -rate, self.b2)
+        return jnp.minimum(1.0 - (step + 1.0) ** -0.8, self.b2)
 
-    def make(self, params: Any, steps: int, flags: Any = None) -> optax.GradientTransformation:
-        """The optax transformation for those leaves of `params` whose flag is true (without flags, all)."""
+    def make(self, params: Any, steps: int, letters: Letterbook, flags: Any = None) -> optax.GradientTransformation:
+        """The optax transformation for those leaves of `params` whose flag is true (without flags, all).
+
+        letters: of every parameter's axes, by its name; what the book lacks has none (see core.letters.axes_of).
+        """
         schedule = self.schedule_for(steps)
+
+        book = {
+            name: tuple(letters.get(name, (None,) * len(p.shape)))
+            for name, p in zip(leaf_names(params), jax.tree.leaves(params), strict=True)
+        }
 
         def by_name(rules, what, default: Any = 1.0):
             values = match(params, rules, default, f"optimizer.{what}")
             return values if flags is None else partition(values, flags)[0]
 
-        decay = by_name(self.decay, "decay")
-        if self.name == "adamw":
-            scale = [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)]
-        elif self.name == "adafactor":
-            scale = [
-                optax.scale_by_factored_rms(decay_rate_fn=self._second_moment_decay),
-                optax.clip_by_block_rms(1.0),
-                optax.ema(self.b1, debias=False),
-            ]
-        else:
-            muon = contrib.muon(
-                1.0,
-                beta=self.b1,
-                adam_b1=self.b1,
-                adam_b2=self.b2,
-                consistent_rms=0.2,
-                muon_weight_dimension_numbers=_matrices,
-            )
-            scale = [muon, optax.scale(-1.0)]  # optax's optimizers end in a descent, the chain below has its own
+        decay = by_name(self.decay, "decay", lambda name: float(decays(book[name])))
+        scale = self._scaling(by_name((), "axes", lambda name: axes_of(book[name])))
         chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         chain += [*scale, _add_decay(self.weight_decay, decay)]
         if self.multipliers:
@@ -125,22 +119,33 @@ class Optimizer:
             chain.append(weight_ema(self.ema))
         return optax.chain(*chain)
 
+    def _scaling(self, axes: Any) -> list[optax.GradientTransformation]:
+        """What makes updates of gradients, before decay and learning rate; axes: a tree of `Axes`."""
+        if self.name == "adamw":
+            return [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)]
+        if self.name == "adafactor":
+            return [
+                scale_by_factored_moments(axes, self._second_moment_decay),
+                clip_by_layer_rms(axes, 1.0),
+                optax.ema(self.b1, debias=False),
+            ]
+        muon = contrib.muon(
+            1.0,
+            beta=self.b1,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=lambda _: jax.tree.map(_muon_axes, axes, is_leaf=_is_axes),
+        )
+        return [muon, optax.scale(-1.0)]  # optax's optimizers end in a descent, the chain of `make` has its own
 
-_MATRICES = (  # (name, axes in, axes out), counted from the end: scanned layers have one more in front
-    (r"(^|/)(query|key|value)$", (-3,), (-2, -1)),
-    (r"attention/out$", (-3, -2), (-1,)),
-    (r"(conv|root)\w*/kernel$", (-4, -3, -2), (-1,)),
-    (r"(^|/)(up|down|kernel)$", (-2,), (-1,)),
-)
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, Axes)
 
 
-def _matrices(params: Any) -> Any:
-    """The axes that make a matrix of each linear map or convolution; None for the rest."""
-
-    def axes(name: str):
-        return next((contrib.MuonDimensionNumbers(i, o) for p, i, o in _MATRICES if re.search(p, name)), None)
-
-    return jax.tree.unflatten(jax.tree.structure(params), [axes(name) for name in leaf_names(params)])
+def _muon_axes(axes: Axes) -> contrib.MuonDimensionNumbers | None:
+    return contrib.MuonDimensionNumbers(axes.inputs, axes.outputs) if axes.kind == "matrix" else None
 
 
 def _add_decay(weight_decay: float, factors: Any) -> optax.GradientTransformation:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.letters import Letterbook
 from simvlm_jax.core.trees import check_same_shapes, match, partition, path_name
 from simvlm_jax.core.types import Batch, Model, TrainState
-from simvlm_jax.parallel.mesh import Letterbook, layout_of, placed, replicated, state_letters
+from simvlm_jax.parallel.mesh import layout_of, placed, replicated, state_letters
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.step import make_train_step
 
@@ -117,7 +118,7 @@ def prepare(
     begun = jax.eval_shape(model.begin, shapes, extra)
     check_same_shapes(begun, extra, f"{type(model).__name__}.begin changes the shapes of extra")
     flags = match(shapes, list(trainable), True, "train.trainable")
-    tx = optimizer.make(shapes, steps, flags)
+    tx = optimizer.make(shapes, steps, letters, flags)
 
     def fresh() -> TrainState:
         init_key, state_key = jax.random.split(jax.random.key(seed))

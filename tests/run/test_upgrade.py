@@ -30,3 +30,10 @@ def test_an_older_config_is_read_as_it_would_be_recorded_now(name):
 def test_transforms_of_another_package_are_left_for_their_owner_to_end():
     steps = [{"target": "theirs:Read"}]
     assert upgraded({"data": {"train": {"path": "x", "transforms": steps}}})["data"]["train"]["transforms"] == steps
+
+
+def test_the_decay_that_names_spelled_out_is_that_of_letters():
+    old = [[r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0]]
+    own = [["bias$", 0.0]]
+    assert upgraded({"optimizer": {"decay": old}})["optimizer"]["decay"] == []
+    assert upgraded({"optimizer": {"decay": own}})["optimizer"]["decay"] == own

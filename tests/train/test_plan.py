@@ -22,7 +22,7 @@ def rows(n=64, width=512):
 
 def test_a_plan_adds_up():
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
-    plan = draft(Wide(), Optimizer(decay=()), rows(), parse_target("cpux8"), mesh, steps=9).plan()
+    plan = draft(Wide(), Optimizer(), rows(), parse_target("cpux8"), mesh, steps=9).plan()
     matrix = 512 * 512 * 4 / 8
     assert plan.fits and plan.memory["parameters"] == matrix
     assert plan.memory["optimizer"] == pytest.approx(2 * matrix, abs=64)
@@ -37,12 +37,12 @@ def test_a_plan_adds_up():
 
 def test_rows_that_do_not_divide_are_an_error():
     with pytest.raises(ValueError, match="60 rows do not divide over 8 shards x 1 micro-batches"):
-        draft(Wide(), Optimizer(decay=()), rows(60), parse_target("cpux8"), {"data": 8}, steps=9)
+        draft(Wide(), Optimizer(), rows(60), parse_target("cpux8"), {"data": 8}, steps=9)
 
 
 def test_work_that_tensor_does_not_divide_is_named():
     def undivided(width, **sizes):
-        made = draft(Wide(width), Optimizer(decay=()), rows(64, width), parse_target("cpux8"), sizes, steps=9)
+        made = draft(Wide(width), Optimizer(), rows(64, width), parse_target("cpux8"), sizes, steps=9)
         return made.undivided()
 
     assert undivided(1028, data=1, tensor=8) == ["F of 1028"]
