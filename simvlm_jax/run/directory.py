@@ -25,6 +25,7 @@ from simvlm_jax.core.files import (
     read_text,
     write_whole,
 )
+from simvlm_jax.core.letters import Letterbook
 from simvlm_jax.core.schema import check
 from simvlm_jax.core.trust import check_targets
 from simvlm_jax.run import schema
@@ -176,7 +177,7 @@ class RunDir:
         path = self.path / "letters.json"
         return {k: tuple(v) for k, v in self._read(path.name, schema.Letters).items()} if path.exists() else {}
 
-    def write_letters(self, letters: dict[str, tuple[str | None, ...]]) -> None:
+    def write_letters(self, letters: Letterbook) -> None:
         """Records them, so that the weights can be put on any mesh without knowing the model."""
         if not self.process:
             self._write("letters.json", json.dumps(letters, indent=0))

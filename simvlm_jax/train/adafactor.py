@@ -85,7 +85,7 @@ def scale_by_factored_moments(axes: Any, decay: Callable[[Any], Any]) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def clip_by_layer_rms(axes: Any, threshold: float) -> optax.GradientTransformation:
+def limit_layer_rms(axes: Any, threshold: float) -> optax.GradientTransformation:
     """Scales updates down whose root mean square is above a threshold, each layer of a scanned stack by itself (section 6)."""
 
     def clip(u, a: Axes):

@@ -18,7 +18,7 @@ from simvlm_jax.core.letters import Axes, Letterbook, axes_of, decays
 from simvlm_jax.core.schema import AboveZero, Meta, NotNegative, Pattern, Rate, Share
 from simvlm_jax.core.trees import leaf_names, match, merge, partition
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.train.adafactor import clip_by_layer_rms, scale_by_factored_moments
+from simvlm_jax.train.adafactor import limit_layer_rms, scale_by_factored_moments
 
 OPTIMIZERS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("linear", "cosine", "rsqrt", "constant")
@@ -126,7 +126,7 @@ class Optimizer:
         if self.name == "adafactor":
             return [
                 scale_by_factored_moments(axes, self._second_moment_decay),
-                clip_by_layer_rms(axes, 1.0),
+                limit_layer_rms(axes, 1.0),
                 optax.ema(self.b1, debias=False),
             ]
         muon = contrib.muon(
