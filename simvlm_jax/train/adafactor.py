@@ -88,12 +88,12 @@ def scale_by_factored_moments(axes: Any, decay: Callable[[Any], Any]) -> optax.G
 def limit_layer_rms(axes: Any, threshold: float) -> optax.GradientTransformation:
     """Scales updates down whose root mean square is above a threshold, each layer of a scanned stack by itself (section 6)."""
 
-    def clip(u, a: Axes):
+    def limited(u, a: Axes):
         own = tuple(i for i in range(u.ndim) if i not in a.layers)
         rms = jnp.sqrt(jnp.square(u).mean(own, keepdims=True))
         return u / jnp.maximum(1.0, rms / threshold)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates, axes))
+    return optax.stateless(lambda updates, _: jax.tree.map(limited, updates, axes))
 
 
 def _part(leaves: Any, name: str) -> Any:
