@@ -681,7 +681,7 @@ def flags(p: Place, run: str) -> Iterator[Case]:
 def train(folder: Path, config: str) -> Path:
     """A run of seconds."""
     from simvlm_jax.core.build import load_config
-    from simvlm_jax.main import run
+    from simvlm_jax.experiment import run
     from simvlm_jax.parallel.environment import setup_jax
 
     setup_jax()

@@ -62,7 +62,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def finished_run(tiny_config, tmp_path_factory):
     """A run directory of a few steps, with everything a run leaves; only to be read. One worker makes it for all."""
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -76,7 +76,7 @@ def finished_run(tiny_config, tmp_path_factory):
         assert (path / "results.json").exists(), "the worker that makes the finished run has failed; see its error"
         return path
     try:
-        main.run(tiny_config(), str(path))
+        experiment.run(tiny_config(), str(path))
     finally:
         ended.touch()
     return path

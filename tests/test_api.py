@@ -23,7 +23,7 @@ def captioner(finished_run):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     from simvlm_jax.core.build import load_config
-    from simvlm_jax.main import run
+    from simvlm_jax.experiment import run
 
     path = tmp_path_factory.mktemp("api") / "clip"
     config = load_config(str(ROOT / "configs" / "clip.py") + ":smoke")

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from simvlm_jax.parallel.hosts import detected
+from simvlm_jax.parallel.hosts import cluster_arguments
 from tests.conftest import ROOT
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -100,4 +100,4 @@ def test_the_cluster_is_detected(env, expected, monkeypatch):
             monkeypatch.delenv(name)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert detected() == expected
+    assert cluster_arguments() == expected

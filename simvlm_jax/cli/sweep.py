@@ -78,8 +78,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from simvlm_jax.core.build import load_config
-    from simvlm_jax.main import EXIT_INTERRUPTED, run
-    from simvlm_jax.parallel.environment import setup_jax, setup_xla
+    from simvlm_jax.experiment import run
+    from simvlm_jax.parallel.environment import EXIT_INTERRUPTED, setup_jax, setup_xla
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.progress import duration
     from simvlm_jax.run.sweep import Clock, check, figure, markdown, summarise, trials

@@ -1,9 +1,12 @@
-"""The process around JAX: huge pages, XLA flags and the compilation cache. Nothing here imports jax before it must."""
+"""The process around JAX: exit codes, huge pages, XLA flags and the compilation cache. Importing it does not load jax."""
 
 import importlib.metadata
 import os
 import sys
 from pathlib import Path
+
+EXIT_INTERRUPTED, EXIT_HOST_LOST = 75, 76
+"""Exit codes of a run that was interrupted, and of one that lost a process; the same command continues both."""
 
 CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
     "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),

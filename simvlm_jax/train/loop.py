@@ -12,7 +12,8 @@ import numpy as np
 
 from simvlm_jax.core.types import Model, Term, TrainState
 from simvlm_jax.parallel.devices import peak_flops
-from simvlm_jax.parallel.hosts import Ask, Heart, agreed
+from simvlm_jax.parallel.heartbeat import Heartbeat
+from simvlm_jax.parallel.hosts import SharedFlag, require_equal
 from simvlm_jax.parallel.mesh import check_parts, place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import Metrics, RunDir
@@ -55,7 +56,7 @@ def train(
     threads: int = 2,
     initialise: Initialise | None = None,
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
-    heart: Heart | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> tuple[Any, Any]:
     """Trains to `schedule.steps`, from the newest checkpoint if there is one, and returns (params, extra) to evaluate.
 
@@ -64,15 +65,15 @@ def train(
       NonFiniteLoss: naming the samples of the batch.
     """
     # ---- state: fresh or restored --------------------------------------------------------------------------------
-    heart = heart or Heart(run.path / "hosts")
-    heart.at("data", 0)
+    heartbeat = heartbeat or Heartbeat(run.path / "hosts")
+    heartbeat.enter("data", 0)
     for part in pipeline.parts:
         check_parts(part.rows, mesh, schedule.accumulate)
     first = pipeline.batch(0)
-    heart.at("compile")
+    heartbeat.enter("compile")
     ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)
     run.write_letters(ready.letters)
-    resumed = agreed(checkpoints.latest_step(), "newest checkpoints")
+    resumed = require_equal(checkpoints.latest_step(), "newest checkpoints")
 
     def state_of(step: int | None) -> TrainState:
         if step is not None:
@@ -95,7 +96,7 @@ def train(
     train_step = ready.step(schedule.accumulate)
     flops, peak = model.train_flops(first) / pipeline.share, peak_flops() * mesh.size
     images = round(len(first["image"]) / pipeline.share) if "image" in first else 0
-    stop, asked, stopping = _StopSignal(), Ask(mesh), False
+    stop, asked, stopping = _StopSignal(), SharedFlag(mesh), False
     retries = schedule.retries
     batches = pipeline.iterate(step, schedule.steps, threads)
     waited = _Waited()
@@ -131,9 +132,9 @@ def train(
     pace = 0.0
     try:
         while step < schedule.steps and not (stopping := asked.any(stop.asked)):
-            heart.at("data", step)
+            heartbeat.enter("data", step)
             batch = waited.next(batches)
-            heart.at("collective" if compiled else "compile", step)
+            heartbeat.enter("collective" if compiled else "compile", step)
             state, measured = train_step(state, place_batch(mesh, batch))
             step += 1
             if not compiled:  # speeds are those of the steps after it
@@ -175,16 +176,16 @@ def train(
             log(checked)
             scores = None
             if at_eval and evaluate is not None:
-                heart.at("eval", step)
+                heartbeat.enter("eval", step)
                 with progress.paused():
                     scores = evaluate(averaged(state.params, state.opt), state.extra)
                 metrics.write(step, "validation", scores)
                 progress.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             if at_save:
-                heart.at("checkpoint", step)
+                heartbeat.enter("checkpoint", step)
                 metrics.flush()
                 checkpoints.save(step, state, (averaged(state.params, state.opt), state.extra), scores)
-        heart.at("checkpoint", step)
+        heartbeat.enter("checkpoint", step)
         if stopping:
             if pending is None or _finite(pending.measured):  # a step that is not pending has been looked at
                 log([pending] if pending else [])

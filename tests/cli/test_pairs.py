@@ -21,12 +21,12 @@ from tests.conftest import ROOT, SCENES
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A CLIP of four steps; only to be read."""
-    from simvlm_jax import main as entry
+    from simvlm_jax import experiment
 
     path = tmp_path_factory.mktemp("pairs") / "clip"
     config = load_config(f"{ROOT / 'configs' / 'clip.py'}:smoke")
     config.train.steps = 4
-    entry.run(config, str(path))
+    experiment.run(config, str(path))
     return path
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from simvlm_jax.parallel.hosts import EXIT_HOST_LOST
+from simvlm_jax.parallel.environment import EXIT_HOST_LOST
 from simvlm_jax.run.compare import compare_rows
 from tests.conftest import ROOT
 
@@ -155,13 +155,13 @@ def test_a_stop_is_agreed_on(tmp_path, whole, how):
 
 LATE = """
 import sys, time
-from simvlm_jax.parallel.hosts import join, meet, one_first
-join(60)
+from simvlm_jax.parallel.hosts import join_cluster, main_process_first, warm_up_collectives
+join_cluster(60)
 import jax, numpy as np
 from simvlm_jax.parallel.mesh import by_row, make_mesh, replicated
 mesh = make_mesh(None, 2, 2, 1)
-meet(mesh)
-with one_first("something"):
+warm_up_collectives(mesh)
+with main_process_first("something"):
     time.sleep(35 * (jax.process_index() == 0))
 x = jax.make_array_from_callback((4,), by_row(mesh), lambda index: np.arange(4.0, dtype=np.float32)[index])
 time.sleep(35 * (jax.process_index() == 1))

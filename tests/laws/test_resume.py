@@ -9,7 +9,7 @@ import pytest
 
 from simvlm_jax.cli.verify_resume import BOUND, Drill
 from simvlm_jax.cli.verify_resume import main as verify_resume
-from simvlm_jax.main import EXIT_INTERRUPTED
+from simvlm_jax.parallel.environment import EXIT_INTERRUPTED
 from simvlm_jax.run.compare import compare_rows, compare_states
 from tests.conftest import ROOT
 

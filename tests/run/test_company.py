@@ -14,7 +14,7 @@ import pytest
 
 from simvlm_jax.core.lock import Taken, held, turn
 from simvlm_jax.data.pipeline import Part, Pipeline
-from simvlm_jax.main import run as train
+from simvlm_jax.experiment import run as train
 from simvlm_jax.run.directory import RunDir
 from tests.conftest import ROOT
 
@@ -264,7 +264,7 @@ def test_what_is_told_moves_no_cursor(capsys):
 
     Progress(1).say("continuing \x1b[2J")
     assert capsys.readouterr().err == "continuing \\x1b[2J\n"
-    code = "import sys; from simvlm_jax.parallel.hosts import leave; leave(sys.argv[1], 1)"
+    code = "import sys; from simvlm_jax.parallel.heartbeat import exit_at_once; exit_at_once(sys.argv[1], 1)"
     words = [sys.executable, "-c", code, "error: \x1b]0;x\x07\nand more"]
     process = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (process.returncode, process.stderr) == (1, "error: \\x1b]0;x\\x07\nand more\n")

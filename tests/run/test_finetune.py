@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 def finetuned(task, finished_run, path, **overrides):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}")
     data = config.data.train.path
@@ -35,7 +35,7 @@ def finetuned(task, finished_run, path, **overrides):
     ]
     with config.ignore_type():
         config.train.init_from = tuple(starts)
-    main.run(config, str(path))
+    experiment.run(config, str(path))
     return json.loads((path / "results.json").read_text())["entries"]
 
 

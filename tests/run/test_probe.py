@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from simvlm_jax import main
+from simvlm_jax import experiment
 from simvlm_jax.core.build import load_config
 from simvlm_jax.run.load import load_run
 from tests.conftest import ROOT
@@ -16,13 +16,13 @@ def test_a_probe_of_a_frozen_encoder(tmp_path):
     first = load_config(f"{ROOT / 'configs' / 'coca.py'}:smoke")
     first.train.steps = 2
     first.eval.suites = {}
-    main.run(first, str(tmp_path / "coca"), mode="fit")
+    experiment.run(first, str(tmp_path / "coca"), mode="fit")
     config = load_config(f"{ROOT / 'configs' / 'coca.py'}:probe")
     config.data.image_size = 32
     config.data.train.path = config.data.eval.path = "scenes/classes-80_8_32_16"
     config.train.update(steps=2, batch_size=8, init_from=(str(tmp_path / "coca"),))
     config.eval.batch_size = 8
-    main.run(config, str(tmp_path / "probe"))
+    experiment.run(config, str(tmp_path / "probe"))
     entries = json.loads((tmp_path / "probe" / "results.json").read_text())["entries"]
     assert [(e["suite"], e["split"], e["control"]) for e in entries] == [
         ("classify", "test", None),

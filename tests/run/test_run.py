@@ -22,7 +22,7 @@ from tests.conftest import SCENES
 @pytest.fixture
 def trained_only(monkeypatch):
     """Runs that end before the final evaluation, for tests of what comes before it."""
-    monkeypatch.setattr("simvlm_jax.eval.final.evaluate_run", lambda *args, **kwargs: [])
+    monkeypatch.setattr("simvlm_jax.experiment.evaluate_run", lambda *args, **kwargs: [])
 
 
 def test_a_run_directory(finished_run):
@@ -72,14 +72,14 @@ def test_a_run_of_an_older_release_is_still_a_run(finished_run, tiny_config, tmp
 
 
 def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_config, tmp_path):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
     from simvlm_jax.core.build import spec
 
     shutil.copytree(finished_run, tmp_path / "run")
     config = tiny_config(**{"eval.examples": 8})
     config.eval.suites.questions = spec("simvlm_jax.eval.answering:Ranking")
     config.eval.suites.elsewhere = spec("simvlm_jax.eval.captioning:Captioning", path=str(tmp_path / "nothing"))
-    main.run(config, str(tmp_path / "run"), mode="eval")
+    experiment.run(config, str(tmp_path / "run"), mode="eval")
     entries = json.loads((tmp_path / "run" / "results.json").read_text())["entries"]
     failed = [e for e in entries if "error" in e]
     assert {(e["suite"], e["split"]) for e in failed} == {
@@ -93,12 +93,12 @@ def test_a_suite_that_cannot_run_costs_no_other_its_scores(finished_run, tiny_co
 
 
 def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "optimizer.ema": 0.9}
     config = tiny_config(**still, **{"data.train.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
     config.train.init_from = ({"run": str(finished_run)},)
-    main.run(config, str(tmp_path / "next"))
+    experiment.run(config, str(tmp_path / "next"))
     old, new = load_run(finished_run), load_run(tmp_path / "next")
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)  # the average of the weights starts there too
     assert old.tokenizer.sha256 == new.tokenizer.sha256  # that of the run, not one of the new captions
@@ -124,16 +124,16 @@ def test_whose_tokenizer_comes_with_the_weights(tmp_path):
 
 
 def test_freezing_all_that_the_default_decay_names(tiny_config, tmp_path, trained_only):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     config = tiny_config(**{"train.steps": 1})
     config.train.trainable = (("embedding", True), (".*", False))
-    main.run(config, str(tmp_path / "frozen"))
+    experiment.run(config, str(tmp_path / "frozen"))
     assert load_run(tmp_path / "frozen").step == 1
 
 
 def test_a_stop_during_an_evaluation_loses_nothing(tiny_config, tmp_path, monkeypatch):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
     from simvlm_jax.eval.captioning import Captioning
     from simvlm_jax.eval.suite import Outcome
     from simvlm_jax.train.loop import Interrupted
@@ -145,27 +145,27 @@ def test_a_stop_during_an_evaluation_loses_nothing(tiny_config, tmp_path, monkey
     monkeypatch.setattr(Captioning, "outcome", stop)
     config = tiny_config(**{"train.steps": 9, "eval.every": 3, "checkpoint.every": 100})
     with pytest.raises(Interrupted, match="stopped at step 3"):
-        main.run(config, str(tmp_path / "run"))
+        experiment.run(config, str(tmp_path / "run"))
     assert [r["step"] for r in RunDir(tmp_path / "run").rows() if r["split"] == "train"] == [1, 2, 3]
     assert load_run(tmp_path / "run").step == 3
 
 
 def test_a_metric_to_keep_by_gets_a_checkpoint_at_every_evaluation(tiny_config, tmp_path, trained_only):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     every = {"train.steps": 5, "eval.every": 2, "eval.examples": 8, "checkpoint.every": 3, "checkpoint.latest": 9}
-    main.run(tiny_config(**every, **{"checkpoint.best": "cider"}), str(tmp_path / "run"))
+    experiment.run(tiny_config(**every, **{"checkpoint.best": "cider"}), str(tmp_path / "run"))
     assert Checkpoints(RunDir(tmp_path / "run").checkpoints)._manager.all_steps() == [2, 3, 4, 5]
 
 
 def test_the_average_of_the_weights_is_what_loads(tiny_config, tmp_path, trained_only):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     config = tiny_config(**{"train.steps": 2, "optimizer.ema": 0.5})
-    main.run(config, str(tmp_path / "ema"))
+    experiment.run(config, str(tmp_path / "ema"))
     loaded = load_run(tmp_path / "ema").params
     plain = tiny_config(**{"train.steps": 2})
-    main.run(plain, str(tmp_path / "plain"))
+    experiment.run(plain, str(tmp_path / "plain"))
     raw = load_run(tmp_path / "plain").params
     difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), raw, loaded)
     assert difference["embedding"] > 0 and difference["embedding"] < 0.01  # the average lags by two steps' updates
@@ -203,7 +203,7 @@ def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):
 
 
 def test_a_non_finite_loss_goes_back_and_then_names_the_samples(tiny_config, tmp_path, monkeypatch):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
     from simvlm_jax.train.loop import NonFiniteLoss
 
     config = tiny_config(
@@ -213,31 +213,31 @@ def test_a_non_finite_loss_goes_back_and_then_names_the_samples(tiny_config, tmp
     with pytest.raises(
         NonFiniteLoss, match=r"step \d is not finite, also after 1 retries; its samples: scenes/captions"
     ):
-        main.run(config, str(tmp_path / "bad"))
+        experiment.run(config, str(tmp_path / "bad"))
 
 
 def test_eval_mode_scores_a_run_again_and_does_not_call_it_finished(tiny_config, finished_run, tmp_path, capsys):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
 
     path = tmp_path / "run"
     shutil.copytree(finished_run, path)
     before = json.loads((path / "results.json").read_text())
     (path / "results.json").unlink()
-    main.run(tiny_config(**{"train.steps": 6, "eval.batch_size": 12}), str(path), mode="eval")  # 12 becomes 16
+    experiment.run(tiny_config(**{"train.steps": 6, "eval.batch_size": 12}), str(path), mode="eval")  # 12 becomes 16
     after = json.loads((path / "results.json").read_text())
     assert [e["scores"] for e in before["entries"]] == [e["scores"] for e in after["entries"]]
     assert (after["step"], after["trained"]) == (4, 4)
-    main.run(tiny_config(**{"train.steps": 6}), str(path))
+    experiment.run(tiny_config(**{"train.steps": 6}), str(path))
     assert "continuing" in capsys.readouterr().err
     assert json.loads((path / "results.json").read_text())["trained"] == 6
     with pytest.raises(ValueError, match=r"model\.objective: 'prefix_lm' in the run, 'lm' now"):
-        main.run(tiny_config(**{"model.objective": "lm"}), str(path), mode="eval")
+        experiment.run(tiny_config(**{"model.objective": "lm"}), str(path), mode="eval")
     with pytest.raises(FileNotFoundError, match="not a run directory"):
-        main.run(tiny_config(), str(tmp_path / "typo"), mode="eval")
+        experiment.run(tiny_config(), str(tmp_path / "typo"), mode="eval")
     assert not (tmp_path / "typo").exists()
     RunDir(tmp_path / "new").start(tiny_config(), "prefixlm:")
     with pytest.raises(FileNotFoundError, match="no checkpoint to evaluate"):
-        main.run(tiny_config(), str(tmp_path / "new"), mode="eval")
+        experiment.run(tiny_config(), str(tmp_path / "new"), mode="eval")
 
 
 def test_a_start_that_failed_blocks_nothing(tiny_config, tmp_path):
@@ -284,7 +284,7 @@ def test_scores_that_are_not_numbers_stay_out_of_the_metrics(tmp_path):
 
 
 def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
-    from simvlm_jax import main
+    from simvlm_jax import experiment
     from simvlm_jax.data.sources import open_source
 
     scenes, lines = open_source(SCENES, "train"), []
@@ -297,7 +297,7 @@ def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
         (tmp_path / "held" / path.name).write_bytes(path.read_bytes())
     changes = {"data.train.path": str(tmp_path / "table.jsonl"), "data.eval.path": str(tmp_path / "held")}
     changes |= {"train.steps": 1, "log.every": 0}
-    main.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
+    experiment.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
     entries = {e["control"]: e for e in RunDir(tmp_path / "run").results()["entries"]}
     assert set(entries) == {None, "blind", "constant"} and entries[None]["provenance"]["data"]["examples"] == 36
     bad = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]

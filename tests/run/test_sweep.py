@@ -199,7 +199,8 @@ def test_options_that_mean_nothing(words, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_whole_sweep_and_its_page(tmp_path, monkeypatch, capsys):
-    from simvlm_jax.main import EXIT_INTERRUPTED, run
+    from simvlm_jax.experiment import run
+    from simvlm_jax.parallel.environment import EXIT_INTERRUPTED
     from simvlm_jax.train.loop import Interrupted
 
     config = tmp_path / "configs" / "sweeps" / "small.py"
@@ -235,9 +236,9 @@ def get_config():
             raise Interrupted("stopped")
         run(config, workdir, *rest)
 
-    monkeypatch.setattr("simvlm_jax.main.run", interrupted)
+    monkeypatch.setattr("simvlm_jax.experiment.run", interrupted)
     assert main([*words, "--seeds", "1"]) == EXIT_INTERRUPTED
-    monkeypatch.setattr("simvlm_jax.main.run", run)
+    monkeypatch.setattr("simvlm_jax.experiment.run", run)
     assert main([*words, "--seeds", "1"]) == 0
     assert "2 of 2 trials" in capsys.readouterr().out
     out = tmp_path / "out" / "steps-x0.01"

@@ -122,7 +122,7 @@ def test_every_reader_of_a_run_refuses_it(evil, called, tmp_path, where, capsys)
 
 
 def test_what_only_compares_a_run_runs_nothing(evil, called, tmp_path, tiny_config, capsys):
-    from simvlm_jax.main import run as train
+    from simvlm_jax.experiment import run as train
 
     run = evil("os:system", DEPTHS["the model"])
     assert main(["eval-diff", str(run), str(run)]) == 0
