@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,36 +19,22 @@ from simvlm_jax.core.schema import check
 from simvlm_jax.core.types import Extra, Model, Params
 from simvlm_jax.data import assemble
 from simvlm_jax.data.pipeline import Pipeline
-from simvlm_jax.data.sources import Source, understood
+from simvlm_jax.data.sources import Source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
 from simvlm_jax.eval.suite import Suite
 from simvlm_jax.infer.engine import Engine
+from simvlm_jax.materials import Data, Say, make_pipeline, open_data
 from simvlm_jax.parallel.heartbeat import Heartbeat
-from simvlm_jax.parallel.hosts import main_process_first, require_equal, warm_up_collectives
+from simvlm_jax.parallel.hosts import main_process_first, warm_up_collectives
 from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
 from simvlm_jax.run import schema
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, recorded
 from simvlm_jax.run.load import belongs_to, build_model
-from simvlm_jax.text.tokenizer import Tokenizer
-from simvlm_jax.train.init_from import initialiser, tokenizer_of
+from simvlm_jax.train.init_from import initialiser
 from simvlm_jax.train.loop import Interrupted, Schedule, train
 from simvlm_jax.train.optimizer import Optimizer
-
-Say = Callable[[str], None]
-
-
-class Data(NamedTuple):
-    """Data sources, and what is made of their texts and answers once a run. evaluation: by name of the split."""
-
-    images: Source
-    documents: Source | None
-    evaluation: dict[str, Source]
-    tokenizer: Tokenizer
-    labels: tuple[str, ...]
-    moved: list[str]
-    """How this machine differs from the one that the run was last trained on."""
 
 
 class Weights(NamedTuple):
@@ -108,8 +93,8 @@ class Materials:
 def run(config: Any, workdir: str, variant: str = "", mode: Literal["train", "fit", "eval"] = "train") -> None:
     """Trains and evaluates a config in a run directory, and leaves results and the page there; mode "fit" or "eval" does one.
 
-    config: a ConfigDict with the fields of run/schema.py. variant: "FILE:VARIANT" of the config, as the run records it. Of several processes (see parallel/hosts.py) each calls
-    this; if one is lost, the others name it and exit.
+    config: a ConfigDict with the fields of run/schema.py. variant: "FILE:VARIANT" of the config, as the run records it. Of
+    several processes (see parallel/hosts.py) each calls this; if one is lost, the others name it and exit.
 
     Raises:
       ValueError: the config is wrong, or not that of the run begun there. Interrupted: on SIGTERM or Ctrl-C.
@@ -130,14 +115,14 @@ def run(config: Any, workdir: str, variant: str = "", mode: Literal["train", "fi
         if training and _finished(directory, config.train.steps):
             say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
             return
-        materials = open(config, directory, variant, training, heartbeat)
-        weights = fit(materials) if training else None
+        opened = open(config, directory, variant, training, heartbeat)
+        weights = fit(opened) if training else None
         if mode == "fit":
             say(f"{directory.path} is trained to step {config.train.steps}; --mode train or eval scores it")
         else:
-            score(materials, weights)
+            score(opened, weights)
             say(f"report: {directory.report}")
-        materials.checkpoints.close()
+        opened.checkpoints.close()
 
 
 def _printer(process: int) -> Say:
@@ -187,7 +172,7 @@ def open(
     warm_up_collectives(mesh)
     say("data ...")
     heartbeat.enter("data")
-    data = _open_data(config, directory, variant, training, say)
+    data = open_data(config, directory, variant, training, say)
     tokenizer, labels = data.tokenizer, data.labels
     model = build_model(config, tokenizer, labels)
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=config.eval.batch_size, seed=config.seed)
@@ -208,34 +193,6 @@ def open(
     return Materials(directory, heartbeat, say, mesh, data, model, engine, checkpoints, scoring, made)
 
 
-def _open_data(config: Any, directory: RunDir, variant: str, training: bool, say: Say) -> Data:
-    """Opens all sources; makes tokenizer and answer list, or reads those of the run, and records them where it trains."""
-    begun = bool(require_equal(directory.begun, "beginnings of the run"))
-    origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
-    with main_process_first("data") as first_process:
-        images, documents = assemble.train_source(config), assemble.documents_source(config)
-        sources = assemble.eval_sources(config)
-        for name, source in {"training data": images, "documents": documents, **sources}.items():
-            if source is not None and not repr(source).startswith("scenes/"):
-                say(f"{name}: {understood(source).line()}")
-        moved = directory.moved() if training and begun else []
-        if begun or not first_process:
-            tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
-        else:
-            if origin and not config.text.model:
-                say(f"the tokenizer is that of {origin.parent}, as the weights are")
-            tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin, say=say)
-            labels = assemble.make_labels(config, images)
-        if training:
-            directory.start(config, variant)
-        if training and first_process and not begun:
-            directory.write_labels(labels)
-            tokenizer.save(directory.tokenizer)
-    read = repr([images, documents, *sources.values(), tokenizer.sha256])
-    require_equal(zlib.crc32(read.encode()) >> 1, "data (each is told by a number made of its files' names and sizes)")
-    return Data(images, documents, sources, tokenizer, labels, moved)
-
-
 def _open_training(
     config: Any,
     directory: RunDir,
@@ -248,9 +205,7 @@ def _open_training(
     """Builds the optimizer and the pipeline of this process's rows, and what scores the run while it trains."""
     optimizer = build(config.optimizer, "config.optimizer")
     mine = functools.partial(rows_of_process, mesh)
-    pipeline = assemble.make_pipeline(
-        config, data.tokenizer, data.labels, data.images, data.documents, directory.quarantine, mine
-    )
+    pipeline = make_pipeline(config, data, directory.quarantine, mine)
     t, best, suite = config.train, config.checkpoint.best, next(iter(scoring.suites.values()), None)
     validate = None
     if suite is not None and (config.eval.every or best):
@@ -295,8 +250,8 @@ def fit(materials: Materials) -> Weights:
     t.pipeline.batch(0)
     for cut in t.pipeline.told_of_cuts():
         m.say(f"{cut} at {length} pieces, in the first batch; raise config.text.length")
-    if data.moved:
-        m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.moved))
+    if data.changes:
+        m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
     pieces = data.tokenizer.vocabulary.size
     m.say(f"{len(data.images)} images, {len(data.documents or ())} documents, {pieces} pieces; compiling ...")
     params, extra = train(

@@ -29,10 +29,12 @@ ARROWS = {
     "infer": {"decode", "run", "text", "parallel", "core"},
     "eval": {"infer", "decode", "data", "run", "parallel", "text", "core"},
     "jobs": {"infer", "data", "run", "text", "parallel", "core"},
-    "experiment": EVERYTHING,
+    "materials": EVERYTHING,
+    "experiment": EVERYTHING | {"materials"},
+    "sweep": EVERYTHING | {"materials", "experiment"},
     "main": EVERYTHING | {"experiment"},
     "api": EVERYTHING,
-    "cli": EVERYTHING | {"experiment", "main", "api", "jobs"},
+    "cli": EVERYTHING | {"materials", "experiment", "sweep", "main", "api", "jobs"},
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def inspect(args) -> int:
     """Prints rows of a training batch; returns 1 if any of them would train nothing."""
     from simvlm_jax.core.build import assign, load_config
-    from simvlm_jax.data import assemble
+    from simvlm_jax.materials import Data, make_pipeline, make_tokenizer_and_labels, training_sources
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import build_model, recorded_config
     from simvlm_jax.text.tokenizer import Tokenizer
@@ -42,14 +42,13 @@ def inspect(args) -> int:
         assign(config, assignment)
     if args.rows < 0 or args.step < 0:
         raise ValueError(f"--rows {args.rows} and --step {args.step} must not be negative")
-    images, documents = assemble.train_source(config), assemble.documents_source(config)
+    images, documents = training_sources(config)
     if is_run:
         tokenizer, labels = Tokenizer.load(run.tokenizer), run.labels()
     else:
         origin = tokenizer_of(config.train.init_from)
-        tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin)
-        labels = assemble.make_labels(config, images)
-    pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents)
+        tokenizer, labels = make_tokenizer_and_labels(config, images, documents, origin)
+    pipeline = make_pipeline(config, Data(images, documents, {}, tokenizer, labels, []))
     model = build_model(config, tokenizer, labels)
     batch, keys = pipeline.batch(args.step), pipeline.keys(args.step)
     layout = model.capabilities().get("layout")

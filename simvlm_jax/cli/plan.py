@@ -114,25 +114,22 @@ class _Planner:
     """Plans of one config with changes."""
 
     def __init__(self, config: Any, target: Any):
-        from simvlm_jax.data.shapes import stand_in_labels, stand_in_tokenizer
+        from simvlm_jax.data.shapes import stand_in_tokenizer
 
         self._config, self._target = config, target
-        self._tokenizer, self._labels = stand_in_tokenizer(config), stand_in_labels(config)
+        self._tokenizer = stand_in_tokenizer(config)  # once, for the texts may have to be read
 
     def _draft(self, changes: dict[str, Any]):
         from ml_collections import ConfigDict
 
-        from simvlm_jax.core.build import build
-        from simvlm_jax.data.shapes import abstract_batch
-        from simvlm_jax.run.load import build_model
+        from simvlm_jax.materials import outline
         from simvlm_jax.train.plan import draft
 
         config: Any = ConfigDict(self._config.to_dict())
         config.update_from_flattened_dict(changes)
-        model = build_model(config, self._tokenizer, self._labels)
-        batch = abstract_batch(config, self._tokenizer, self._labels)
+        made = outline(config, self._tokenizer)
         made = draft(
-            model, build(config.optimizer), batch, self._target, dict(config.mesh), steps=config.train.steps,
+            made.model, made.optimizer, made.batch, self._target, dict(config.mesh), steps=config.train.steps,
             accumulate=config.train.accumulate, trainable=config.train.trainable,
         )  # fmt: skip
         return made, config.model.get("compute", {}).get("remat", "")

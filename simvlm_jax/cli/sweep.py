@@ -1,43 +1,14 @@
 """`simvlm sweep configs/sweeps/X.py [--out DOC.md]`: arms and seeds at equal compute, resumable, one table and figure."""
 
 import argparse
-import functools
-import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.core.files import MOST_RECORD, can_be_written, printable, read_json, read_text, write_whole
+from simvlm_jax.core.files import can_be_written, read_text, write_whole
 
 BEGIN, END = "<!-- begin: made by simvlm sweep -->", "<!-- end -->"
-
-
-def make_tokenizer(wanted: Any, folder: Path) -> Path:
-    """The one tokenizer of all arms, trained on texts of all data sets that any of them reads."""
-    from simvlm_jax.core.lock import turn
-    from simvlm_jax.data.assemble import spread_texts
-    from simvlm_jax.data.sources import open_source
-    from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
-
-    made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    with turn(folder.with_name(".tokenizer.lock"), say):  # another sweep may run other arms
-        record = folder.with_name("tokenizer.json")
-        if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
-            raise ValueError(
-                f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
-                "another --workdir"
-            )
-        if not (folder / CONTRACT).exists():
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(record, json.dumps(made_for), own=True)
-            texts = [
-                t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)
-            ]
-            Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
-    return folder
 
 
 def _may_be_replaced(page: Path) -> None:
@@ -61,6 +32,38 @@ def _may_be_replaced(page: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs what is missing of a sweep, then writes its page."""
+    parser, args = _parse(argv)
+
+    from simvlm_jax.core.build import load_config
+    from simvlm_jax.parallel.environment import EXIT_INTERRUPTED, setup_jax, setup_xla
+
+    setup_xla()
+    setup_jax()
+    from simvlm_jax.sweep import Clock, check, make_tokenizer, run_trials, trials
+    from simvlm_jax.train.loop import Interrupted
+
+    sweep: Any = load_config(args.config)
+    check(sweep, args.config)
+    folder = _folder(parser, args, sweep)
+    _choose(parser, args, sweep)
+    page = Path(args.out) if args.out else folder / "report.md"
+    _may_be_replaced(page)
+    every = trials(sweep, folder, make_tokenizer(sweep.tokenizer, folder / "tokenizer"), args.steps_factor)
+    clock = Clock(folder)
+    try:
+        run_trials([] if args.report_only else every, sweep.name, clock)
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped; the same command continues", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    done = [t for t in every if t.finished]
+    if not done:
+        raise ValueError(f"nothing of the sweep has finished in {folder}")
+    _write_page(page, sweep, done, clock.seconds)
+    print(f"{len(done)} of {len(every)} trials; {page} and {page.with_suffix('.svg')}")
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         prog="simvlm sweep", description="Run a sweep, or go on with it, and write its page."
     )
@@ -75,20 +78,11 @@ def main(argv: list[str]) -> int:
         "--steps-factor", type=float, default=1.0, help="train for so much of the steps, to try a sweep out"
     )
     parser.add_argument("--report-only", action="store_true", help="write the page of what has been run")
-    args = parser.parse_args(argv)
+    return parser, parser.parse_args(argv)
 
-    from simvlm_jax.core.build import load_config
-    from simvlm_jax.experiment import run
-    from simvlm_jax.parallel.environment import EXIT_INTERRUPTED, setup_jax, setup_xla
-    from simvlm_jax.run.directory import RunDir
-    from simvlm_jax.run.progress import duration
-    from simvlm_jax.run.sweep import Clock, check, figure, markdown, summarise, trials
-    from simvlm_jax.train.loop import Interrupted, NonFiniteLoss
 
-    setup_xla()
-    setup_jax()
-    sweep: Any = load_config(args.config)
-    check(sweep, args.config)
+def _folder(parser: argparse.ArgumentParser, args: argparse.Namespace, sweep: Any) -> Path:
+    """Returns where the runs of a sweep lie; a fraction of the steps has a folder of its own."""
     if args.steps_factor <= 0:
         parser.error(f"--steps-factor {args.steps_factor:g} must be above 0")
     folder = Path(args.workdir or f"runs/sweeps/{sweep.name}").resolve()  # runs record where they started from
@@ -96,6 +90,11 @@ def main(argv: list[str]) -> int:
         folder = folder / f"steps-x{args.steps_factor:g}"
     if args.report_only and not folder.is_dir():
         raise ValueError(f"nothing of the sweep has been run in {folder}")
+    return folder
+
+
+def _choose(parser: argparse.ArgumentParser, args: argparse.Namespace, sweep: Any) -> None:
+    """Leaves only the seeds and arms of a sweep that were asked for."""
     if args.seeds is not None:
         if not 1 <= args.seeds <= len(sweep.seeds):
             parser.error(f"--seeds {args.seeds}: the sweep has {len(sweep.seeds)}, and one at least is needed")
@@ -106,40 +105,20 @@ def main(argv: list[str]) -> int:
         if unknown := wanted - set(names):
             parser.error(f"no arm {', '.join(sorted(unknown))}; the arms are {', '.join(names)}")
         sweep.arms = tuple(arm for arm in sweep.arms if arm.name in wanted)
-    page = Path(args.out) if args.out else folder / "report.md"
-    _may_be_replaced(page)
-    every = trials(sweep, folder, make_tokenizer(sweep.tokenizer, folder / "tokenizer"), args.steps_factor)
-    clock = Clock(folder)
-    for i, trial in enumerate(every if not args.report_only else ()):
-        took = [sum(clock.seconds.get(str(s.path), 0.0) for s in t.stages) for t in every if t.finished]
-        left = sum(not t.finished for t in every[i:]) * sum(took) / max(len(took), 1)
-        eta = f", about {duration(left)} left" if took and left else ""
-        print(f"== {trial.arm}, seed {trial.seed} ({i + 1} of {len(every)}{eta})", file=sys.stderr, flush=True)
-        for stage in trial.stages:
-            began = time.perf_counter()
-            try:
-                stage.check()
-                run(stage.config, str(stage.path), f"{sweep.name}:{stage.name}")
-            except (Interrupted, KeyboardInterrupt):
-                print("stopped; the same command continues", file=sys.stderr)
-                return EXIT_INTERRUPTED
-            except NonFiniteLoss as e:
-                print(f"{trial.arm}, seed {trial.seed} is left out: {printable(str(e))}", file=sys.stderr)
-                break
-            finally:
-                if time.perf_counter() - began > 1:  # a finished stage returns at once
-                    clock.add(stage.path, time.perf_counter() - began)
-    done = [t for t in every if t.finished]
-    if not done:
-        raise ValueError(f"nothing of the sweep has finished in {folder}")
+
+
+def _write_page(page: Path, sweep: Any, done: list[Any], seconds: dict[str, float]) -> None:
+    """Writes table and figure of finished trials; what people wrote around the table stays."""
+    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.run.sweep_page import figure, markdown
+    from simvlm_jax.sweep import summarise
+
     for stage in (s for t in done for s in t.stages):
         RunDir(stage.path).check(stage.config, f"{sweep.name}:{stage.name}")  # of the sweep as it is now
-    summaries = summarise(sweep, done, clock.seconds)
+    summaries = summarise(sweep, done, seconds)
     drawn = page.with_suffix(".svg")
     write_whole(drawn, figure(sweep, summaries))
     made = f"{BEGIN}\n\n{markdown(sweep, summaries, drawn.name)}\n{END}"
     before = read_text(page) if page.exists() else f"# {sweep.name}\n\n{BEGIN}{END}\n"
-    start, rest = before.split(BEGIN, 1)  # what people wrote around the table stays
+    start, rest = before.split(BEGIN, 1)
     write_whole(page, start + made + rest.split(END, 1)[1])
-    print(f"{len(done)} of {len(every)} trials; {page} and {drawn}")
-    return 0

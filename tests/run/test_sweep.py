@@ -15,7 +15,8 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.nn.sizes import TOWERS, Size
 from simvlm_jax.run.directory import recorded
 from simvlm_jax.run.load import build_model
-from simvlm_jax.run.sweep import Clock, Summary, Trial, check, figure, markdown, spread, ticks, trials, verdict
+from simvlm_jax.run.sweep_page import Summary, figure, markdown, spread, ticks, verdict
+from simvlm_jax.sweep import Clock, Trial, check, trials
 from tests.conftest import ROOT, SCENES
 
 FAMILY = str(ROOT / "configs" / "sweeps" / "family.py")

@@ -8,25 +8,32 @@ Tokenizers must not differ between arms, so it names the data that one for all i
 """
 
 import dataclasses
-import html
+import functools
 import json
-import math
+import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
 
+from simvlm_jax import experiment
 from simvlm_jax.core.build import load_config
-from simvlm_jax.core.files import MOST_RECORD, read_json, write_whole
+from simvlm_jax.core.files import MOST_RECORD, printable, read_json, write_whole
 from simvlm_jax.core.lock import turn
 from simvlm_jax.core.schema import check as check_value
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.data.assemble import spread_texts
+from simvlm_jax.data.shapes import StandIn, stand_in_labels
+from simvlm_jax.data.sources import open_source
+from simvlm_jax.materials import outline
+from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
-from simvlm_jax.run.load import build_model
+from simvlm_jax.run.progress import duration
+from simvlm_jax.run.sweep_page import Summary
+from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
+from simvlm_jax.train.loop import NonFiniteLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,31 +151,70 @@ def _assign(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def step_flops(config: ConfigDict) -> float:
-    """Analytic FLOPs of one training step of a config whose text length is set."""
+    """Returns the FLOPs of one training step of a config, by its own batch, without those that depend on how many answers
+    its data turns out to have.
+
+    Raises:
+      ValueError: the config leaves the text length to the data.
+    """
     if not config.text.length:
         raise ValueError("a sweep compares compute, so its configs must set text.length")
-    tokenizer: Any = SimpleNamespace(vocabulary=Vocabulary(config.text.vocabulary, config.text.length))
-    model: Any = build_model(config, tokenizer, ("",) * int(config.data.labels.size > 0))
-    side, T = config.data.image_size, config.text.length
+    tokenizer = StandIn(Vocabulary(config.text.vocabulary, config.text.length))
+    made = outline(config, tokenizer, stand_in_labels(config)[:1])
+    return float(made.model.train_flops(made.batch))
 
-    def rows(n: int, pictured: bool) -> dict[str, Any]:
-        text = {"text": jax.ShapeDtypeStruct((n, T), np.int32)}
-        images = getattr(model, "images", 1)
-        if config.data.labels.size:
-            text["label"] = jax.ShapeDtypeStruct((n,), np.int32)
-        return {**text, "image": jax.ShapeDtypeStruct((n, images, side, side, 3), np.uint8)} if pictured else text
 
-    pictured = any("Pixels" in t.get("target", "") for t in config.data.train.transforms)
-    batch = rows(config.train.batch_size, pictured)
-    if config.data.documents.batch_size:
-        batch["documents"] = rows(config.data.documents.batch_size, False)
-    return float(model.train_flops(batch))
+def make_tokenizer(wanted: Any, folder: Path) -> Path:
+    """Trains the one tokenizer of all arms on texts of all data sets that any of them reads, and returns its folder.
+
+    Raises:
+      ValueError: the folder holds one that was trained for something else.
+    """
+    made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    with turn(folder.with_name(".tokenizer.lock"), say):  # another sweep may run other arms
+        record = folder.with_name("tokenizer.json")
+        if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
+            raise ValueError(
+                f"{folder} was trained for {read_json(record)}, and the sweep now wants {made_for}; remove the sweep's folder, or use "
+                "another --workdir"
+            )
+        if not (folder / CONTRACT).exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(record, json.dumps(made_for), own=True)
+            texts = [
+                t for path, images in wanted["paths"] for t in spread_texts(open_source(path, images=images), 10_000)
+            ]
+            Tokenizer.train(texts, wanted["vocabulary"], wanted["length"]).save(folder)
+    return folder
+
+
+def run_trials(every: list[Trial], name: str, clock: "Clock") -> None:
+    """Runs what is missing of all trials, in order; one whose loss stays non-finite is left out, with a line that says so.
+
+    Raises:
+      Interrupted, KeyboardInterrupt: as `experiment.run`; the same call continues.
+    """
+    for i, trial in enumerate(every):
+        took = [sum(clock.seconds.get(str(s.path), 0.0) for s in t.stages) for t in every if t.finished]
+        left = sum(not t.finished for t in every[i:]) * sum(took) / max(len(took), 1)
+        eta = f", about {duration(left)} left" if took and left else ""
+        print(f"== {trial.arm}, seed {trial.seed} ({i + 1} of {len(every)}{eta})", file=sys.stderr, flush=True)
+        for stage in trial.stages:
+            began = time.perf_counter()
+            try:
+                stage.check()
+                experiment.run(stage.config, str(stage.path), f"{name}:{stage.name}")
+            except NonFiniteLoss as e:
+                print(f"{trial.arm}, seed {trial.seed} is left out: {printable(str(e))}", file=sys.stderr)
+                break
+            finally:
+                if time.perf_counter() - began > 1:  # a finished stage returns at once
+                    clock.add(stage.path, time.perf_counter() - began)
 
 
 def parameters(path: Path) -> int:
     """How many parameters a run's model has, by its newest checkpoint."""
-    from simvlm_jax.run.checkpoints import Checkpoints
-
     checkpoints = Checkpoints(RunDir(path).checkpoints, read_only=True)
     try:
         step = checkpoints.latest_step()
@@ -176,19 +222,6 @@ def parameters(path: Path) -> int:
         return checkpoints.count_parameters(step)
     finally:
         checkpoints.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Scores of an arm by seed: {score: {seed: value}}, and what a seed costs."""
-
-    arm: str
-    title: str
-    scores: dict[str, dict[int, float]]
-    flops: float
-    steps: str
-    parameters: int
-    seconds: float
 
 
 def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[Summary]:
@@ -224,123 +257,6 @@ def summarise(sweep: Any, done: list[Trial], seconds: dict[str, float]) -> list[
     if not any(values for s in out for values in s.scores.values()):
         raise ValueError(f"no arm of {sweep.name} has any of its scores; see the results.json of its runs")
     return out
-
-
-def spread(values: dict[int, float]) -> tuple[float, float]:
-    """(mean, standard deviation with n - 1) over seeds; NaN where there are too few."""
-    v = list(values.values())
-    return (float(np.mean(v)) if v else math.nan), (float(np.std(v, ddof=1)) if len(v) > 1 else math.nan)
-
-
-def verdict(better: dict[int, float], worse: dict[int, float]) -> tuple[str, float, float]:
-    """Whether one arm beats another: (word, mean difference, half its 95 % confidence interval), paired by seed.
-
-    "holds" or "reversed" when the interval (Student's t, for seeds are few) leaves out 0, else "not separated".
-    """
-    pairs = [better[s] - worse[s] for s in sorted({*better} & {*worse})]
-    if len(pairs) < 2:
-        return "too few seeds" if better and worse else "no score", math.nan, math.nan
-    mean, error = float(np.mean(pairs)), float(np.std(pairs, ddof=1) / math.sqrt(len(pairs)))
-    half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error
-    if abs(mean) <= half:
-        return "not separated", mean, half
-    return ("holds" if mean > 0 else "reversed"), mean, half
-
-
-def markdown(sweep: Any, summaries: list[Summary], figure: str) -> str:
-    """The page: the table of arms, the figure, the claims."""
-    by_arm = {s.arm: s for s in summaries}
-    head = ["arm", *[title for _, title in sweep.scores], "seeds", "steps", "TFLOP", "parameters", "time"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for s in summaries:
-        cells = []
-        seeds = max(map(len, s.scores.values()))
-        for name, _ in sweep.scores:
-            mean, deviation = spread(s.scores[name])
-            if not s.scores[name]:
-                cells.append("–")
-                continue
-            few = f" ({len(s.scores[name])})" if len(s.scores[name]) < seeds else ""
-            cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if math.isfinite(deviation) else "") + few)
-        cells += [
-            str(seeds),
-            s.steps,
-            f"{s.flops / 1e12:.1f}",
-            f"{s.parameters:,}",
-            f"{s.seconds:.0f} s",
-        ]
-        lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
-    if missing := [name for name, _ in sweep.scores if not any(s.scores[name] for s in summaries)]:
-        lines += ["", f"No arm has a score {', '.join(f'`{name}`' for name in missing)}."]
-    out = [*lines, "", f"![{sweep.name}]({figure})", ""]
-    out += ["| the paper's direction | difference, 95 % interval | here |", "|---|---|---|"]
-    titles = dict(sweep.scores)
-    for claim in sweep.claims:
-        if claim.better in by_arm and claim.worse in by_arm:
-            name = claim.get("score") or sweep.scores[0][0]
-            word, mean, error = verdict(by_arm[claim.better].scores[name], by_arm[claim.worse].scores[name])
-            gap = f"{mean:+.3f} ± {error:.3f}" if math.isfinite(mean) else "–"
-            by = f" ({titles[name]})" if claim.get("score") else ""
-            out.append(f"| {claim.text}{by} | {gap} | {word} |")
-    return "\n".join(out) + "\n"
-
-
-def figure(sweep: Any, summaries: list[Summary]) -> str:
-    """An SVG: a panel a score of `sweep.figure` (by default the first score), one below the other."""
-    titles, panels, top, wide = dict(sweep.scores), [], 0, 0
-    for name in sweep.get("figure", ()) or (sweep.scores[0][0],):
-        if not any(s.scores[name] for s in summaries):
-            continue
-        drawn, width, height = _panel(sweep, summaries, name, titles[name])
-        panels.append(f'<g transform="translate(0,{top})">{drawn}</g>')
-        top, wide = top + height, max(wide, width)
-    size = f'viewBox="0 0 {wide} {top}" width="{wide}" height="{top}"'
-    style = "<style>text{font:12px system-ui,sans-serif;fill:#333}</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}<rect width="100%" height="100%" fill="#fff"/>'
-    return f"{head}{''.join(panels)}</svg>\n"
-
-
-def _panel(sweep: Any, summaries: list[Summary], main: str, title: str) -> tuple[str, int, int]:
-    """(drawing, width, height): an arm a row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
-    rows = [s for s in summaries if s.scores[main]]
-    values = [v for s in rows for v in s.scores[main].values()]
-    at = ticks(min(values), max(values))
-    low, high = at[0], at[-1]
-    decimals = max(-math.floor(math.log10(at[1] - at[0]) + 1e-6), 0)
-    left, width, line = 24 + 7 * max(len(s.title) for s in summaries), 520, 26
-    bottom = line * len(rows) + 34
-
-    def x(v: float) -> float:
-        return left + width * (v - low) / (high - low)
-
-    base = spread(next((s.scores[main] for s in rows if s.arm == sweep.arms[0].name), {}))[0]
-    told = "dots: seeds · bar: mean" + (" · dashed: mean of the first arm" if math.isfinite(base) else "")
-    legend = f'<tspan dx="12" fill="#777" font-weight="normal">{told}</tspan>'
-    parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}{legend}</text>']
-    for tick in at:
-        parts.append(f'<path d="M{x(tick):.1f},28V{bottom}" stroke="#e4e4e0"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:.{decimals}f}</text>')
-    if math.isfinite(base):
-        parts.append(f'<path d="M{x(base):.1f},28V{bottom}" stroke="#2864c8" stroke-dasharray="4 3"/>')
-    for i, s in enumerate(rows):
-        y = 42 + i * line
-        mean, _ = spread(s.scores[main])
-        parts.append(f'<text x="{left - 14}" y="{y + 4}" text-anchor="end">{html.escape(s.title)}</text>')
-        parts.append(f'<path d="M{x(mean):.1f},{y - 8}v16" stroke="#1c1c1c" stroke-width="2.5"/>')
-        parts += [
-            f'<circle cx="{x(v):.1f}" cy="{y}" r="4.5" fill="#d06414" fill-opacity="0.65"/>'
-            for v in s.scores[main].values()
-        ]
-    return "".join(parts), left + width + 24, bottom + 26
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """At least two round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
-    rough = max(high - low, 1e-3) / 4
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
-    first = math.floor(low / step)
-    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
 
 class Clock:
