@@ -85,5 +85,7 @@ def on_page_markdown(markdown, page, **_):
     """Links to what lies beside docs/ in the repository, and inside the site; numbers stay on the line of their deviation."""
     up = posixpath.relpath(".", posixpath.dirname(page.file.src_uri) or ".")
     up = "" if up == "." else f"{up}/"
+    if page.file.src_uri == "contributing.md":
+        return markdown.replace("](docs/", "](")
     markdown = re.sub(r"\]\((?:\.\./)+benchmarks/", f"]({up}benchmarks/", markdown)
     return markdown.replace("](../CONTRIBUTING.md", f"]({up}contributing.md").replace(" ± ", "\u00a0±\u00a0")
