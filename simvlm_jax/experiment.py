@@ -133,7 +133,7 @@ def _printer(process: int) -> Say:
 def _check_run(config: Any, directory: RunDir, variant: str, training: bool) -> None:
     """Checks that a run directory is there to be scored, and that its run, if it has begun, is of this config."""
     if not training:
-        directory.config()  # an error where there is no run
+        directory.record()  # an error where there is no run; what is built is the config that was named
         if not directory.begun:
             raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
     directory.check(config, variant)
