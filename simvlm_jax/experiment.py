@@ -33,7 +33,7 @@ from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, recorded
 from simvlm_jax.run.load import belongs_to, build_model
 from simvlm_jax.train.init_from import initialiser
-from simvlm_jax.train.loop import Interrupted, Schedule, train
+from simvlm_jax.train.loop import Interrupted, LoopOptions, train
 from simvlm_jax.train.optimizer import Optimizer
 
 
@@ -51,7 +51,7 @@ class Training:
 
     pipeline: Pipeline
     optimizer: Optimizer
-    schedule: Schedule
+    options: LoopOptions
     threads: int
     seed: int
     trainable: Sequence[tuple[str, bool]]
@@ -216,8 +216,10 @@ def _open_training(
             raise ValueError(f"checkpoint.best={best!r} goes by the first suite, but {_no_validation(suite)}")
         else:
             say(_no_validation(suite))
-    schedule = Schedule(t.steps, config.log.every, config.eval.every, config.checkpoint.every, t.accumulate, t.retries)
-    return Training(pipeline, optimizer, schedule, config.data.threads, config.seed, t.trainable, t.init_from, validate)
+    options = LoopOptions(
+        t.steps, config.log.every, config.eval.every, config.checkpoint.every, t.accumulate, t.retries
+    )
+    return Training(pipeline, optimizer, options, config.data.threads, config.seed, t.trainable, t.init_from, validate)
 
 
 def _no_validation(suite: Suite) -> str:
@@ -248,7 +250,7 @@ def fit(materials: Materials) -> Weights:
         raise ValueError(f"{m.directory.path} was opened to be scored; open it with training=True")
     data, length = m.data, m.data.tokenizer.vocabulary.length
     t.pipeline.batch(0)
-    for cut in t.pipeline.told_of_cuts():
+    for cut in t.pipeline.report_cuts():
         m.say(f"{cut} at {length} pieces, in the first batch; raise config.text.length")
     if data.changes:
         m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
@@ -261,7 +263,7 @@ def fit(materials: Materials) -> Weights:
         m.directory,
         m.checkpoints,
         m.mesh,
-        t.schedule,
+        t.options,
         seed=t.seed,
         trainable=t.trainable,
         threads=t.threads,
@@ -269,9 +271,9 @@ def fit(materials: Materials) -> Weights:
         evaluate=t.validate,
         heartbeat=m.heartbeat,
     )
-    for cut in t.pipeline.told_of_cuts():
+    for cut in t.pipeline.report_cuts():
         m.say(f"{cut} at {length} pieces, in this training")
-    return Weights(t.schedule.steps, params, extra)
+    return Weights(t.options.steps, params, extra)
 
 
 def score(materials: Materials, weights: Weights | None = None) -> list[dict[str, Any]]:

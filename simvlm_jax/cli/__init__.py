@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         from simvlm_jax.main import unforeseen
 
-        told = str(e) if isinstance(e, ValueError | OSError) else unforeseen(e)
-        print(f"error: {printable_lines(told)}", file=sys.stderr)
+        message = str(e) if isinstance(e, ValueError | OSError) else unforeseen(e)
+        print(f"error: {printable_lines(message)}", file=sys.stderr)
         return 1
 
 

@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
         if seen:
             for name, likely in zip(names, probabilities(scores_of(np.stack(seen))), strict=True):
                 best = np.argsort(-likely, kind="stable")[: args.top]
-                told = [{"label": labels[j], "probability": round(float(likely[j]), 4)} for j in best]
-                answers[name] = {"image": name, "labels": told}
+                ranked = [{"label": labels[j], "probability": round(float(likely[j]), 4)} for j in best]
+                answers[name] = {"image": name, "labels": ranked}
         for i in range(start, min(start + engine.batch_size, len(source))):
             answer = answers[source.key(i)]
             ok = ok and "error" not in answer

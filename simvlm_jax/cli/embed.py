@@ -120,8 +120,8 @@ def main(argv: list[str]) -> int:
                     raise
         if before is not None:
             print(f"{out} holds these {before} vectors already", file=sys.stderr)
-            told = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
-            print(json.dumps(told) if args.json else f"{before} vectors in {out}")
+            summary = {"out": str(out), "vectors": before, "errors": len(source) - before, "step": run.step}
+            print(json.dumps(summary) if args.json else f"{before} vectors in {out}")
             return 1 if before < len(source) else 0
         for key, why in errors:
             print(f"error: {printable(key)}: {printable(why)}", file=sys.stderr)
@@ -132,6 +132,6 @@ def main(argv: list[str]) -> int:
             print(f"this shard's parts are in {folder}; whoever makes the last one makes {out}", file=sys.stderr)
             return 1 if errors else 0
         errors = [("", "")] * (len(source) - made)
-    told = {"out": str(out), "vectors": made, "errors": len(errors), "step": run.step}
-    print(json.dumps(told) if args.json else f"{made} vectors in {out}")
+    summary = {"out": str(out), "vectors": made, "errors": len(errors), "step": run.step}
+    print(json.dumps(summary) if args.json else f"{made} vectors in {out}")
     return 1 if errors else 0

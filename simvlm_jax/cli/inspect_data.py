@@ -73,7 +73,7 @@ def inspect(args) -> int:
             print(f"\n{name} row {i} of {count}, step {args.step}: {printable(key)}")
             print("\n".join(f"  {line}" for line in lines))
             idle += not trains
-    for cut in pipeline.told_of_cuts():
+    for cut in pipeline.report_cuts():
         print(f"\n{cut} at config.text.length")
     if idle:
         print(f"\n{idle} of the rows shown train nothing", file=sys.stderr)

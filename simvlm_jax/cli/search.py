@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{args.index} holds vectors of {about.get('of')}; search looks for pictures")
     setup_jax()
     engine, run = load_engine(args.run, args.step)
-    mine = weights_hash((run.params, run.extra))
-    if about.get("weights") != mine:
+    own = weights_hash((run.params, run.extra))
+    if about.get("weights") != own:
         raise ValueError(
             f"{args.index} was made by other weights ({about.get('run')}, step {about.get('step')}) than {args.run}, step "
             f"{run.step}; their vectors do not compare. Embed again, or name that run (and --step)"
@@ -56,9 +56,9 @@ def main(argv: list[str]) -> int:
             f"{args.index} holds vectors [{_axes('N', *vectors.shape[1:])}], and {args.run} makes [{_axes('N', *shape)}] of "
             "N pictures; embed them again"
         )
-    asked = []
+    parts = []
     if args.queries:
-        asked.append(engine.embed_texts(args.queries))
+        parts.append(engine.embed_texts(args.queries))
         engine.tell_cuts()
     if args.like:
         if vectors.ndim > 2:
@@ -69,8 +69,8 @@ def main(argv: list[str]) -> int:
                 shown.append(pixels(files[i], NO_DRAWS)["image"])
             except (ValueError, OSError) as e:
                 raise ValueError(f"--like {name}: {e}") from e
-        asked.append(engine.embed_images(np.stack(shown)))
-    queries = np.concatenate(asked)
+        parts.append(engine.embed_images(np.stack(shown)))
+    queries = np.concatenate(parts)
     if args.approximate:
         scores, places = approximate(vectors, queries, args.top, Path(args.index))
     else:

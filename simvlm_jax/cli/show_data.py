@@ -24,13 +24,15 @@ def show(args) -> int:
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit} must not be negative")
     source: Source = open_asked(args.path, args.split, columns=args.columns, truncated=args.truncated)
-    told, bad = understood(source), 0
+    summary, bad = understood(source), 0
     if args.json:
         print(
-            json.dumps({**vars(told), "left_out": dict(told.left_out)}, ensure_ascii=False), file=sys.stderr, flush=True
+            json.dumps({**vars(summary), "left_out": dict(summary.left_out)}, ensure_ascii=False),
+            file=sys.stderr,
+            flush=True,
         )
     else:
-        print(f"{args.path}: {told.line()}", file=sys.stderr, flush=True)
+        print(f"{args.path}: {summary.line()}", file=sys.stderr, flush=True)
     for i in range(min(args.limit, len(source)) if args.limit else len(source)):
         try:
             print(json.dumps(_row(source.key(i), without_pictures(source, i)), ensure_ascii=False))

@@ -44,17 +44,17 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise Taken(_told(folder, _record(path), what)) from e
+            raise Taken(_taken_message(folder, _record(path), what)) from e
         except OSError:  # a file system without locks: the heartbeat alone must do
             if (now := _record(path)) and not now.get("ended"):
                 time.sleep(3 * BEAT)
                 if (later := _record(path)) and later["beat"] != now["beat"]:
-                    raise Taken(_told(folder, later, what)) from None
+                    raise Taken(_taken_message(folder, later, what)) from None
         before = _record(path)
         if before and before["host"] != _here() and not before.get("ended"):  # of another machine: does it still count?
             time.sleep(3 * BEAT)
             if (now := _record(path)) and now["beat"] != before["beat"]:
-                raise Taken(_told(folder, now, what))
+                raise Taken(_taken_message(folder, now, what))
         stop = threading.Event()
         own = {"host": _here(), "pid": os.getpid(), "beat": 0, "ended": False}
 
@@ -132,6 +132,6 @@ def _record(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _told(folder: Path, record: dict[str, Any], what: str) -> str:
+def _taken_message(folder: Path, record: dict[str, Any], what: str) -> str:
     who = f"process {record['pid']} on {record['host']}" if record else "another process"
     return f"{who} {what} {folder}; wait until it ends, stop it, or name another place"

@@ -42,10 +42,10 @@ def check(value: Any, kind: Any, name: str) -> None:
         if _has_patterns(kind):
             _check_patterns(value, kind, name)
     except msgspec.ValidationError as e:
-        told, _, place = str(e).partition(" - at ")
+        message, _, place = str(e).partition(" - at ")
         path, found = _place(value, kind, place.strip("`").removeprefix("$"))
-        shown = "" if found is _UNKNOWN else f" is {found!r:.120}:" if not told.startswith("Object missing") else ":"
-        raise BadValue(f"{name}{path}{shown} {_plain(told)}") from e
+        shown = "" if found is _UNKNOWN else f" is {found!r:.120}:" if not message.startswith("Object missing") else ":"
+        raise BadValue(f"{name}{path}{shown} {_plain(message)}") from e
     except RecursionError as e:
         raise BadValue(f"{name} nests too deep") from e
 
@@ -151,10 +151,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return True
 
 
-def _plain(told: str) -> str:
+def _plain(message: str) -> str:
     """msgspec's words for values of JSON, as people know them."""
-    told = told.replace("`", "").replace("Object missing required field", "it has no")
+    message = message.replace("`", "").replace("Object missing required field", "it has no")
     for of, name in (("object", "a record"), ("array", "a list"), ("str", "text"), ("null", "nothing")):
-        told = re.sub(rf"\b{of}\b", name, told)
-    told = told.replace("text of length >= 1", "text that is not empty")
-    return told[:1].lower() + told[1:]
+        message = re.sub(rf"\b{of}\b", name, message)
+    message = message.replace("text of length >= 1", "text that is not empty")
+    return message[:1].lower() + message[1:]

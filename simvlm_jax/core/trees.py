@@ -55,8 +55,8 @@ def check_same_shapes(found: Any, wanted: Any, what: str) -> None:
     a, b = leaves(found), leaves(wanted)
     if a != b:
         names = [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
-        told = "; ".join(f"{name}: {a.get(name, 'nothing')}, not {b.get(name, 'nothing')}" for name in names[:3])
-        raise ValueError(f"{what}: {told}{f' (and {len(names) - 3} others)' if len(names) > 3 else ''}")
+        differences = "; ".join(f"{name}: {a.get(name, 'nothing')}, not {b.get(name, 'nothing')}" for name in names[:3])
+        raise ValueError(f"{what}: {differences}{f' (and {len(names) - 3} others)' if len(names) > 3 else ''}")
 
 
 def match(tree: Any, rules: Sequence[tuple[str, T]], default: T | Callable[[str], T], what: str = "rules") -> Any:

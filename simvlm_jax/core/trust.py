@@ -115,15 +115,15 @@ def check_targets(config: Any, where: str, key: str = "target") -> None:
         if not (isinstance(target, str) and (found := _TARGET.fullmatch(target))):
             raise NotAllowed(f'{where}: {path} is {target!r:.100}, not the name of a class ("package.module:Name")')
         package = found[1]
-        mine = package == __name__.partition(".")[0]
-        if not mine and package not in _admitted():
+        own = package == __name__.partition(".")[0]
+        if not own and package not in _admitted():
             raise NotAllowed(
                 f"{where}: {path} names {target!r}; of what a file names only classes of {GROUP} are built. If "
                 f"{package!r} is a package that you trust, pass --trust {package}, or install it with an entry point of the "
                 f'group "{GROUP}"'
             )
         declared = _declared(package, found[2], found[3])
-        if declared is None or (mine and not declared):
+        if declared is None or (own and not declared):
             raise NotAllowed(
                 f"{where}: {path} names {target!r}, which is no class that declares itself buildable "
                 "(simvlm_jax.core.trust.buildable)"

@@ -129,7 +129,7 @@ class Pipeline:
         batch = _stack(groups.pop(""))
         return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
 
-    def told_of_cuts(self) -> list[str]:
+    def report_cuts(self) -> list[str]:
         """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
         with self._lock:
             out = [

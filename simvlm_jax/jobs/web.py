@@ -344,9 +344,9 @@ def write_records(path: Path, examples: list[bytes]) -> None:
     except Exception as e:  # array_record raises many kinds
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        told = str(e).partition(";")[0]
+        message = str(e).partition(";")[0]
         raise OSError(
-            f"{path} could not be written ({told:.200}); free some space or set TMPDIR to another place"
+            f"{path} could not be written ({message:.200}); free some space or set TMPDIR to another place"
         ) from e
 
 

@@ -128,7 +128,7 @@ class Checkpoints:
         Raises:
           ValueError: they belong to another tokenizer, answer list or model; the message names the fields.
         """
-        found = self._told(step, _ABOUT)
+        found = self._record(step, _ABOUT)
         wrong = [
             f"{k}: {found[k]!r:.80} in the checkpoint, {self.about[k]!r:.80} here"
             for k in sorted({*found} & {*self.about})
@@ -140,7 +140,7 @@ class Checkpoints:
                 "tokenizer, labels.json and config.json of the run\n  " + "\n  ".join(wrong)
             )
 
-    def _told(self, step: int, what: str) -> dict[str, Any]:
+    def _record(self, step: int, what: str) -> dict[str, Any]:
         """What a save has recorded beside its arrays; {} of an older one."""
         try:
             return (self._manager.metadata(step).custom_metadata or {}).get(what) or {}
@@ -153,7 +153,7 @@ class Checkpoints:
         Raises:
           ValueError: they are others.
         """
-        if wrong := damaged(tree, self._told(step, _SUMS).get(what) or {}):
+        if wrong := damaged(tree, self._record(step, _SUMS).get(what) or {}):
             more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
             raise self._unreadable(step, ValueError(f"bits of {wrong[0]}{more} are not those that were saved"))
         return tree
@@ -189,7 +189,9 @@ class Checkpoints:
         if found == wanted:
             return
         names = sorted(k for k in {*found} | {*wanted} if found.get(k) != wanted.get(k))
-        told = [f"{k}: {found.get(k, 'nothing')} in the checkpoint, {wanted.get(k, 'nothing')} here" for k in names[:4]]
+        lines = [
+            f"{k}: {found.get(k, 'nothing')} in the checkpoint, {wanted.get(k, 'nothing')} here" for k in names[:4]
+        ]
         factored = any("/v_row/" in k for k in found)
         why = (
             "it is of Adafactor as it was before its second moments followed the axes of each matrix; finish the run with the "
@@ -200,7 +202,7 @@ class Checkpoints:
         raise ValueError(
             f"the optimizer's state in {self._folder(step)} is laid out otherwise than this run's: {why}, or begin a new run "
             f"with its weights (config.train.init_from=({str(self._manager.directory.parent)!r},))\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(lines)
         )
 
     def _folder(self, step: int) -> Path:

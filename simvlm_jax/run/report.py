@@ -103,16 +103,16 @@ def _scores(entries: list[dict[str, Any]]) -> str:
     """A table a suite: headline scores; then one for the slices, where there are any."""
     out = ""
     for suite in dict.fromkeys(e["suite"] for e in entries):
-        mine = [e for e in entries if e["suite"] == suite]
-        names = list(dict.fromkeys(name for e in mine for name in e["scores"]))
+        own = [e for e in entries if e["suite"] == suite]
+        names = list(dict.fromkeys(name for e in own for name in e["scores"]))
         slices = [n for n in names if n.startswith("accuracy_")]
-        out += f"<h3>{html.escape(suite)}</h3>" + _table(mine, [n for n in names if n not in slices])
+        out += f"<h3>{html.escape(suite)}</h3>" + _table(own, [n for n in names if n not in slices])
         if slices:
             what = "Share of true claims, by what they speak of" if "scene_accuracy" in names else "Accuracy by slice"
-            out += f"<h3>{what}</h3>" + _table(mine, slices)
-        failed = [f"{e['split']} could not be run: {e['error']}" for e in mine if "error" in e]
+            out += f"<h3>{what}</h3>" + _table(own, slices)
+        failed = [f"{e['split']} could not be run: {e['error']}" for e in own if "error" in e]
         out += "".join(f"<p class=no>{html.escape(text)}</p>" for text in failed)
-        remarks = [f"{e['split']}: {remark}" for e in mine for remark in e.get("remarks", ())]
+        remarks = [f"{e['split']}: {remark}" for e in own for remark in e.get("remarks", ())]
         out += "".join(f"<p class=sub>{html.escape(text)}</p>" for text in remarks)
     if any(e.get("intervals") for e in entries):
         out += "<p class=sub>Small figures: 95 % intervals, by the bootstrap over images.</p>"

@@ -110,8 +110,8 @@ def _panel(sweep: Any, summaries: list[Summary], main: str, title: str) -> tuple
         return left + width * (v - low) / (high - low)
 
     base = spread(next((s.scores[main] for s in rows if s.arm == sweep.arms[0].name), {}))[0]
-    told = "dots: seeds · bar: mean" + (" · dashed: mean of the first arm" if math.isfinite(base) else "")
-    legend = f'<tspan dx="12" fill="#777" font-weight="normal">{told}</tspan>'
+    marks = "dots: seeds · bar: mean" + (" · dashed: mean of the first arm" if math.isfinite(base) else "")
+    legend = f'<tspan dx="12" fill="#777" font-weight="normal">{marks}</tspan>'
     parts = [f'<text x="{left}" y="18" font-weight="bold">{html.escape(title)}{legend}</text>']
     for tick in at:
         parts.append(f'<path d="M{x(tick):.1f},28V{bottom}" stroke="#e4e4e0"/>')

@@ -31,7 +31,7 @@ class NonFiniteLoss(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class LoopOptions:
     """When things happen, in steps (0: never), and how often a non-finite loss is retried."""
 
     steps: int
@@ -49,7 +49,7 @@ def train(
     run: RunDir,
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
-    schedule: Schedule,
+    options: LoopOptions,
     *,
     seed: int = 0,
     trainable: Any = (),
@@ -58,7 +58,7 @@ def train(
     evaluate: Callable[[Any, Any], dict[str, float]] | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> tuple[Any, Any]:
-    """Trains to `schedule.steps`, from the newest checkpoint if there is one, and returns (params, extra) to evaluate.
+    """Trains to `options.steps`, from the newest checkpoint if there is one, and returns (params, extra) to evaluate.
 
     Raises:
       Interrupted: on SIGTERM or Ctrl-C, after a checkpoint.
@@ -68,10 +68,10 @@ def train(
     heartbeat = heartbeat or Heartbeat(run.path / "hosts")
     heartbeat.enter("data", 0)
     for part in pipeline.parts:
-        check_parts(part.rows, mesh, schedule.accumulate)
+        check_parts(part.rows, mesh, options.accumulate)
     first = pipeline.batch(0)
     heartbeat.enter("compile")
-    ready = prepare(model, optimizer, first, mesh, seed=seed, steps=schedule.steps, trainable=trainable)
+    ready = prepare(model, optimizer, first, mesh, seed=seed, steps=options.steps, trainable=trainable)
     run.write_letters(ready.letters)
     resumed = require_equal(checkpoints.latest_step(), "newest checkpoints")
 
@@ -83,30 +83,30 @@ def train(
     state = state_of(resumed)
     step = resumed or 0
     metrics = Metrics(run, step)
-    progress = Progress(schedule.steps, quiet=run.process > 0)
+    progress = Progress(options.steps, quiet=run.process > 0)
     if resumed is not None:
         progress.say(f"continuing {run.path} from step {resumed}")
-    if model.mixes_rows and schedule.accumulate > 1:
+    if model.mixes_rows and options.accumulate > 1:
         progress.say(
-            f"examples of this model look at other rows: with train.accumulate={schedule.accumulate}, at those of their "
+            f"examples of this model look at other rows: with train.accumulate={options.accumulate}, at those of their "
             "micro-batch, so that results compare with runs of as many micro-batches"
         )
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
-    train_step = ready.step(schedule.accumulate)
+    train_step = ready.step(options.accumulate)
     flops, peak = model.train_flops(first) / pipeline.share, peak_flops() * mesh.size
     images = round(len(first["image"]) / pipeline.share) if "image" in first else 0
-    stop, asked, stopping = _StopSignal(), SharedFlag(mesh), False
-    retries = schedule.retries
-    batches = pipeline.iterate(step, schedule.steps, threads)
-    waited = _Waited()
+    stop, any_stop, stopping = _StopSignal(), SharedFlag(mesh), False
+    retries = options.retries
+    batches = pipeline.iterate(step, options.steps, threads)
+    input_wait = _InputWait()
 
-    def log(rows: list[Done]) -> None:
+    def log(rows: list[StartedStep]) -> None:
         """Writes the rows that are due, with the speeds of the steps completed since the last call that wrote any."""
         nonlocal tokens, logged, speeds, pace
         tokens += sum(row.tokens for row in rows if row.step > logged)
-        every = schedule.log_every or schedule.steps
-        rows = [row for row in rows if row.step % every == 0 or row.step == schedule.steps]
+        every = options.log_every or options.steps
+        rows = [row for row in rows if row.step % every == 0 or row.step == options.steps]
         if not rows:
             return
         done = rows[-1].step - logged
@@ -116,24 +116,24 @@ def train(
                 "images_per_s": images * done / seconds,
                 "tokens_per_s": tokens / seconds,
                 "mfu": flops * done / seconds / peak,
-                "input_bound": waited.share(seconds),
+                "input_bound": input_wait.share(seconds),
             }
             tokens, logged, pace = 0, rows[-1].step, seconds / done
         for row in rows:
-            rate = float(optimizer.schedule_for(schedule.steps)(row.step - 1))
+            rate = float(optimizer.schedule_for(options.steps)(row.step - 1))
             values = {**_numbers(row.measured), "learning_rate": rate, **speeds}
             metrics.write(row.step, "train", values)
             progress.show(row.step, values, pace)
 
     # ---- steps; the loss is looked at one step late, so that the device never waits for the host -------------------
-    pending: Done | None = None
+    pending: StartedStep | None = None
     tokens, logged, compiled, best = 0, step, False, checkpoints.scored
     speeds: dict[str, float] = {"images_per_s": 0.0, "tokens_per_s": 0.0, "mfu": 0.0, "input_bound": 0.0}
     pace = 0.0
     try:
-        while step < schedule.steps and not (stopping := asked.any(stop.asked)):
+        while step < options.steps and not (stopping := any_stop.any(stop.requested)):
             heartbeat.enter("data", step)
-            batch = waited.next(batches)
+            batch = input_wait.next(batches)
             heartbeat.enter("collective" if compiled else "compile", step)
             state, measured = train_step(state, place_batch(mesh, batch))
             step += 1
@@ -141,14 +141,14 @@ def train(
                 jax.block_until_ready(measured["loss"])
                 compiled, logged, tokens = True, step, 0
                 progress.restart()
-                waited.share(1.0)
-            at_end = step == schedule.steps
-            at_eval = bool(schedule.eval_every) and (step % schedule.eval_every == 0 or at_end)
-            at_save = bool(schedule.checkpoint_every and step % schedule.checkpoint_every == 0) or at_end
+                input_wait.share(1.0)
+            at_end = step == options.steps
+            at_eval = bool(options.eval_every) and (step % options.eval_every == 0 or at_end)
+            at_save = bool(options.checkpoint_every and step % options.checkpoint_every == 0) or at_end
             at_save = at_save or (at_eval and best)  # a score is of use only beside its weights
             checked, pending = (
                 ([pending] if pending else []),
-                Done(step, measured, round(_tokens(batch) / pipeline.share)),
+                StartedStep(step, measured, round(_tokens(batch) / pipeline.share)),
             )
             if at_eval or at_save:
                 checked, pending = [*checked, pending], None
@@ -157,7 +157,7 @@ def train(
             if (bad := next((row.step for row in checked if not _finite(row.measured)), None)) is not None:
                 if not retries:
                     raise NonFiniteLoss(
-                        f"the loss of step {bad} is not finite, also after {schedule.retries} retries; "
+                        f"the loss of step {bad} is not finite, also after {options.retries} retries; "
                         f"its samples: {', '.join(pipeline.keys(bad - 1))}"
                     )
                 retries -= 1
@@ -169,7 +169,7 @@ def train(
                 step, pending, compiled = good or 0, None, False
                 metrics.close()
                 metrics = Metrics(run, step)
-                batches = pipeline.iterate(step, schedule.steps, threads)
+                batches = pipeline.iterate(step, options.steps, threads)
                 continue
 
             # ---- log, evaluate, save --------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def train(
     return averaged(state.params, state.opt), state.extra
 
 
-class Done(NamedTuple):
+class StartedStep(NamedTuple):
     """A step that was started: what it measures, and the pieces it trains on."""
 
     step: int
@@ -219,11 +219,11 @@ class _StopSignal:
     """SIGTERM and the first Ctrl-C ask for a stop; a second Ctrl-C is Python's own."""
 
     def __init__(self):
-        self.asked = False
-        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        self.requested = False
+        self._old = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
 
-    def _ask(self, number, frame):
-        self.asked = True
+    def _request(self, number, frame):
+        self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def restore(self):
@@ -231,8 +231,8 @@ class _StopSignal:
             signal.signal(s, handler)
 
 
-class _Waited:
-    """Time spent waiting for input."""
+class _InputWait:
+    """A clock of the time spent waiting for input."""
 
     def __init__(self):
         self._seconds = 0.0

@@ -138,14 +138,14 @@ def test_rows_that_are_cut_are_counted_by_part(tokenizer):
     expected = [sum(len(short.encode(t)) + 1 > 16 for t in part) for part in texts]
     batch = made.batch(3)
     assert "cut" not in batch and "cut" not in batch["documents"] and 0 < expected[0] < 8
-    told = [
+    lines = [
         f"{n} of {of} {part} drawn have a text that is cut"
         for n, of, part in ((expected[0], 8, "a"), (expected[1], 4, "documents"))
     ]
-    assert made.told_of_cuts() == told and made.told_of_cuts() == []
+    assert made.report_cuts() == lines and made.report_cuts() == []
     whole = pipeline(tokenizer)
     whole.batch(3)
-    assert whole.told_of_cuts() == []
+    assert whole.report_cuts() == []
 
 
 def test_bad_items_are_replaced_counted_and_listed(tokenizer):

@@ -10,7 +10,7 @@ from simvlm_jax.parallel.mesh import make_mesh, place_batch
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.train.init_from import initialiser
-from simvlm_jax.train.loop import Schedule, train
+from simvlm_jax.train.loop import LoopOptions, train
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.state import prepare
 from tests.toy_momentum import Plain, ToyMomentum, ToyPipeline, toy_batch
@@ -105,7 +105,7 @@ def test_begin_keeps_shapes():
         prepared(Grows(), make_mesh(jax.devices()[:1]))
 
 
-def run(path, steps, mesh, sources=(), model=None, **schedule):
+def run(path, steps, mesh, sources=(), model=None, **options):
     """(params, extra) of a run that is stopped or finished at `steps`."""
     model = model or ToyMomentum()
     checkpoints = Checkpoints(path / "checkpoints", latest=9)
@@ -120,7 +120,7 @@ def run(path, steps, mesh, sources=(), model=None, **schedule):
             RunDir(path),
             checkpoints,
             mesh,
-            Schedule(steps, **schedule),
+            LoopOptions(steps, **options),
             initialise=initialise,
         )
         return jax.device_get(checkpoints.restore(steps, prepared(model, mesh).abstract))
