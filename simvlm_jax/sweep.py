@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from simvlm_jax import experiment
 from simvlm_jax.core.build import load_config
 from simvlm_jax.core.files import MOST_RECORD, printable, read_json, write_whole
+from simvlm_jax.core.flops import trainable_flags
 from simvlm_jax.core.lock import turn
 from simvlm_jax.core.schema import check as check_value
 from simvlm_jax.core.types import Vocabulary
@@ -151,7 +152,7 @@ def _assign(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def step_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs of one training step of a config, by its own batch, without those that depend on how many answers
+    """Returns the model FLOPs of one training step of a config, by its own batch, without those that depend on how many answers
     its data turns out to have.
 
     Raises:
@@ -161,7 +162,8 @@ def step_flops(config: ConfigDict) -> float:
         raise ValueError("a sweep compares compute, so its configs must set text.length")
     tokenizer = StandIn(Vocabulary(config.text.vocabulary, config.text.length))
     made = outline(config, tokenizer, stand_in_labels(config)[:1])
-    return float(made.model.train_flops(made.batch))
+    flags = trainable_flags(made.model, made.batch, config.train.trainable)
+    return float(made.model.train_flops(made.batch, flags))
 
 
 def make_tokenizer(wanted: Any, folder: Path) -> Path:

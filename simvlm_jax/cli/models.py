@@ -32,7 +32,10 @@ def main(argv: list[str]) -> int:
         row = describe(name)
         print(json.dumps(row) if args.json else _line(row), flush=True)
     if not args.json:
-        print("(forward: FLOPs of one example; a step: of a training batch, forward and backward)", file=sys.stderr)
+        print(
+            "(forward: FLOPs of one example; a step: of a training batch, forward and backward, frozen parts forward alone)",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -44,6 +47,8 @@ def describe(name: str) -> dict[str, Any]:
     import jax
 
     from simvlm_jax.core.build import load_config
+    from simvlm_jax.core.flops import model_flops
+    from simvlm_jax.core.trees import match
     from simvlm_jax.core.types import Vocabulary
     from simvlm_jax.data.shapes import StandIn, abstract_batch, stand_in_labels
     from simvlm_jax.run.load import build_model
@@ -54,14 +59,15 @@ def describe(name: str) -> dict[str, Any]:
     model: Any = build_model(config, tokenizer, labels)
     batch = abstract_batch(config, tokenizer, labels)
     shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0])
+    flags = match(shapes, list(config.train.trainable), True, "train.trainable")
     one = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in batch.items() if k != "documents"}
     return {
         "config": name,
         "model": type(model).__name__,
         "image_size": config.data.image_size,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
-        "flops_an_example": float(model.train_flops(one)) / 3,
-        "flops_a_step": float(model.train_flops(batch)),
+        "flops_an_example": model_flops(model, one).forward,
+        "flops_a_step": float(model.train_flops(batch, flags)),
         "batch_size": config.train.batch_size,
         "capabilities": sorted(model.capabilities()),
     }

@@ -16,7 +16,7 @@ import jax
 
 from simvlm_jax.core.layout import compiled_for, laid_out
 from simvlm_jax.core.terms import total_loss
-from simvlm_jax.core.trees import merge, partition
+from simvlm_jax.core.trees import match, merge, partition
 from simvlm_jax.core.types import Batch
 
 Bits = list[bool]
@@ -45,12 +45,24 @@ def model_flops(model: Any, batch: Batch, flags: dict | None = None) -> ModelFlo
     """
     leaves, shape = jax.tree.flatten(batch)
     flat, tree = jax.tree.flatten(flags)
-    key = (tuple((tuple(x.shape), jax.numpy.dtype(x.dtype).name) for x in leaves), shape, tuple(flat), tree)
+    key = (tuple((tuple(x.shape), _dtype(x.dtype)) for x in leaves), shape, tuple(flat), tree)
     try:
         hash(model)
     except TypeError:  # a model with fields that change
         return _traced.__wrapped__(model, *key)
     return _traced(model, *key)
+
+
+def trainable_flags(model: Any, batch: Batch, rules: Sequence[tuple[str, bool]]) -> dict:
+    """Which parameters train by a list of (regex, bool), the first match first: a tree like the parameters'. Nothing is made."""
+    import flax.linen as nn
+
+    shapes = jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0]
+    return match(nn.unbox(shapes), list(rules), True, "train.trainable")
+
+
+def _dtype(dtype: Any) -> str:
+    return jax.dtypes.canonicalize_dtype(dtype).name
 
 
 @functools.lru_cache(maxsize=128)

@@ -26,11 +26,10 @@ from simvlm_jax.core.types import Term
 from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize, resnet_flops
+from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
-from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
-from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.nn.vit import ViT
 from simvlm_jax.objectives.contrastive import softmax_pairs
 
 STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
@@ -138,13 +137,3 @@ class CLIP(DualEncoder):
             "text_accuracy": Term(found.text_right, found.count),
         }
         return self.told(params, {"contrastive": Term(found.loss, found.count, 0.5)}, aux)
-
-    def train_flops(self, batch):
-        """Of both towers; pairs cost 6 B^2 E more (8, for logits are made twice)."""
-        image, patch, text, width, stem = self.sizes
-        B, T = batch["text"].shape
-        if isinstance(image, ResNetSize):
-            seen = resnet_flops(image, self.image_size, width)
-        else:
-            seen = vit_flops(image, patch, self.image_size, stem=stem)
-        return 3 * B * (seen + stack_flops(text, T + 1)) + 8.0 * B * B * width

@@ -37,11 +37,11 @@ from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.masks import Kind, Sight, causal, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
-from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens, pool_flops
+from simvlm_jax.nn.pool import AttentionalPool, LearnedTokens
 from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import TOWERS, Size, statistics_dtype
-from simvlm_jax.nn.stack import Stack, stack_flops
-from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.nn.stack import Stack
+from simvlm_jax.nn.vit import ViT
 from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import cross_entropy
 
@@ -329,18 +329,3 @@ class CoCa(DualEncoder, LanguageModel):
         if "text_position" in params:
             out["text_position"] = fit_positions(params["text_position"], target["text_position"])
         return out
-
-    def train_flops(self, batch):
-        """Of encoder, poolers and both halves; of a probe with the encoder frozen, which is then run forward alone."""
-        encoder, patch, lower, upper, queries, _, stem = self.sizes
-        D, P = lower.width, self.image_tokens
-        seen = vit_flops(encoder, patch, self.image_size, pool="mean", stem=stem)
-        if "label" in batch:
-            return len(batch["label"]) * (seen + 3.0 * pool_flops(1, encoder.width, P))
-        B, T = batch["text"].shape
-        each, pairs = seen + pool_flops(queries, D, P) + stack_flops(lower, T + 1), 0.0
-        if self.caption_weight:
-            each += stack_flops(upper, T, queries) + 2.0 * T * self.vocabulary.size * D
-        if self.contrastive_weight:
-            each, pairs = each + pool_flops(1, D, queries if self.cascade else P), 8.0 * B * B * D
-        return 3 * B * each + pairs

@@ -26,9 +26,8 @@ from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, no
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style, statistics_dtype
-from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
-from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.nn.vit import ViT
 from simvlm_jax.objectives.contrastive import sigmoid_pairs
 
 STYLE = Style("gelu", epsilon=1e-5)
@@ -143,11 +142,3 @@ class Llip(DualEncoder):
         image, text = self.embed_image(params, extra, batch), self.embed_text(params, extra, batch)
         seen = jax.vmap(lambda x, t: self.apply(params, "mixed", x[None], t[None])[0, 0])(image, text)
         return jnp.concatenate([seen, text, seen * text], axis=-1)
-
-    def train_flops(self, batch):
-        """Of both towers, and of a mixture for every pair."""
-        image, patch, text, width, tokens, _, stem = self.sizes
-        B, T = batch["text"].shape
-        seen = vit_flops(image, patch, self.image_size, tokens, "mean", stem)
-        own = seen + stack_flops(text, T + 1) + 4.0 * tokens * image.width * width
-        return 3 * B * own + 3.0 * B * B * (4.0 * tokens * width + 2.0 * width * width + 2.0 * width)

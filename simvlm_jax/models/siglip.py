@@ -23,9 +23,8 @@ from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, no
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
-from simvlm_jax.nn.stack import stack_flops
 from simvlm_jax.nn.text import TextTower
-from simvlm_jax.nn.vit import ViT, vit_flops
+from simvlm_jax.nn.vit import ViT
 from simvlm_jax.objectives.contrastive import sigmoid_pairs
 
 STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
@@ -112,10 +111,3 @@ class SigLIP(DualEncoder):
     def across_batch(self, params, extra, features, *, step, train):
         loss, count = sigmoid_pairs(self.apply(params, "scale"), features["image"], features["text"])
         return self.told(params, {"contrastive": Term(loss, count)}, {})
-
-    def train_flops(self, batch):
-        """Of both towers, and 6 B^2 E for the pairs."""
-        size, patch, stem = self.sizes
-        B, T = len(batch["text"]), self.text_length
-        seen = vit_flops(size, patch, self.image_size, pool="map", stem=stem)
-        return 3 * B * (seen + stack_flops(size, T)) + 6.0 * B * B * size.width

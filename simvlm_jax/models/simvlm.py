@@ -37,13 +37,13 @@ from simvlm_jax.families.language_model import LanguageModel, Reading, Teacher
 from simvlm_jax.families.text_layout import SENTINELS, TextLayout, prefix_layout, span_layout
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
-from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import Kind, Sight, bidirectional, causal, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative
 from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
-from simvlm_jax.nn.stack import Stack, stack_flops
+from simvlm_jax.nn.stack import Stack
 from simvlm_jax.objectives.cross_entropy import cross_entropy, soft_cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
@@ -442,32 +442,3 @@ class SimVLM(LanguageModel):
         attention = "attention" if self.decoder_only else "cross_attention"
         weights = self.last_weights(state["intermediates"]["decoder"], attention)
         return weights[:, -batch["text"].shape[1] :, : self.grid[0] * self.grid[1]]
-
-    def train_flops(self, batch):
-        """6 FLOPs a matrix parameter a token (2 forward, 4 backward), attention and convolutions beside them."""
-        encoder, decoder, stem = self.sizes
-        total = 0.0
-        for group in (batch, batch.get("documents", {})):
-            if "text" not in group:
-                continue
-            B, T = group["text"].shape
-            P = self.grid[0] * self.grid[1] if "image" in group else 0
-            images = group["image"].shape[1] if P else 1
-            classified = (
-                "label" in group or "scores" in group
-            )  # by a head on one state, without the vocabulary's softmax
-            head = 2.0 * images * decoder.width * self.classes if classified else 0.0
-            per_row = 0.0 if classified else 2.0 * T * self.rows * decoder.width
-            if P and self.stem_stages:
-                stem_used = stem.first(self.stem_stages)
-                per_row += conv_stem_flops(stem_used, encoder.width, self.patch, self.image_size)
-            elif P:
-                per_row += 2.0 * P * self.patch**2 * 3 * encoder.width
-            if self.decoder_only:
-                both = T if self.objective != "span_corruption" else 2 * T
-                deep = dataclasses.replace(decoder, depth=encoder.depth + decoder.depth)
-                per_row += stack_flops(deep, P + both)
-            else:
-                per_row += stack_flops(encoder, P + T) + stack_flops(decoder, T, P + T)
-            total += 3 * B * (per_row * images + head)
-        return total

@@ -194,28 +194,3 @@ class Patches(nn.Module):
             bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (self.width,))
             x = add(x, in_use(bias, "D"))
         return constrain(x, "BPD")
-
-
-def conv_stem_flops(size: ConvStemSize, width: int, patch: int, side: int) -> float:
-    """FLOPs of one forward pass of a ConvStem over one image (norms and activations left out)."""
-    kind, channels = size.root
-    half, here = side // 2, side // 4
-    if kind == "conv7":
-        total = 2.0 * half**2 * channels * 3 * 49
-    else:
-        total = 2.0 * 9 * (half**2 * 3 * channels // 2 + here**2 * channels**2 // 2)
-    strides = stage_strides(len(size.widths), patch)
-    for out, depth, stage_stride in zip(size.widths, size.depths, strides, strict=True):
-        for j in range(depth):
-            stride = stage_stride if j == 0 else 1
-            before, here = here, here // stride
-            if size.bottleneck:
-                inner = out // 4
-                total += 2.0 * (before**2 * channels * inner + here**2 * (9 * inner * inner + inner * out))
-            else:
-                total += 2.0 * here**2 * 9 * (channels * out + out * out)
-            if channels != out or stride != 1:
-                total += 2.0 * here**2 * channels * out * (1 if size.bottleneck else stride**2)
-            channels = out
-    rest = patch // (4 * math.prod(strides))
-    return total + 2.0 * (side // patch) ** 2 * rest**2 * channels * width

@@ -69,8 +69,3 @@ class MapHead(nn.Module):
         x = Attention(width, self.heads, dtype, self.style.key_bias, name="attention")(probe, x, None)
         y = LayerNorm(dtype, self.style.epsilon, name="norm")(x)
         return (x + Mlp(self.mlp, dtype, self.style.activation, name="mlp")(y))[:, 0]
-
-
-def pool_flops(queries: int, width: int, tokens: int) -> float:
-    """Forward FLOPs of an attentional pooler over one row, without its mlp."""
-    return 4.0 * width * width * (queries + tokens) + 4.0 * queries * tokens * width

@@ -88,19 +88,3 @@ class AttentionResNet(nn.Module):
         x = add(x, in_use(self.param("position", init, x.shape[1:]), (None, "D")))
         pool = Attention(x.shape[-1], self.size.heads, dtype, key_bias=True, out_width=self.width, name="attention")
         return pool(x[:, :1], x, None)[:, 0]
-
-
-def resnet_flops(size: ResNetSize, side: int, width: int) -> float:
-    """Forward FLOPs of one image (norms and activations left out)."""
-    half, here, channels = (side // 2) ** 2, side // 4, size.width
-    total = 2.0 * half * 9 * (3 * channels // 2 + channels**2 // 4 + channels**2 // 2)
-    for i, depth in enumerate(size.depths):
-        inner = size.width * 2**i
-        for j in range(depth):
-            before, here = here, here // (2 if i and not j else 1)
-            total += 2.0 * (before**2 * (channels * inner + 9 * inner**2) + here**2 * 4 * inner**2)
-            if not j:
-                total += 2.0 * here**2 * channels * 4 * inner
-            channels = 4 * inner
-    places = here**2 + 1
-    return total + 4.0 * places * channels**2 + 4.0 * channels**2 + 2.0 * channels * width

@@ -93,12 +93,3 @@ def unstacked(params: dict[str, Any], depth: int) -> list[Any]:
     if "layers" in params:
         return [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(depth)]
     return [params[f"layer_{i}"] for i in range(depth)]
-
-
-def stack_flops(size: Size, tokens: int, context: int = 0) -> float:
-    """Forward FLOPs of a stack over one row; `context` keys of cross-attention, 0 for none."""
-    D = size.width
-    layer = tokens * (8.0 * D * D + 4.0 * D * size.mlp) + 4.0 * tokens * tokens * D
-    if context:
-        layer += 4.0 * D * D * (tokens + context) + 4.0 * tokens * context * D
-    return size.depth * layer

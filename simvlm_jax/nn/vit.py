@@ -5,13 +5,13 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
-from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops
+from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import LayerNorm
-from simvlm_jax.nn.pool import LearnedTokens, MapHead, pool_flops
+from simvlm_jax.nn.pool import LearnedTokens, MapHead
 from simvlm_jax.nn.position import resize_grid
 from simvlm_jax.nn.sizes import Compute, Size, Style, statistics_dtype
-from simvlm_jax.nn.stack import Stack, stack_flops
+from simvlm_jax.nn.stack import Stack
 
 POOLS = ("cls", "mean", "map")
 
@@ -104,11 +104,3 @@ def resize_positions(table, image_tokens: int):
     old, new = round((table.shape[0] - first) ** 0.5), round(image_tokens**0.5)
     grid = resize_grid(table[int(first) :], (old, old), (new, new))
     return jnp.concatenate([table[: int(first)], grid], axis=0)
-
-
-def vit_flops(size: Size, patch: int, side: int, more: int = 0, pool: str = "cls", stem: ConvStemSize | None = None):
-    """Forward FLOPs of a ViT over one image with `more` learned tokens."""
-    tokens = (side // patch) ** 2
-    into = conv_stem_flops(stem, size.width, patch, side) if stem else 2.0 * tokens * patch**2 * 3 * size.width
-    head = pool_flops(1, size.width, tokens) + 4.0 * size.width * size.mlp if pool == "map" else 0.0
-    return into + stack_flops(size, tokens + (pool == "cls") + more) + head

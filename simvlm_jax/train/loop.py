@@ -94,7 +94,7 @@ def train(
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
     train_step = ready.step(options.accumulate)
-    flops, peak = model.train_flops(first) / pipeline.share, peak_flops() * mesh.size
+    flops, peak = model.train_flops(_whole(first, pipeline.share), ready.flags), peak_flops() * mesh.size
     images = round(len(first["image"]) / pipeline.share) if "image" in first else 0
     stop, any_stop, stopping = _StopSignal(), SharedFlag(mesh), False
     retries = options.retries
@@ -261,6 +261,11 @@ def _numbers(measured: dict[str, Any]) -> dict[str, float]:
         k: float(v.sum) / max(float(v.count), 1.0) if isinstance(v, Term) else float(v)
         for k, v in jax.device_get(measured).items()
     }
+
+
+def _whole(batch: Any, share: float) -> Any:
+    """The shapes of the global batch of which a process makes such a share."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((round(len(x) / share), *x.shape[1:]), x.dtype), batch)
 
 
 def _tokens(batch: Any) -> int:

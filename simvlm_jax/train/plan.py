@@ -29,7 +29,8 @@ class Plan:
 
     memory: by kind. "activations" are what the backward pass keeps, as traced; "temporaries" the rest of what the compiler
     allots while it runs. whole, undivided: parameters and letters that the mesh does not split. mixes_rows: whether another
-    `accumulate` is another step. seconds: of computing, of memory traffic and of links, each alone and at its best; the
+    `accumulate` is another step. flops: all that is computed; model_flops: without what is computed again (see core.flops).
+    seconds: of computing, of memory traffic and of links, each alone and at its best; the
     longest binds. What is missing of a program that does not fit is None.
     """
 
@@ -111,7 +112,7 @@ class Draft:
             accumulate=self.accumulate,
             remat=remat,
             flops_per_device=flops,
-            model_flops_per_device=ready.model.train_flops(self.rows) / mesh.size,
+            model_flops_per_device=ready.model.train_flops(self.rows, ready.flags) / mesh.size,
             compile_s=time.perf_counter() - began,
             compiled_as=devices[0].platform,
             whole=_unsplit(ready),

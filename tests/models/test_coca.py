@@ -168,17 +168,6 @@ def test_where_words_look(float64, text_batch):
     np.testing.assert_allclose(weights.sum(-1)[batch["text_mask"]], 1, atol=1e-10)
 
 
-def test_flops_are_those_of_the_traced_network(text_batch):
-    from simvlm_jax.core.flops import count_flops
-
-    batch = text_batch(1)
-    model = CoCa(V, 32)
-    params, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
-    inputs, valid = model.lay_out(batch["text"], batch["text_mask"])
-    forward = count_flops(lambda p: model.apply(p, "both", batch["image"], inputs, valid), nn.unbox(params))
-    assert model.train_flops(batch) / 3 == pytest.approx(forward, rel=0.02)
-
-
 def test_bad_input_is_named(text_batch):
     with pytest.raises(ValueError, match="size 'huge' is not one of tiny, base, large, 2b"):
         CoCa(V, 32, size="huge")

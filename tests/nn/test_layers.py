@@ -8,7 +8,7 @@ import pytest
 
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.block import drop_branch, gelu
-from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, conv_stem_flops, stage_strides
+from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, stage_strides
 from simvlm_jax.nn.kernels import dense
 from simvlm_jax.nn.masks import Mask, Sight, bidirectional, causal, join, self_mask, visible
 from simvlm_jax.nn.norm import GroupNorm, LayerNorm
@@ -183,11 +183,8 @@ def test_strides_never_pass_the_patch(stages, patch, strides):
         ConvStemSize(("conv3", 16), (16, 32, 32, 48), (0, 1, 1, 1), bottleneck=False),
     ],
 )
-def test_stem_gives_a_token_a_patch_and_flops_agree_with_the_compiler(size):
+def test_stem_gives_a_token_a_patch(size):
     layer = ConvStem(size, 24, 16, Compute("float32"))
     image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     params = jax.eval_shape(layer.init, jax.random.key(0), image)
-    compiled = jax.jit(layer.apply).lower(params, image).compile()
     assert jax.eval_shape(layer.apply, params, image).shape == (1, 256, 24)
-    # the compiler leaves out what padding multiplies by zero and counts norms
-    assert conv_stem_flops(size, 24, 16, 256) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.06)

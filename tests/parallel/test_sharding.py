@@ -346,9 +346,6 @@ class Wide(BaseModel):
         y = constrain(batch["x"] @ in_use(params["w"], ("D", "F")), "BF")
         return {}, {"lm": Term((y**2).sum(), jnp.asarray(y.shape[0], jnp.float32))}, {}
 
-    def train_flops(self, batch):
-        return 6.0 * batch["x"].shape[0] * self.width**2
-
 
 def test_layouts_of_one_device_change_nothing():
     assert layout_of(make_mesh(jax.devices()[:1])) is None and layout_of(make_mesh()) is not None
