@@ -189,7 +189,7 @@ def resnet(size, side, width):
     places = here**2 + 1
     return (
         first,
-        total + 4.0 * places * channels** 2 + 2.0 * channels** 2 + 4.0 * places * channels + 2.0 * channels * width,
+        total + 4.0 * places * channels**2 + 2.0 * channels**2 + 4.0 * places * channels + 2.0 * channels * width,
     )
 
 
