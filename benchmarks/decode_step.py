@@ -1,21 +1,14 @@
 """What a step of decoding costs, beside an earlier state of this library: python benchmarks/decode_step.py [--against COMMIT]
 
 SimVLM base (224 px, 32k pieces) and CoCa base (288 px, 64k pieces), 16 captions of 20 pieces in float32: milliseconds of a
-step, greedy and with four beams, and of the prefill; the temporary memory of both programs. Each state runs in processes of its
-own, in turn, several rounds; the table has medians and the ratio of each round. Without --against, this state alone.
+step, greedy and with four beams, and of the prefill; the temporary memory of the programs. See beside.py.
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from beside import run
+
 CASES = {"SimVLM base": ("prefixlm.py:base", 32_000, 256), "CoCa base": ("coca.py:base", 64_000, 64)}
 ROWS, STEPS = 16, 20
 
@@ -49,7 +42,9 @@ def measure(case: str) -> dict[str, float]:
     }
     example = {**rows, "text": np.zeros((ROWS, length), np.int32), "text_mask": np.ones((ROWS, length), bool)}
     example["prefix_length"] = np.zeros(ROWS, np.int32)
-    params = unbox(jax.jit(model.init)(jax.random.key(0), example)[0])
+    draw = np.random.default_rng(0)
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), example)[0])
+    params = jax.tree.map(lambda x: jnp.asarray(0.02 * draw.standard_normal(x.shape, np.float32)), shapes)
     able, how = model.capabilities(), Decoding(max_length=STEPS, min_length=STEPS - 1)
     keys = jax.random.split(jax.random.key(0), ROWS)
 
@@ -89,40 +84,5 @@ def measure(case: str) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--against", help="a commit")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--case", choices=CASES)
-    args = parser.parse_args()
-    if args.case and "DECODE_STEP" in os.environ:
-        print(json.dumps(measure(args.case)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        states = {"now": ROOT}
-        if args.against:
-            packed = subprocess.run(["git", "archive", args.against], cwd=ROOT, check=True, capture_output=True).stdout
-            subprocess.run(["tar", "x", "-C", folder], input=packed, check=True)
-            states = {args.against[:7]: Path(folder), **states}
-        for case in [args.case] if args.case else CASES:
-            found = {state: [] for state in states}
-            for _ in range(args.rounds):
-                for state, where in states.items():
-                    env = {**os.environ, "PYTHONPATH": str(where), "DECODE_STEP": "1"}
-                    command = [sys.executable, __file__, "--case", case]
-                    done = subprocess.run(command, cwd=where, env=env, check=True, capture_output=True, text=True)
-                    found[state].append(json.loads(done.stdout.splitlines()[-1]))
-            print(
-                f"\n## {case}\n\n| | {' | '.join(states)} | ratio, by round |\n|---|{'---|' * (len(states) + 1)}",
-                flush=True,
-            )
-            for what in found["now"][0]:
-                middle = [f"{statistics.median(r[what] for r in rounds):.1f}" for rounds in found.values()]
-                first, last = (found[state] for state in (next(iter(states)), "now"))
-                ratio = ", ".join(f"{a[what] / max(b[what], 1e-9):.2f}" for a, b in zip(first, last, strict=True))
-                print(f"| {what} | {' | '.join(middle)} | {ratio} |", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, CASES, __file__)

@@ -67,7 +67,7 @@ def test_it_is_the_network_of_transformers(monkeypatch):
         )
     )
     size = Size(width, depth, heads, 2 * width)
-    monkeypatch.setitem(clip.SIZES, "test", (size, 8, size, 20))
+    monkeypatch.setitem(clip.SIZES, "test", clip.Sizes(size, 8, size, 20))
     model = CLIP(Vocabulary(50, 12, bos=48, eos=49), pixels, size="test", compute=Compute("float32", scan=False))
     state = from_torch.numpy_state(theirs)
     vision, text = "vision_model", "text_model"

@@ -49,7 +49,7 @@ def test_it_is_the_network_of_transformers(monkeypatch):
             )
         )
     )
-    monkeypatch.setitem(siglip.SIZES, "test", (Size(width, depth, heads, 48), 8))
+    monkeypatch.setitem(siglip.SIZES, "test", siglip.Sizes(Size(width, depth, heads, 48), 8))
     model = SigLIP(V, pixels, size="test", compute=Compute("float32", scan=False))
     state = from_torch.numpy_state(theirs)
     vision, text, head = "vision_model", "text_model", "vision_model.head"
