@@ -44,6 +44,16 @@ def run(measure: Callable[[str], dict[str, float]], cases: Iterable[str], script
             print(_table(case, found), flush=True)
 
 
+def set_up() -> None:
+    """The XLA flags and the compilation cache of the command line, in whichever state this is."""
+    try:
+        from simvlm_jax.parallel.environment import setup_jax, setup_xla
+    except ImportError:
+        from simvlm_jax.main import setup_jax, setup_xla
+    setup_xla()
+    setup_jax()
+
+
 def _measured(script: str, case: str, where: Path) -> dict[str, float]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(where), str(ROOT / "benchmarks")]), _CHILD: case}
     done = subprocess.run([sys.executable, script], cwd=where, env=env, capture_output=True, text=True)
@@ -54,7 +64,12 @@ def _measured(script: str, case: str, where: Path) -> dict[str, float]:
 
 def _table(case: str, found: dict[str, list[dict[str, float]]]) -> str:
     first = next(iter(found))
-    lines = [f"## {case}", "", f"| | {' | '.join(found)} | {first} / now, by round |", f"|---|{'---|' * (len(found) + 1)}"]
+    lines = [
+        f"## {case}",
+        "",
+        f"| | {' | '.join(found)} | {first} / now, by round |",
+        f"|---|{'---|' * (len(found) + 1)}",
+    ]
     for what in found["now"][0]:
         middle = [f"{statistics.median(r[what] for r in rounds):.1f}" for rounds in found.values()]
         pairs = zip(found[first], found["now"], strict=True)

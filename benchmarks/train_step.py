@@ -6,7 +6,7 @@ memory that XLA plans for it. See beside.py.
 
 import time
 
-from beside import run
+from beside import run, set_up
 
 CASES = {"CLIP B/32, batch 16": ("clip.py:B/32", 49_408, 76, 16), "CoCa base, batch 4": ("coca.py:base", 64_000, 64, 4)}
 STEPS = 4
@@ -14,6 +14,7 @@ STEPS = 4
 
 def measure(case: str) -> dict[str, float]:
     """Milliseconds and MiB of this process's state of the library."""
+    set_up()
     import jax
     import numpy as np
 

@@ -46,11 +46,11 @@ def generate(
         raise ValueError(f"decoding.max_length {decoding.max_length}: name the number of pieces to generate")
     if len(forced) >= decoding.max_length:
         raise ValueError(f"a forced prefix of {len(forced)} pieces fills max_length {decoding.max_length}")
+    params = decoding_params(capabilities, params, extra)
     logits, cache = capabilities["prefill"](params, extra, batch, decoding.max_length)
-    ready = decoding_params(capabilities, params, extra)
 
     def extend(cache, chosen):
-        logits, cache = capabilities["extend"](ready, extra, cache, chosen[:, None])
+        logits, cache = capabilities["extend"](params, extra, cache, chosen[:, None])
         return logits[:, 0], cache
 
     if decoding.beams > 1:
@@ -62,7 +62,10 @@ def generate(
 
 
 def decoding_params(capabilities: dict[str, Callable], params, extra) -> Any:
-    """Parameters as `extend` is to get them: laid out once for many steps, where the model knows how."""
+    """Parameters as decoding reads them fastest, where the model knows how: made once for many steps.
+
+    A caller with many batches makes them once for all: parameters that are laid out already stay what they are.
+    """
     lay_out = capabilities.get("decoding_params")
     return lay_out(params, extra) if lay_out else params
 

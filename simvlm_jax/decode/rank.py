@@ -20,8 +20,8 @@ def likelihoods(capabilities: dict[str, Callable], params, extra, batch: Batch, 
     """
     candidates, mask = jnp.asarray(candidates), jnp.asarray(mask)
     N, T = candidates.shape
+    params = decoding_params(capabilities, params, extra)
     logits, cache = capabilities["prefill"](params, extra, batch, T)
-    ready = decoding_params(capabilities, params, extra)
     B = logits.shape[0]
     first = jax.nn.log_softmax(logits.astype(jnp.float32))[:, candidates[:, 0]]  # [B,N]
     kept = min(shortlist or N, N)
@@ -29,7 +29,7 @@ def likelihoods(capabilities: dict[str, Callable], params, extra, batch: Batch, 
 
     def rest(which):  # [B] candidates, one a row
         pieces, real = candidates[which], mask[which]
-        logits, _ = capabilities["extend"](ready, extra, cache, pieces[:, :-1])
+        logits, _ = capabilities["extend"](params, extra, cache, pieces[:, :-1])
         likely = jax.nn.log_softmax(logits.astype(jnp.float32))
         likely = jnp.take_along_axis(likely, pieces[:, 1:, None], axis=-1)[..., 0]
         return jnp.where(real[:, 1:], likely, 0.0).sum(1)

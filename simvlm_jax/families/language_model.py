@@ -6,13 +6,19 @@ states into logits (`logits`) and scores a whole text (`teacher_forced`); the re
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.layout import constrain
 from simvlm_jax.core.types import FIXED, BaseModel, Vocabulary
 from simvlm_jax.nn.cache import write
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.stack import unstacked
+from simvlm_jax.objectives.cross_entropy import vocabulary_logits
+
+OUTPUT = "output_kernel"
+"""The softmax's weights [D,V] among parameters that are laid out for decoding."""
 
 
 class Reading(NamedTuple):
@@ -38,12 +44,24 @@ class Teacher(NamedTuple):
     predicted: jax.Array
 
 
+class DecoderNetwork(nn.Module):
+    """The network of a language model: `step(tokens, written, layers, fixed)` -> (states [B,T,D], layers), see nn.cache.Written;
+    `last_norm(states)` -> [B,T,D]; and `output_table()`, the softmax's weights [V,D].
+    """
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """States [B,T,D] to logits [B,T,V] in fp32 (or wider)."""
+        x = self.last_norm(states)
+        if self.has_variable("params", OUTPUT):
+            kernel, precise = self.get_variable("params", OUTPUT), statistics_dtype(x.dtype)
+            return constrain(jnp.einsum("BTD,DV->BTV", x, kernel, preferred_element_type=precise), "BTV")
+        return vocabulary_logits(x, self.output_table())
+
+
 class LanguageModel(BaseModel):
     """A model that predicts pieces.
 
-    Its network has the methods `step(tokens, written, layers, fixed)` -> (states [B,T,D], layers), see nn.cache.Written, and
-    `logits(states)` -> [B,T,V] fp32. `stacks` names the network's stacks that decode, with their depths; `attended` the
-    attention whose weights show where a piece looks.
+    `stacks` names the network's stacks that decode, with their depths; `output_name` the parameter that is its `output_table`.
     """
 
     vocabulary: Vocabulary
@@ -53,6 +71,10 @@ class LanguageModel(BaseModel):
     @property
     def stacks(self) -> dict[str, int]:
         raise NotImplementedError
+
+    @property
+    def output_name(self) -> str:
+        return "embedding"
 
     def read(self, params: Any, batch: dict[str, Any], max_length: int) -> Reading:
         """Reads an image and a prompt, with room for `max_length` more pieces."""
@@ -93,15 +115,20 @@ class LanguageModel(BaseModel):
     def extend(self, params, extra, cache, tokens: jax.Array):
         """Feeds tokens [B,T] and returns (logits [B,T,V] fp32 of what follows each, cache).
 
-        params: the model's, or what `decoding_params` made of them. The rows may be several continuations of each row that was
-        prefilled, side by side: what is fixed in the cache then has fewer rows.
+        params: the model's, or what `decoding_params` made of them, as for `prefill`. The rows may be several continuations of
+        each row that was prefilled, side by side: what is fixed in the cache then has fewer rows.
         """
         states, cache = self._feed(params, cache, tokens, jnp.ones(tokens.shape, bool))
         return self.network.apply({"params": params}, states, method="logits"), cache
 
     def decoding_params(self, params, extra):
-        """Parameters as many calls of `extend` read them: each layer's apart, matrices in the dtype of the computation."""
+        """Parameters as many calls of `prefill` and `extend` read them, to be made once; what is such already stays as it is.
+
+        Each decoder layer's are apart, matrices in the dtype of the computation, and the softmax's have pieces last: with few
+        rows a product reads them as they lie, several times as fast on a CPU.
+        """
         dtype, out = self.compute.activation_dtype, dict(params)
+        out.setdefault(OUTPUT, params[self.output_name].astype(dtype).T)
         for name, depth in self.stacks.items():
             layers = unstacked(params[name], depth)
             layers = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layers)

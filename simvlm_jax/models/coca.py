@@ -30,7 +30,7 @@ from simvlm_jax.core.schema import Count, NotNegative, Rate
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
 from simvlm_jax.families.dual_encoder import DualEncoder, Scale, normalised, pair_weight, unit
-from simvlm_jax.families.language_model import LanguageModel, Reading, Teacher
+from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
@@ -68,7 +68,7 @@ SIZES = {  # table 1
 }
 
 
-class Network(nn.Module):
+class Network(DecoderNetwork):
     """The encoder, the poolers, and the two halves of the decoder; see CoCa for what the fields mean."""
 
     model: "CoCa"
@@ -142,10 +142,12 @@ class Network(nn.Module):
         cross = cross_mask(sight, jnp.ones(queries.shape[:2], bool), "right")
         return self.upper(states, Shared(self_mask(sight, Kind("causal", "right")), queries, cross))
 
-    def logits(self, x):
-        x = self.norm(x)
-        table = in_use(self.embedding if self.model.sizes.tied else self.softmax, "VD", x.dtype)
-        return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=statistics_dtype(x.dtype)), "BTV")
+    def last_norm(self, x):
+        return self.norm(x)
+
+    def output_table(self):
+        table = self.embedding if self.model.sizes.tied else self.softmax
+        return in_use(table, "VD", self.model.compute.activation_dtype)
 
     def both(self, pixels, inputs, valid):
         """One pass: (image vectors [B,D], text vectors [B,D], logits [B,T,V])."""
@@ -290,6 +292,10 @@ class CoCa(DualEncoder, LanguageModel):
     @property
     def stacks(self) -> dict[str, int]:
         return {"lower": self.sizes.lower.depth, "upper": self.sizes.upper.depth}
+
+    @property
+    def output_name(self) -> str:
+        return "embedding" if self.sizes.tied else "softmax"
 
     def teacher_forced(self, params, batch):
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])

@@ -33,7 +33,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term, Vocabulary
-from simvlm_jax.families.language_model import LanguageModel, Reading, Teacher
+from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
 from simvlm_jax.families.text_layout import SENTINELS, TextLayout, prefix_layout, span_layout
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
@@ -70,7 +70,7 @@ SIZES = {
 OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
 
 
-class Network(nn.Module):
+class Network(DecoderNetwork):
     """The parameters and the passes through them; see SimVLM for what the fields mean."""
 
     model: "SimVLM"
@@ -191,11 +191,11 @@ class Network(nn.Module):
         mask = self_mask(sight, Kind("full", self._padding(image_mask)))
         return self.encoder_norm(self.encoder(x, Shared(mask), image_tokens=image is not None)), sight
 
-    def logits(self, x):
-        """[B,T,D] -> [B,T,V] in fp32 (or wider), by the transposed input embedding."""
-        x = self.decoder_norm(x)
-        table, precise = self.table.astype(x.dtype), statistics_dtype(x.dtype)
-        return constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=precise), "BTV")
+    def last_norm(self, x):
+        return self.decoder_norm(x)
+
+    def output_table(self):
+        return self.table
 
     def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
         """The decoder over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
