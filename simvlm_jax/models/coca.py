@@ -29,6 +29,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, NotNegative, Rate
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term
+from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.dual_encoder import DualEncoder, Scale, normalised, pair_weight, unit
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
 from simvlm_jax.nn.block import Shared
@@ -229,7 +230,7 @@ class CoCa(DualEncoder, LanguageModel):
     def per_example(self, params, extra, batch, *, rngs, step, train):
         streams = {"dropout": rngs} if train else {}
         if "label" in batch:
-            return self._probed(params, batch, streams)
+            return {}, *class_terms(self._class_logits(params, batch, streams), batch)
         if "image" not in batch:
             raise ValueError("CoCa learns from pairs, and these rows have no image")
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
@@ -251,14 +252,6 @@ class CoCa(DualEncoder, LanguageModel):
                 {"caption_accuracy": Term(correct, tokens)},
             )
         return sides, terms, aux
-
-    def _probed(self, params, batch, streams):
-        """The attentional probe's loss; label -1 is a class outside the list and trains nothing."""
-        label = jnp.asarray(batch["label"])
-        weight = jnp.asarray(batch["weight"]) * (label >= 0)
-        logits = self._class_logits(params, batch, streams)
-        loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(label, 0)[:, None], weight[:, None])
-        return {}, {"classify": Term(loss, rows)}, {"classify_accuracy": Term(right, rows)}
 
     def _class_logits(self, params, batch, streams):
         if not self.classes:

@@ -33,6 +33,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term, Vocabulary
+from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
 from simvlm_jax.families.text_layout import SENTINELS, TextLayout, prefix_layout, span_layout
 from simvlm_jax.nn.block import Shared
@@ -44,7 +45,7 @@ from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative
 from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
-from simvlm_jax.objectives.cross_entropy import cross_entropy, soft_cross_entropy
+from simvlm_jax.objectives.cross_entropy import cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
 _RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
@@ -305,7 +306,8 @@ class SimVLM(LanguageModel):
         for i, (name, group) in enumerate(groups.items()):
             streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}
             if "label" in group or "scores" in group:
-                terms["classify"], aux["classify_accuracy"] = self._classified(params, group, streams)
+                more, measured = class_terms(self._class_logits(params, group, streams), group)
+                terms, aux = {**terms, **more}, {**aux, **measured}
                 continue
             layout = self.layout(group)
             logits = self.network.apply({"params": params}, group, layout, rngs=streams, method="teacher_forced")
@@ -315,17 +317,6 @@ class SimVLM(LanguageModel):
             total, count = total + loss, count + tokens
             terms["lm"] = Term(total, count)
         return {}, terms, aux
-
-    def _classified(self, params, group, streams) -> tuple[Term, Term]:
-        """(loss, accuracy) of classified rows: softmax over a label, or a sigmoid an answer with soft scores."""
-        logits = self._class_logits(params, group, streams)
-        if "scores" in group:
-            loss, rows, right = soft_cross_entropy(logits, group["scores"], group["weight"])
-        else:
-            label = jnp.asarray(group["label"])
-            weight = jnp.asarray(group["weight"]) * (label >= 0)
-            loss, rows, right = cross_entropy(logits[:, None], jnp.maximum(label, 0)[:, None], weight[:, None])
-        return Term(loss, rows), Term(right, rows)
 
     def _class_logits(self, params, batch, streams) -> Any:
         """Logits [B,classes]; without images the text is all there is (cross-modality transfer, section 4.3)."""
