@@ -31,7 +31,7 @@ def main() -> None:
         "prefix_length": np.zeros(BATCH, np.int32),
         "weight": np.ones(BATCH, np.float32),
     }
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)[0])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch := {"pairs": batch})[0])
 
     def per_example(params, micro, key):
         return model.per_example(params, {}, micro, rngs=key, step=0, train=True)

@@ -41,7 +41,7 @@ def measure() -> float:
         "prefix_length": np.zeros(BATCH, np.int32),
         "weight": np.ones(BATCH, np.float32),
     }
-    boxed, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    boxed, extra = jax.jit(model.init)(jax.random.key(0), batch := {"pairs": batch})
     params = nn.unbox(boxed)
     tx = build(config.optimizer).make(params, 1000, letters_of(boxed))
     state = TrainState(np.int32(0), params, tx.init(params), extra, jax.random.key(0))

@@ -172,7 +172,7 @@ def corrupted_shard(bench: Bench, _: int) -> dict:
         strict = bench.drill("strict", 40)
         process = strict.start()
         assert process.wait() == 1
-        line = said(bench.log(strict), "cannot be read", "data.train.path")
+        line = said(bench.log(strict), "cannot be read", "data.parts.pairs.path")
     finally:
         if before is None:
             del os.environ["TFDS_DATA_DIR"]

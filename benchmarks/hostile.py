@@ -134,7 +134,7 @@ def configs(p: Place) -> Iterator[Case]:
                 ["caption", p.run({"config.json": config}), shot],
                 either=wrong == {},
             )
-    fields = [("data", "image_size"), ("data", "train"), ("data", "whole"), ("model", "patch"), ("model", "size"), ("model", "compute"),
+    fields = [("data", "image_size"), ("data", "parts"), ("data", "whole"), ("model", "patch"), ("model", "size"), ("model", "compute"),
               ("model", "objective"), ("checkpoint", "best"), ("data", "quarantine"), ("mesh", "data"), ("eval", "batch_size"), ("seed",)]  # fmt: skip
     harmless = [
         (("seed",), 10**9),
@@ -155,7 +155,7 @@ def configs(p: Place) -> Iterator[Case]:
                 either=(path, wrong) in harmless,
             )
     marker = p.folder / "ran"
-    where = [("model",), ("model", "objective"), ("model", "compute"), ("optimizer",), ("data", "train", "transforms", 0), ("text",),
+    where = [("model",), ("model", "objective"), ("model", "compute"), ("optimizer",), ("data", "parts", "pairs", "transforms", 0), ("text",),
              ("eval", "suites", "captions"), ("eval", "suites", "captions", "how"), ("eval", "suites", "captions", "how", "sampler")]  # fmt: skip
     for target in (
         "os:system",

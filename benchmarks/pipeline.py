@@ -40,12 +40,12 @@ def main(steps: int = 60) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pictures(Path(folder) / "train-0000.tar")
         config = load_config("configs/prefixlm.py:photos")
-        config.data.train.path = str(Path(folder) / "train-0000.tar")
+        config.data.parts.pairs.path = str(Path(folder) / "train-0000.tar")
         began = time.perf_counter()
-        images = assemble.train_source(config)
-        tokenizer = assemble.make_tokenizer(config, images)
+        sources = assemble.part_sources(config)
+        tokenizer = assemble.make_tokenizer(config, sources)
         ready = time.perf_counter() - began
-        pipeline = assemble.make_pipeline(config, tokenizer, (), images, None)
+        pipeline = assemble.make_pipeline(config, tokenizer, (), sources)
         pipeline.batch(0)
         began = time.perf_counter()
         made = sum(len(b["image"]) for b in pipeline.iterate(1, steps + 1, threads=2))

@@ -31,7 +31,7 @@ WEAK = [
     (
         "configs/prefixlm.py:base",
         f"v5p:{shape}",
-        f"--config.train.batch_size={16 * n} --config.data.documents.batch_size={2 * n} --effort=low",
+        f"--config.train.batch_size={16 * n} --config.data.parts.documents.rows={2 * n} --effort=low",
     )
     for shape, n in (("2x2x4", 16), ("4x4x4", 64), ("8x8x4", 256), ("8x8x16", 1024), ("16x16x16", 4096))
 ]

@@ -4,7 +4,7 @@
 
 trains a tiny CLIP on the built-in scenes: in five and a half minutes on two cores it names 93 % of 56 classes it was never
 trained to name, and finds the text of an image among 1,000 in 91 %. Variants: `photos` (real photographs, named by
---config.data.train.path), `smoke`, and the paper's sizes and recipe: `B/32`, `B/16`, `L/14`, `L/14@336` (one more epoch at 336
+--config.data.parts.pairs.path), `smoke`, and the paper's sizes and recipe: `B/32`, `B/16`, `L/14`, `L/14@336` (one more epoch at 336
 px), `RN50`, `RN101`, `RN50x4`, `RN50x16`, `RN50x64`.
 """
 

@@ -5,7 +5,7 @@
 trains a tiny CoCa on the built-in scenes: in seven minutes on two cores, 98 % of its captions of held-out scenes are true, it
 names 99.9 % of 56 classes it was never trained to name, and finds the text of an image among 1,000 in 84 %.
 
-Variants: `photos` (real photographs, named by --config.data.train.path), `smoke`, the paper's sizes and recipe `base`, `large`,
+Variants: `photos` (real photographs, named by --config.data.parts.pairs.path), `smoke`, the paper's sizes and recipe `base`, `large`,
 `2b` (288 px) and `2b@576` (its last epoch); `probe`, an attentional probe of 56 classes on the frozen encoder of runs/coca; and
 on the built-in data `paper_weights` (captions twice the pairs, where the built-in run has them twenty times), its ablation
 (table 8b) `captions1_pairs1`, `captions1_pairs2`, `contrastive_only`, `caption_only`, and `parallel` (poolers side by side).
@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
     config.optimizer.bounds = parts.TEMPERATURE
     captions = parts.captioning()
     if variant not in ("photos", "smoke"):
-        config.data.train.split = "train[:75%]"  # relations want scenes of three objects
+        config.data.parts.pairs.split = "train[:75%]"  # relations want scenes of three objects
         config.train.update(steps=1300, batch_size=64, accumulate=1)
         few = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
         captions.update(path="scenes/captions", splits=few)
@@ -52,11 +52,11 @@ def get_config(variant: str = ""):
 def probe():
     """Section 4.2, frozen: a pooler of one query and a linear head learn on the encoder of the built-in run."""
     config = parts.contrastive(model("tiny", scan=False))
-    config.data.train.update(path="scenes/classes")
+    config.data.parts.pairs.update(path="scenes/classes")
     config.data.eval.path = "scenes/classes"
     config.data.eval.splits = dict(test="test")
     pixels = spec(f"{parts.TRANSFORMS}:Pixels", size=config.data.get_ref("image_size"))
-    config.data.train.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"), parts.keep("image", "label"))
+    config.data.parts.pairs.transforms = (pixels, spec(f"{parts.TRANSFORMS}:Label"), parts.keep("image", "label"))
     config.data.labels.size = 64
     config.train.update(
         steps=200, batch_size=128, accumulate=1, trainable=(("probe_", True), (".*", False)), init_from=("runs/coca",)

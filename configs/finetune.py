@@ -6,7 +6,7 @@ starts from `runs/prefixlm` (the built-in run; another one by --config.train.ini
 
 On the built-in scenes: `vqa` (a classifier over the answer list), `vqa_open` (answers are written, and ranked), `entail`
 (image and sentence), `transfer` (entailment learned from text alone, asked about images), `pairs` (a sentence about two
-images), `captions`, `translate` (image-conditioned). On sets of one's own, by --config.data.train.path: `easy_vqa`, `nlvr`,
+images), `captions`, `translate` (image-conditioned). On sets of one's own, by --config.data.parts.pairs.path: `easy_vqa`, `nlvr`,
 `daquar`, `vqa_v2`. With `-base`, `-large` or `-huge` after the task (as in `vqa-base`) it is the paper's size and recipe.
 """
 
@@ -58,7 +58,7 @@ def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = 
     rows = (spec(f"{TRANSFORMS}:Tokenize", field=field), spec(f"{TRANSFORMS}:FixPrefix", whole=True))
     kept = parts.keep("image", *PREFIXED, "label", *(("scores",) if soft else ()))
     label = spec(f"{TRANSFORMS}:Label", soft=soft)
-    config.data.train.update(path=path, transforms=(_pixels(config), *rows, label, kept))
+    config.data.parts.pairs.update(path=path, transforms=(_pixels(config), *rows, label, kept))
     config.data.labels.size = 3129
     config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=rows))
 
@@ -67,7 +67,7 @@ def vqa_open(config, path: str = "scenes/vqa"):
     """Answers as text, after the question as prefix: generated, and ranked among the answer list (section 4.3)."""
     rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="question", answer="answer"), spec(f"{TRANSFORMS}:DrawSeed"))
     kept = parts.keep("image", *PREFIXED, "seed")
-    config.data.train.update(path=path, transforms=(_pixels(config), *rows, kept))
+    config.data.parts.pairs.update(path=path, transforms=(_pixels(config), *rows, kept))
     config.data.labels.size = 3129
     config.eval.suites = dict(
         generate=spec(f"{ANSWERING}:Generation", how=parts.decoding(max_length=8)),
@@ -88,7 +88,7 @@ def transfer(config):
     read, seen = (spec(f"{TRANSFORMS}:TokenizeAfter", **after, read=read) for read in (True, False))
     config.text.length = room + 32
     rows = (read, spec(f"{TRANSFORMS}:Label"), parts.keep(*PREFIXED, "label"))
-    config.data.train.update(path="scenes/entail", split="train[:75%]", transforms=rows)
+    config.data.parts.pairs.update(path="scenes/entail", split="train[:75%]", transforms=rows)
     config.data.labels.size = 3
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]")
     classify = f"{ANSWERING}:Classification"
@@ -106,7 +106,7 @@ def pairs(config):
 
 def captions(config):
     """Captions by cross-entropy alone, no prefix of text."""
-    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=1.0)
+    config.data.parts.pairs.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=1.0)
     config.eval.suites = dict(captions=parts.captioning(), captions_beam=parts.captioning(beams=4, n_best=3))
 
 
@@ -114,7 +114,7 @@ def translate(config):
     """Image-conditioned translation, the source text as prefix (Multi30k)."""
     rows = (spec(f"{TRANSFORMS}:TokenizePair", prompt="source", answer="target"), spec(f"{TRANSFORMS}:DrawSeed"))
     kept = parts.keep("image", *PREFIXED, "seed")
-    config.data.train.update(path="scenes/translate", transforms=(_pixels(config), *rows, kept))
+    config.data.parts.pairs.update(path="scenes/translate", transforms=(_pixels(config), *rows, kept))
     if config.model.size == "tiny":  # a new language needs new pieces: the tokenizer is made anew, the embedding too
         start = {"run": config.train.init_from[0], "map": (("embedding", None),)}
         config.train.init_from = (start,)
@@ -141,7 +141,7 @@ def vqa_v2(config):
 def nlvr(config):
     """NLVR: three boxes, true or false; learned from `hidden` with its boxes permuted, reported on `test`."""
     vqa(config, "nlvr", "sentence")
-    config.data.train.split = "hidden-permuted"
+    config.data.parts.pairs.split = "hidden-permuted"
     _photographs(config)
     _own(config, "test")
 
@@ -168,7 +168,7 @@ def _pixels(config):
 def _own(config, split: str):
     """Trains and evaluates on two splits of one data set."""
     del config.data.eval.path  # a field without a value, which cannot refer to another
-    config.data.eval.path, config.data.eval.split = config.data.train.get_ref("path"), split
+    config.data.eval.path, config.data.eval.split = config.data.parts.pairs.get_ref("path"), split
 
 
 TASKS = {

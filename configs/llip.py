@@ -4,7 +4,7 @@
 
 trains a tiny Llip on the built-in scenes: in seven and a half minutes on two cores it names 91 % of 56 classes it was never
 trained to name, and finds the text of an image among 1,000 in 89 %. Variants: `photos` (real photographs, named by
---config.data.train.path), `smoke`, and larger towers, with a recipe that is not the paper's: `B/32`, `B/16`, `L/14`, `H/14`,
+--config.data.parts.pairs.path), `smoke`, and larger towers, with a recipe that is not the paper's: `B/32`, `B/16`, `L/14`, `H/14`,
 `G/14`.
 """
 

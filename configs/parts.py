@@ -63,6 +63,21 @@ def compositional() -> ConfigDict:
     return spec("simvlm_jax.eval.compositional:Compositional", **where)
 
 
+def part(path: str | None = None, rows: int | None = None, sources: dict | None = None, **fields) -> dict:
+    """A part of the batches, of one path or several `sources` (see run/schema.py); rows: None for as many as train.batch_size."""
+    number = config_dict.placeholder(int) if rows is None else rows
+    where = dict(
+        path=config_dict.placeholder(str) if path is None else path, split="train", columns="", truncated=False
+    )
+    rest = dict(images=True, transforms=(), cache=False, sources={k: source(**v) for k, v in (sources or {}).items()})
+    return {**where, **rest, "rows": number, **fields}
+
+
+def source(path: str, weight: float = 1.0, **fields) -> dict:
+    """One of several sources of a part; its weight says how many of the part's rows are its own, against the others'."""
+    return {**dict(path=path, split="train", columns="", truncated=False, weight=weight), **fields}
+
+
 def base() -> ConfigDict:
     """An experiment without a model."""
     return ConfigDict(
@@ -71,10 +86,10 @@ def base() -> ConfigDict:
             data=dict(
                 image_size=64,
                 whole=False,
-                train=dict(
-                    path="scenes/captions", split="train", columns="", truncated=False, transforms=(), cache=False
+                parts=dict(
+                    pairs=part("scenes/captions"),
+                    documents=part("scenes/text", rows=0, images=False, transforms=text_transforms()),
                 ),
-                documents=dict(path="scenes/text", split="train", batch_size=0, transforms=text_transforms()),
                 eval=dict(
                     path=config_dict.placeholder(str),
                     split="validation",
@@ -109,7 +124,7 @@ def web_pairs(model: ConfigDict, image_size: int) -> ConfigDict:
     config = base()
     config.model = model
     config.data.image_size = image_size
-    config.data.train.transforms = pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
+    config.data.parts.pairs.transforms = pair_transforms(config.data.get_ref("image_size"), smallest=0.9)
     config.data.threads = 16
     config.text.corpus = 10_000_000
     config.train.batch_size = 32_768
@@ -124,8 +139,8 @@ def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
     config = base()
     config.model = model
     size = config.data.get_ref("image_size")
-    config.data.train.transforms = pair_transforms(size)
-    config.data.train.update(split="train[:37%]", cache=True)  # scenes of one to three objects, of each as many
+    config.data.parts.pairs.transforms = pair_transforms(size)
+    config.data.parts.pairs.update(split="train[:37%]", cache=True)  # scenes of one to three objects, of each as many
     config.data.eval.splits = dict(test="test", compositional="compositional")
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
     config.train.update(steps=220, batch_size=512, accumulate=4)
@@ -133,15 +148,15 @@ def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
     config.checkpoint.every = 200
     if variant == "photos":
         config.data.image_size = 112
-        config.data.train.transforms = pair_transforms(size, smallest=0.5, mirror=0.5)
-        config.data.train.update(split="train", cache=False)
+        config.data.parts.pairs.transforms = pair_transforms(size, smallest=0.5, mirror=0.5)
+        config.data.parts.pairs.update(split="train", cache=False)
         config.text.update(vocabulary=4000, length=24)
         config.optimizer.weight_decay = 0.05
         config.train.update(steps=500, batch_size=256, accumulate=2)
         config.eval.every = 100
         config.eval.suites = dict(retrieval=retrieval())
     if variant == "smoke":
-        config.data.train.update(path="scenes/captions-80_8_32_16", cache=False)
+        config.data.parts.pairs.update(path="scenes/captions-80_8_32_16", cache=False)
         config.data.eval.splits = dict(test="test")
         config.data.image_size = 32
         config.text.length = 24

@@ -3,7 +3,7 @@
     python -m simvlm_jax.main --config configs/prefixlm.py
 
 trains a tiny SimVLM on the built-in scenes with one to three objects. Variants: `photos` (real photographs, named by
---config.data.train.path), `base`, `large`, `huge` (the paper's sizes and recipe), `smoke` (16 steps on a handful of scenes,
+--config.data.parts.pairs.path), `base`, `large`, `huge` (the paper's sizes and recipe), `smoke` (16 steps on a handful of scenes,
 to try a machine or a launcher in seconds), and the paper's ablations on the built-in data: `decoder_only`, `lm`, `span`,
 `patches`, `stem2`, `stem4`, `with_text`.
 """
@@ -35,10 +35,10 @@ def get_config(variant: str = ""):
         raise ValueError(f"prefixlm has no variant {variant!r}; it has {', '.join(VARIANTS[1:])}")
     config = parts.base()
     config.model = model("tiny", scan=False, **ABLATIONS.get(variant, {}))
-    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)
-    config.data.train.update(split="train[:75%]", cache=True)  # scenes of one to three objects
+    config.data.parts.pairs.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)
+    config.data.parts.pairs.update(split="train[:75%]", cache=True)  # scenes of one to three objects
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
-    config.data.documents.batch_size = 8 if variant == "with_text" else 0
+    config.data.parts.documents.rows = 8 if variant == "with_text" else 0
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
     config.train.update(steps=750, batch_size=64)
     config.checkpoint.every = 200
@@ -48,7 +48,7 @@ def get_config(variant: str = ""):
 def smoke():
     """The built-in run, shrunken until a process takes seconds."""
     config = get_config()
-    config.data.train.update(path="scenes/captions-80_8_32_16", split="train", cache=False)
+    config.data.parts.pairs.update(path="scenes/captions-80_8_32_16", split="train", cache=False)
     config.data.eval.splits = dict(test="test")
     config.data.image_size = 32
     config.text.length = 24
@@ -66,7 +66,7 @@ def photos():
     config.model = model("tiny", scan=False, dropout=0.1)
     config.data.image_size = 112
     size = config.data.get_ref("image_size")
-    config.data.train.transforms = parts.image_text_transforms(size, smallest=0.5, mirror=0.5, empty=0.75)
+    config.data.parts.pairs.transforms = parts.image_text_transforms(size, smallest=0.5, mirror=0.5, empty=0.75)
     config.text.update(vocabulary=4000, length=24)
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, warmup=100.0, weight_decay=0.05)
     config.train.update(steps=4000, batch_size=64)
@@ -80,8 +80,8 @@ def paper(size: str):
     config = parts.base()
     config.model = model(size, remat="full")
     config.data.image_size = 224
-    config.data.train.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), smallest=0.5)
-    config.data.documents.batch_size = 512
+    config.data.parts.pairs.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), smallest=0.5)
+    config.data.parts.documents.rows = 512
     config.data.threads = 16
     config.mesh.fsdp = 8
     config.text.update(vocabulary=32_000, length=256, corpus=10_000_000)

@@ -4,7 +4,7 @@
 
 trains a tiny SigLIP on the built-in scenes: in five and a half minutes on two cores it names 96 % of 56 classes it was never
 trained to name, and finds the text of an image among 1,000 in 92 %. Variants: `photos` (real photographs, named by
---config.data.train.path), `smoke`, the released models' sizes and recipe `B/16`, `L/16`, `So400m/14` (256 patches), each also
+--config.data.parts.pairs.path), `smoke`, the released models' sizes and recipe `B/16`, `L/16`, `So400m/14` (256 patches), each also
 `@384` (a second stage), and the paper's other starts (table 4) on the built-in data: `no_bias`, `scale1` (t' = log 1), `bias0`
 (b = 0), `bias0_scale1`.
 """

@@ -185,7 +185,7 @@ def open(
         assemble.eval_pixels(config),
         config.eval.examples,
         config.data.quarantine,
-        functools.cache(lambda: list(assemble.constant_captions(config, data.images))),
+        functools.cache(lambda: list(assemble.constant_captions(data.parts))),
     )
     made = _open_training(config, directory, mesh, data, engine, scoring, say) if training else None
     keep, about = config.checkpoint, belongs_to(config, tokenizer, labels)
@@ -255,7 +255,8 @@ def fit(materials: Materials) -> Weights:
     if data.changes:
         m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
     pieces = data.tokenizer.vocabulary.size
-    m.say(f"{len(data.images)} images, {len(data.documents or ())} documents, {pieces} pieces; compiling ...")
+    counts = ", ".join(f"{len(source):,} {name}" for name, source in data.parts.items())
+    m.say(f"{counts}, {pieces} pieces; compiling ...")
     params, extra = train(
         m.model,
         t.pipeline,

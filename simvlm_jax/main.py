@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _find_configs(argv: list[str]) -> None:
     """Checks the config files that the words name, and lets them import what lies beside them; exits where one is none."""
-    from simvlm_jax.core.build import add_config_folder, check_config_file
+    from simvlm_jax.core.build import add_config_folder, check_config_file, check_renamed
 
     given = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config", "-config")]
     given += [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]
@@ -66,6 +66,9 @@ def _find_configs(argv: list[str]) -> None:
         for file in (path.partition(":")[0] for path in given):
             check_config_file(file)
             add_config_folder(file)
+        for word in argv:
+            if word.startswith(("--config.", "-config.")):
+                check_renamed(word.partition("=")[0].partition("config.")[2])
     except (ValueError, OSError) as e:
         sys.exit(f"error: {printable_lines(str(e))}")
 

@@ -29,11 +29,11 @@ Say = Callable[[str], None]
 class Data(NamedTuple):
     """The opened sources of a run, and what is made of their texts and answers once.
 
-    evaluation: by name of the split. changes: how this machine differs from the one that the run was last trained on.
+    parts: what each part of a batch learns from, by its name. evaluation: by name of the split. changes: how this machine
+    differs from the one that the run was last trained on.
     """
 
-    images: Source
-    documents: Source | None
+    parts: dict[str, Source]
     evaluation: dict[str, Source]
     tokenizer: Tokenizer
     labels: tuple[str, ...]
@@ -57,10 +57,9 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
     begun = bool(require_equal(directory.begun, "beginnings of the run"))
     origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
     with main_process_first("data") as first_process:
-        images, documents = training_sources(config)
-        evaluation = assemble.eval_sources(config)
-        for name, source in {"training data": images, "documents": documents, **evaluation}.items():
-            if source is not None and not repr(source).startswith("scenes/"):
+        parts, evaluation = assemble.part_sources(config), assemble.eval_sources(config)
+        for name, source in [*parts.items(), *evaluation.items()]:
+            if not repr(source).startswith("scenes/"):
                 say(f"{name}: {understood(source).line()}")
         changes = directory.moved() if training and begun else []
         if begun or not first_process:
@@ -68,28 +67,22 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
         else:
             if origin and not config.text.model:
                 say(f"the tokenizer is that of {origin.parent}, as the weights are")
-            tokenizer, labels = make_tokenizer_and_labels(config, images, documents, origin, say)
+            tokenizer, labels = make_tokenizer_and_labels(config, parts, origin, say)
         if training:
             directory.start(config, variant)
         if training and first_process and not begun:
             directory.write_labels(labels)
             tokenizer.save(directory.tokenizer)
-    read = repr([images, documents, *evaluation.values(), tokenizer.sha256])
+    read = repr([*parts.values(), *evaluation.values(), tokenizer.sha256])
     require_equal(zlib.crc32(read.encode()) >> 1, "data (each is told by a number made of its files' names and sizes)")
-    return Data(images, documents, evaluation, tokenizer, labels, changes)
-
-
-def training_sources(config: ConfigDict) -> tuple[Source, Source | None]:
-    """Opens the images and the documents that a config trains on; None where it has no documents."""
-    return assemble.train_source(config), assemble.documents_source(config)
+    return Data(parts, evaluation, tokenizer, labels, changes)
 
 
 def make_tokenizer_and_labels(
-    config: ConfigDict, images: Source, documents: Source | None, origin: Any, say: Say = lambda text: None
+    config: ConfigDict, parts: dict[str, Source], origin: Any, say: Say = lambda text: None
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """Makes the tokenizer and the answer list of a run that begins; origin: tokenizer folder of the run it starts from."""
-    tokenizer = assemble.make_tokenizer(config, images, documents, origin=origin, say=say)
-    return tokenizer, assemble.make_labels(config, images)
+    return assemble.make_tokenizer(config, parts, origin=origin, say=say), assemble.make_labels(config, parts)
 
 
 def make_pipeline(
@@ -99,7 +92,7 @@ def make_pipeline(
     rows: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
     """Builds the training pipeline; record: takes bad examples; rows: which of the n rows of a part this process makes."""
-    return assemble.make_pipeline(config, data.tokenizer, data.labels, data.images, data.documents, record, rows)
+    return assemble.make_pipeline(config, data.tokenizer, data.labels, data.parts, record, rows)
 
 
 def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None = None) -> Outline:

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simvlm_jax import experiment
-from simvlm_jax.core.build import load_config
+from simvlm_jax.core.build import check_renamed, load_config
 from simvlm_jax.core.files import MOST_RECORD, printable, read_json, write_whole
 from simvlm_jax.core.flops import trainable_flags
 from simvlm_jax.core.lock import turn
@@ -142,6 +142,7 @@ def _stage_config(stage: Any, arm: Any, seed: int, start: Path | None, tokenizer
 
 def _assign(config: ConfigDict, name: str, value: Any) -> None:
     """Sets a field by its flat name, whatever type it had."""
+    check_renamed(name)
     *path, last = name.split(".")
     for part in path:
         config = getattr(config, part)

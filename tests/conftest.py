@@ -42,8 +42,8 @@ def tiny_config():
     def make(variant: str = "", **overrides):
         config = load_config(f"{ROOT / 'configs' / 'prefixlm.py'}{':' + variant if variant else ''}")
         small = {
-            "data.train.path": SCENES,
-            "data.documents.path": "scenes/text-24_8_8_8",
+            "data.parts.pairs.path": SCENES,
+            "data.parts.documents.path": "scenes/text-24_8_8_8",
             "train.steps": 4,
             "train.batch_size": 8,
             "eval.batch_size": 8,
@@ -52,8 +52,8 @@ def tiny_config():
             **overrides,
         }
         config.update_from_flattened_dict(small)
-        if config.data.documents.batch_size:
-            config.data.documents.batch_size = 8
+        if config.data.parts.documents.rows:
+            config.data.parts.documents.rows = 8
         return config
 
     return make

@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("api") / "clip"
     config = load_config(str(ROOT / "configs" / "clip.py") + ":smoke")
-    config.data.train.path = SCENES
+    config.data.parts.pairs.path = SCENES
     config.train.steps = 2
     run(config, str(path))
     return simvlm_jax.load(path)

@@ -124,8 +124,9 @@ def test_every_config_builds(variant):
     assert all(
         build(suite, tokenizer=tokenizer, labels=labels).fields is not None for suite in config.eval.suites.values()
     )
-    for transform in config.data.train.transforms:
-        build(transform, tokenizer=tokenizer, labels=labels)
+    for part in config.data.parts.values():
+        for transform in part.transforms:
+            build(transform, tokenizer=tokenizer, labels=labels)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Plain(BaseModel):
         return unit(constrain(x @ in_use(params["encoder"]["kernel"], ("D", "F")), "BF"))
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
+        batch = batch["pairs"]
         loss = jnp.square(self.encode(params, batch["x"]) - self.encode(params, batch["y"])).sum(-1)
         return {}, {"alike": Term((loss * batch["weight"]).sum(), batch["weight"].sum())}, {}
 
@@ -59,6 +60,7 @@ class ToyMomentum(Plain):
         return {**extra, "target": params}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
+        batch = batch["pairs"]
         query = self.encode(params, batch["x"])
         key = jax.lax.stop_gradient(self.encode(extra["target"], batch["y"]))
         distance = jnp.square(query - key).sum(-1) * batch["weight"]
@@ -83,7 +85,7 @@ def toy_batch(step: int, rows: int = 16):
     x, noise = rng.normal(size=(2, rows, D))
     weight = (np.arange(rows) % 5 > 0).astype(float)
     found = {"x": x, "y": x + 0.3 * noise, "weight": weight}
-    return {k: v.astype(jnp.result_type(float)) for k, v in found.items()}
+    return {"pairs": {k: v.astype(jnp.result_type(float)) for k, v in found.items()}}
 
 
 @dataclasses.dataclass

@@ -52,7 +52,7 @@ def get_config():
         "checkpoint.latest": 1,
         "train.batch_size": 256,
         "train.steps": 120,
-        "data.train.split": "train[:37%]",
+        "data.parts.pairs.split": "train[:37%]",
         "optimizer.warmup": 20.0,
         "optimizer.learning_rate": 1e-2,
         "eval.suites": suites(),

@@ -29,16 +29,16 @@ def get_config():
     pretrain = {
         **common,
         "train.steps": 210,
-        "data.documents.batch_size": 8,
-        "data.train.transforms": parts.image_text_transforms(64, empty=0.0),  # prefixes uniform, as in the paper
+        "data.parts.documents.rows": 8,
+        "data.parts.pairs.transforms": parts.image_text_transforms(64, empty=0.0),  # prefixes uniform, as in the paper
         "eval.suites": {},
     }
     finetune = {**common, "train.steps": 170, "data.eval.path": "scenes/vqa-8_8_3600_1200"}
     text_only = {
-        "data.train.path": "scenes/text",
-        "data.train.split": "train",
-        "data.train.transforms": parts.text_transforms(),
-        "data.train.cache": False,
+        "data.parts.pairs.path": "scenes/text",
+        "data.parts.pairs.split": "train",
+        "data.parts.pairs.transforms": parts.text_transforms(),
+        "data.parts.pairs.cache": False,
     }
     arms = (
         _arm("full", "prefix LM, encoder-decoder, 3 stages"),
@@ -50,7 +50,7 @@ def get_config():
         _arm("stem2", "2 conv stages", both={"model.stem_stages": 2}),
         _arm("stem4", "4 conv stages", both={"model.stem_stages": 4}),
         _arm("patches", "plain patches", both={"model.stem_stages": 0}),
-        _arm("images_only", "image-to-text only", pretrain={"data.documents.batch_size": 0}),
+        _arm("images_only", "image-to-text only", pretrain={"data.parts.documents.rows": 0}),
         _arm("text_only", "text-to-text only", pretrain=text_only),
     )
     directions = (  # what the paper says, the arm that is better by it, the worse one

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:
-        return list(assemble.constant_captions(run.config, assemble.train_source(run.config)))
+        return list(assemble.constant_captions(assemble.part_sources(run.config)))
 
     entries, found = [], {}
     sources = {} if suite.path else assemble.eval_sources(run.config)

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def inspect(args) -> int:
     """Prints rows of a training batch; returns 1 if any of them would train nothing."""
     from simvlm_jax.core.build import assign, load_config
-    from simvlm_jax.materials import Data, make_pipeline, make_tokenizer_and_labels, training_sources
+    from simvlm_jax.data.assemble import part_sources
+    from simvlm_jax.materials import Data, make_pipeline, make_tokenizer_and_labels
     from simvlm_jax.run.directory import RunDir
     from simvlm_jax.run.load import build_model, recorded_config
     from simvlm_jax.text.tokenizer import Tokenizer
@@ -42,26 +43,22 @@ def inspect(args) -> int:
         assign(config, assignment)
     if args.rows < 0 or args.step < 0:
         raise ValueError(f"--rows {args.rows} and --step {args.step} must not be negative")
-    images, documents = training_sources(config)
+    sources = part_sources(config)
     if is_run:
         tokenizer, labels = Tokenizer.load(run.tokenizer), run.labels()
     else:
         origin = tokenizer_of(config.train.init_from)
-        tokenizer, labels = make_tokenizer_and_labels(config, images, documents, origin)
-    pipeline = make_pipeline(config, Data(images, documents, {}, tokenizer, labels, []))
+        tokenizer, labels = make_tokenizer_and_labels(config, sources, origin)
+    pipeline = make_pipeline(config, Data(sources, {}, tokenizer, labels, []))
     model = build_model(config, tokenizer, labels)
     batch, keys = pipeline.batch(args.step), pipeline.keys(args.step)
     layout = model.capabilities().get("layout")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     idle = 0
-    documents_batch = batch.pop("documents", None)
-    for name, group in (("images", batch), ("documents", documents_batch)):
-        if group is None:
-            continue
+    for name, group in batch.items():
         seen = layout(group) if layout and "label" not in group else None
-        count = len(group["text"])
+        count = len(group["id"])
         for i in range(min(args.rows or count, count)):
-            key = keys[i if name == "images" else len(batch["text"]) + i]
             lines, trains = describe(
                 {k: v[i] for k, v in group.items()},
                 tokenizer,
@@ -70,7 +67,7 @@ def inspect(args) -> int:
                 colour,
                 not args.no_picture,
             )
-            print(f"\n{name} row {i} of {count}, step {args.step}: {printable(key)}")
+            print(f"\n{name} row {i} of {count}, step {args.step}: {printable(keys[name][i])}")
             print("\n".join(f"  {line}" for line in lines))
             idle += not trains
     for cut in pipeline.report_cuts():

@@ -48,6 +48,7 @@ def describe(name: str) -> dict[str, Any]:
 
     from simvlm_jax.core.build import load_config
     from simvlm_jax.core.flops import model_flops
+    from simvlm_jax.core.parts import parts_of
     from simvlm_jax.core.trees import match
     from simvlm_jax.core.types import Vocabulary
     from simvlm_jax.data.shapes import StandIn, abstract_batch, stand_in_labels
@@ -60,7 +61,8 @@ def describe(name: str) -> dict[str, Any]:
     batch = abstract_batch(config, tokenizer, labels)
     shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0])
     flags = match(shapes, list(config.train.trainable), True, "train.trainable")
-    one = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in batch.items() if k != "documents"}
+    part, rows = parts_of(batch)[0]
+    one = {part: {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in rows.items()}}
     return {
         "config": name,
         "model": type(model).__name__,

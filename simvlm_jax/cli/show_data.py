@@ -9,7 +9,7 @@ FIELDS = ("label", "labels", "question", "answer", "answers", "texts", "text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="what config.data.train.path would be")
+    parser.add_argument("path", help="what config.data.parts.pairs.path would be")
     parser.add_argument("--split", help="the split to show (default: train, or the only one there is)")
     parser.add_argument("--limit", type=int, default=0, help="so many rows (default: all)")
     parser.add_argument("--columns", default="", help="names of a table's columns: image=filepath,caption=title")

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its arguments; those it does not know go to Beam (--runner=DataflowRunner ...)."""
     parser.description = (
         "Check, filter, shrink and de-duplicate pictures with captions, and write them as array_record shards that "
-        "--config.data.train.path=OUT reads. Inputs are WebDataset tars, or tables (.jsonl, .csv, .tsv, .parquet) with a column "
+        "--config.data.parts.pairs.path=OUT reads. Inputs are WebDataset tars, or tables (.jsonl, .csv, .tsv, .parquet) with a column "
         "url or image and a column caption. Run it again to continue. Further flags are Beam's (--runner=FlinkRunner ...)."
     )
     parser.add_argument(
@@ -59,5 +59,5 @@ def prepare(args: argparse.Namespace, options: list[str]) -> int:
     print(f"{counts['in']:,} rows in, {counts['out']:,} out to {args.out} ({args.split})")
     for reason, n in sorted(counts["dropped"].items(), key=lambda item: -item[1]):
         print(f"  {n:>9,}  {reason}")
-    print(f"train on it: --config.data.train.path={args.out}", file=sys.stderr)
+    print(f"train on it: --config.data.parts.pairs.path={args.out}", file=sys.stderr)
     return 0

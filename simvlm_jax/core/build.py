@@ -103,6 +103,23 @@ def _built(value: Any, extra: dict[str, Any], name: str) -> Any:
     return value
 
 
+RENAMED = {
+    "data.train.": "data.parts.pairs.",
+    "data.documents.batch_size": "data.parts.documents.rows",
+    "data.documents.": "data.parts.documents.",
+}
+"""Beginnings of fields that earlier releases had, and what they are called now."""
+
+
+def check_renamed(field: str) -> None:
+    """Raises:
+    ValueError: an earlier release had the field ("data.train.path"); the message has its name of today.
+    """
+    for old, new in RENAMED.items():
+        if field.startswith(old):
+            raise ValueError(f"config.{field} is config.{new}{field.removeprefix(old)} now; use that name")
+
+
 def assign(config: ConfigDict, assignment: str) -> None:
     """Sets a field by "name.of.field=value"; the value is a Python literal, or text.
 
@@ -110,6 +127,7 @@ def assign(config: ConfigDict, assignment: str) -> None:
       ValueError: no such field, or a value of another kind than the field's.
     """
     name, mark, text = assignment.partition("=")
+    check_renamed(name)
     *path, last = name.split(".")
     place: Any = config
     for part in path:

@@ -19,14 +19,17 @@ Extra = Any
 Features = Any
 Rngs = Any
 
-Batch = dict[str, Any]
-"""One global batch, rows first. A missing key means absent.
+Rows = dict[str, Any]
+"""One part of a batch, rows first. A missing key means absent; which keys there are, the transforms say that the config names.
 
 `image` [B,M,Y,X,C] uint8 · `image_mask` [B,M] bool · `text` [B,T] int32 (pieces, then one EOS, then padding) ·
 `text_mask` [B,T] bool (pieces and EOS) · `prefix_length` [B] int32 (leading pieces that are given) · `seed` [B]
 uint32 (for draws that a model lays out itself) · `label` [B] int32 (-1: none of the list) · `scores` [B,A]
-float32 (of each answer, where several people answered) · `id` [B] int64 · `weight` [B] float32 (0 marks a padding row) ·
-`documents`: a second Batch, of text-only rows; it has its own number of rows.
+float32 (of each answer, where several people answered) · `id` [B] int64 · `weight` [B] float32 (0 marks a padding row).
+"""
+Batch = dict[str, Rows]
+"""One global batch by named parts (`pairs`, `documents`, `images`, ...), each with its own number of rows; see core/parts.py.
+Models learn from parts; capabilities (`embed_image`, `prefill`, ...) take the Rows of one.
 """
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
+from simvlm_jax.core.parts import ordered
+from simvlm_jax.data.mixture import Mixture
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
 from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, open_split, without_pictures
 from simvlm_jax.data.splits import Refused, group_of, is_of
@@ -24,16 +26,56 @@ def is_scenes(path: str) -> bool:
     return path.split("/")[0] == "scenes" and not Path(path).exists()
 
 
+def parts_in(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The parts of a config's batches that have rows, by name: pairs first.
+
+    Raises:
+      ValueError: there is none.
+    """
+    parts = config.data.parts
+    found = {name: parts[name] for name in ordered(parts) if rows_of(config, parts[name])}
+    if not found:
+        raise ValueError("no part has rows, so there is nothing to train on; set config.data.parts.pairs.rows")
+    return found
+
+
+def rows_of(config: ConfigDict, part: ConfigDict) -> int:
+    """How many rows of a part a batch has: its own `rows`, or where it states none train.batch_size."""
+    rows = part.get("rows")
+    return int(config.train.batch_size if rows is None else rows)
+
+
+def _places(name: str, part: ConfigDict) -> dict[str, ConfigDict]:
+    """{name: fields} of a part's sources: those in `sources`, else that of its `path`, under the name ""."""
+    several = part.get("sources") or {}
+    if bool(several) == bool(part.path):
+        what = "both path and sources" if several else "neither path nor sources"
+        raise ValueError(f"config.data.parts.{name} names {what}; give one path, or several sources and path=None")
+    return {k: several[k] for k in sorted(several)} if several else {"": part}
+
+
+def _main_part(config: ConfigDict) -> tuple[str, ConfigDict]:
+    """The part that is evaluated where no data is named for it, and that labels are of."""
+    return next(iter(parts_in(config).items()))
+
+
 def eval_path(config: ConfigDict) -> str:
-    """The data that is evaluated: its own, or (a part of) the training data."""
-    return config.data.eval.path or config.data.train.path
+    """The data that is evaluated: its own, or (a part of) the training data, the first of several sources."""
+    return config.data.eval.path or next(iter(_places(*_main_part(config)).values())).path
 
 
-def _opened(how: ConfigDict, path: str, split: str, usual: str) -> Source:
+def _where(config: ConfigDict, name: str) -> str:
+    """The paths of a part, for messages."""
+    return ", ".join(repr(p.path) for p in _places(name, config.data.parts[name]).values())
+
+
+def _opened(how: ConfigDict, path: str, split: str, usual: str, images: bool = True) -> Source:
     """The source of a path, read as a section of the config says; data that tells no splits apart has the `usual` one alone."""
     named = group_of(split.partition("[")[0]) != usual  # what the built-in data is cut to is usual too
     open_ = open_split if named else open_source
-    return open_(path, split, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated")))
+    return open_(
+        path, split, images=images, columns=str(how.get("columns") or ""), truncated=bool(how.get("truncated"))
+    )
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -42,30 +84,52 @@ def _overlap(one: str, other: str) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def train_source(config: ConfigDict) -> Source:
-    """The training images; a share is held out where the evaluation names no data of its own."""
-    data = config.data
-    source = _opened(data.train, data.train.path, data.train.split, "train")
-    if data.eval.path is None and not is_scenes(data.train.path):
-        return HashSplit(source, data.held_out, held_out=False)
+def part_sources(config: ConfigDict) -> dict[str, Source]:
+    """What each part learns from; a share is held out of the first where the evaluation names no data of its own."""
+    main, _ = _main_part(config)
+    out: dict[str, Source] = {}
+    for name, part in parts_in(config).items():
+        held = name == main and config.data.eval.path is None
+        found = {k: _learned(config, part, place, held) for k, place in _places(name, part).items()}
+        weights = {k: float(place.get("weight", 1.0)) for k, place in _places(name, part).items()}
+        out[name] = found[""] if "" in found else Mixture({k: (s, weights[k]) for k, s in found.items()})
+    return out
+
+
+def _learned(config: ConfigDict, part: ConfigDict, place: ConfigDict, held: bool) -> Source:
+    """A source as a part learns from it."""
+    source = _opened(place, place.path, place.split, "train", bool(part.get("images", True)))
+    if held and not is_scenes(place.path):
+        return HashSplit(source, config.data.held_out, held_out=False)
     return source
 
 
 def eval_sources(config: ConfigDict) -> dict[str, Source]:
-    """Evaluation sources by split name: those of `scenes`; of other data the one that is named, "test" if it has no name."""
+    """Evaluation sources by split name: those of `scenes`; of other data the one that is named, "test" if it has no name.
+
+    Where no data is named, what is held out of the training data: of several sources each under its name.
+    """
     data, path = config.data, eval_path(config)
+    name, part = _main_part(config)
+    places = _places(name, part)
+    if data.eval.path is None and any(not is_scenes(p.path) for p in places.values()):
+        return {
+            k or "test": HashSplit(_opened(p, p.path, p.split, "train"), data.held_out, held_out=True)
+            for k, p in places.items()
+            if not is_scenes(p.path)
+        }
     if is_scenes(path):
         return {name: open_source(path, split) for name, split in data.eval.splits.items()}
-    if data.eval.path is None:
-        return {"test": HashSplit(_opened(data.train, path, data.train.split, "train"), data.held_out, held_out=True)}
     source = _opened(data.eval, path, data.eval.split, "validation")
-    if not is_of(getattr(source, "split", ""), data.eval.split) and _overlap(data.train.path, path):
-        learned = _opened(data.train, data.train.path, data.train.split, "train")
-        if repr(learned) == repr(source):
-            raise Refused(
-                f"config.data.eval.path {path!r} holds the rows of config.data.train.path again, for nothing tells splits apart in "
-                f"them; leave data.eval.path out (then data.held_out={data.held_out} is held out), or name other data"
-            )
+    for k, place in places.items():
+        if not is_of(getattr(source, "split", ""), data.eval.split) and _overlap(place.path, path):
+            learned = _opened(place, place.path, place.split, "train")
+            if repr(learned) == repr(source):
+                where = f"config.data.parts.{name}{f'.sources.{k}' if k else ''}.path"
+                raise Refused(
+                    f"config.data.eval.path {path!r} holds the rows of {where} again, for nothing tells splits apart in "
+                    f"them; leave data.eval.path out (then data.held_out={data.held_out} is held out), or name other data"
+                )
     return {getattr(source, "split", "") or "test": source}
 
 
@@ -83,17 +147,10 @@ def validation_source(config: ConfigDict) -> Source:
     return open_source(path, config.data.eval.split) if is_scenes(path) else next(iter(eval_sources(config).values()))
 
 
-def documents_source(config: ConfigDict) -> Source | None:
-    """The text-only documents, if the config has any."""
-    documents = config.data.documents
-    return open_source(documents.path, documents.split, images=False) if documents.batch_size else None
-
-
-def corpus(config: ConfigDict, *sources: Source | None) -> Iterator[str]:
-    """The run's own text, for its tokenizer: an even spread of every source's captions and documents."""
-    for source in sources:
-        if source is not None:
-            yield from spread_texts(source, config.text.corpus)
+def corpus(config: ConfigDict, sources: Mapping[str, Source]) -> Iterator[str]:
+    """The run's own text, for its tokenizer: an even spread of every part's captions and documents."""
+    for source in sources.values():
+        yield from spread_texts(source, config.text.corpus)
 
 
 def spread_texts(source: Source, count: int) -> Iterator[str]:
@@ -127,7 +184,8 @@ def _unreadable(source: Source) -> str:
 
 def make_tokenizer(
     config: ConfigDict,
-    *sources: Source | None,
+    sources: Mapping[str, Source],
+    *,
     origin: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tokenizer:
@@ -144,11 +202,12 @@ def make_tokenizer(
         return Tokenizer(found.model, text.length or found.vocabulary.length, found.spelling or text.spelling)
     if origin and text.length:
         return Tokenizer.from_file(origin, text.length, text.spelling)
-    texts = list(corpus(config, *sources))
+    texts = list(corpus(config, sources))
     if not texts:
-        why = _unreadable(sources[0]) if sources[0] is not None else ""
+        name, first = next(iter(sources.items()))
         raise ValueError(
-            f"{config.data.train.path!r} holds no captions to make a tokenizer from{why}; check data.train.path, or restore the file"
+            f"{_where(config, name)} holds no captions to make a tokenizer from{_unreadable(first)}; check "
+            f"data.parts.{name}.path, or restore the file"
         )
     length = text.length or 8
     if origin:
@@ -169,8 +228,8 @@ def make_tokenizer(
     return Tokenizer(tokenizer.model, -(-longest // 8) * 8, text.spelling)
 
 
-def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
-    """The answers a run classifies into: the most frequent `data.labels.size` of the training data, in that order.
+def make_labels(config: ConfigDict, sources: Mapping[str, Source]) -> tuple[str, ...]:
+    """The answers a run classifies into: the most frequent `data.labels.size` of the first part's, in that order.
 
     Answers to questions that differ in capitals alone are one, spelt as most often. Only those seen `at_least` so often count (VQA's
     3,129 answers were seen nine times or more); size 0: none are wanted.
@@ -178,6 +237,7 @@ def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
     wanted = config.data.labels
     if not wanted.size:
         return ()
+    name, source = next(iter(sources.items()))
     spelt, folded = Counter[str](), set[str]()
     for i in range(len(source)):
         with contextlib.suppress(
@@ -197,7 +257,7 @@ def make_labels(config: ConfigDict, source: Source) -> tuple[str, ...]:
         seen[form(a)] += n
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
-        raise ValueError(f"{config.data.train.path!r} has no `answer`, `answers` or `label` to classify into")
+        raise ValueError(f"{_where(config, name)} has no `answer`, `answers` or `label` to classify into")
     return tuple(spelling[a] for a in found[: wanted.size])
 
 
@@ -205,28 +265,34 @@ def make_pipeline(
     config: ConfigDict,
     tokenizer: Tokenizer,
     labels: tuple[str, ...],
-    images: Source,
-    documents: Source | None,
+    sources: Mapping[str, Source],
     record: Any = None,
     mine: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
-    """The training pipeline (of one host: see Pipeline).
-
-    A batch has `train.batch_size` image rows and `data.documents.batch_size` text-only rows.
-    """
+    """The training pipeline (of one host: see Pipeline). sources: of each part, as `part_sources` gives them."""
     data, seed = config.data, config.seed
     assert isinstance(seed, int)
-    steps = [build(t, tokenizer=tokenizer, labels=labels) for t in data.train.transforms]
-    if data.train.cache:  # the first transform draws nothing, so its result can be kept
-        images, steps = Cached(images, steps[:1]), steps[1:]
-    parts = [Part("images", images, steps, config.train.batch_size)]
-    if documents is not None:
-        steps = [build(t, tokenizer=tokenizer) for t in data.documents.transforms]
-        parts.append(Part("documents", documents, steps, data.documents.batch_size, "documents"))
-    return Pipeline(parts, seed, Quarantine(data.quarantine, record), mine)
+    made = []
+    for name, part in parts_in(config).items():
+        source = sources[name]
+        steps = [
+            build(t, f"config.data.parts.{name}.transforms[{i}]", tokenizer=tokenizer, labels=labels)
+            for i, t in enumerate(part.transforms)
+        ]
+        if part.get("cache"):  # the first transform draws nothing, so its result can be kept
+            source, steps = cached(source, steps[:1]), steps[1:]
+        made.append(Part(name, source, steps, rows_of(config, part)))
+    return Pipeline(made, seed, Quarantine(data.quarantine, record), mine)
 
 
-def constant_captions(config: ConfigDict, images: Source, count: int = 200) -> Iterator[str]:
-    """Training captions that may serve as the best constant caption: an even spread, one an image."""
-    for example in _spread(images, count):
+def cached(source: Source, transforms: Sequence[Callable]) -> Source:
+    """A source whose transformed examples stay in memory, those of a mixture source by source."""
+    if isinstance(source, Mixture):
+        return source.with_each(lambda one: Cached(one, transforms))
+    return Cached(source, transforms)
+
+
+def constant_captions(sources: Mapping[str, Source], count: int = 200) -> Iterator[str]:
+    """Training captions of the first part that may serve as the best constant caption: an even spread, one an image."""
+    for example in _spread(next(iter(sources.values())), count):
         yield from example.get("captions", ())[:1]

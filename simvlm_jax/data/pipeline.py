@@ -14,20 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.core.types import Batch
+from simvlm_jax.core.parts import PAIRS
+from simvlm_jax.core.types import Batch, Rows
+from simvlm_jax.data.mixture import Mixture
 from simvlm_jax.data.sources import Source
 from simvlm_jax.data.transforms import BadTransforms, Keep
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 _MAX_TRIES = 20
+SEEDED_AS = {PAIRS: "images"}
+"""The name that the draws of a part are seeded by, where it is not its own: the sequence of pairs is older than their name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A source, how its examples become rows, and how many rows it gives to every batch.
 
-    transforms: the last is a Keep, which names the keys of a row.
-    group: "" for rows of the batch itself, or the key of the nested batch they belong to ("documents").
+    source: one, or a Mixture of several. transforms: the last is a Keep, which names the keys of a row.
 
     Raises:
       BadTransforms: the list ends in another transform.
@@ -37,7 +40,6 @@ class Part:
     source: Source
     transforms: Sequence[Transform]
     rows: int
-    group: str = ""
 
     def __post_init__(self):
         if not (self.transforms and isinstance(self.transforms[-1], Keep)):
@@ -104,12 +106,20 @@ class Pipeline:
                 raise ValueError(f"data source {p.name!r} is empty")
         self._mine = {p.name: mine(p.rows) for p in self.parts}
         self._images: dict[str, int | None] = {}
-        self._order: list[Any] = [
-            grain.MapDataset.range(len(p.source)).seed(self._part_seed(p)).shuffle().repeat() for p in self.parts
-        ]
+        self._order: list[Any] = []
+        for p in self.parts:
 
-    def _part_seed(self, part: Part) -> int:
-        return zlib.crc32(f"{self.seed}/{part.name}".encode())
+            def shuffled(source: str, count: int, part: Part = p) -> Any:
+                """An endless order of a source's examples: each epoch another, all of them once."""
+                return grain.MapDataset.range(count).seed(self._seed_of(part, source)).shuffle().repeat()
+
+            self._order.append(
+                p.source.sequence(shuffled) if isinstance(p.source, Mixture) else shuffled("", len(p.source))
+            )
+
+    def _seed_of(self, part: Part, source: str = "") -> int:
+        name = SEEDED_AS.get(part.name, part.name)
+        return zlib.crc32("/".join(filter(None, (str(self.seed), name, source))).encode())
 
     @property
     def share(self) -> float:
@@ -118,16 +128,17 @@ class Pipeline:
 
     def batch(self, step: int) -> Batch:
         """This host's rows of the batch of a step, as numpy arrays."""
-        groups: dict[str, list[dict[str, Any]]] = {}
+        batch: Batch = {}
         for p, order in zip(self.parts, self._order, strict=True):
+            rows = []
             for place in self._mine[p.name]:
                 row, cut = self._row(p, order, step * p.rows + place)
                 with self._lock:
                     self._drawn[p.name] += 1
                     self._cut[p.name] += cut
-                groups.setdefault(p.group, []).append(row)
-        batch = _stack(groups.pop(""))
-        return {**batch, **{name: _stack(rows) for name, rows in groups.items()}}
+                rows.append(row)
+            batch[p.name] = _stack(rows)
+        return batch
 
     def report_cuts(self) -> list[str]:
         """For each part with texts that were too long and lost pieces: how many of its rows, since this was last asked."""
@@ -141,12 +152,12 @@ class Pipeline:
             self._cut.clear()
         return out
 
-    def keys(self, step: int) -> list[str]:
-        """The keys of all rows of a step's global batch, in order (a bad example's own, not its replacement's)."""
-        out = []
-        for p, order in zip(self.parts, self._order, strict=True):
-            out += [p.source.key(int(order[g])) for g in range(step * p.rows, (step + 1) * p.rows)]
-        return out
+    def keys(self, step: int) -> dict[str, list[str]]:
+        """By part, the keys of all rows of a step's global batch, in order (a bad example's own, not its replacement's)."""
+        return {
+            p.name: [p.source.key(int(order[g])) for g in range(step * p.rows, (step + 1) * p.rows)]
+            for p, order in zip(self.parts, self._order, strict=True)
+        }
 
     def _images_a_row(self, p: Part, order: Any) -> int | None:
         """How many pictures a row of a part has: as many as most of the first rows of the whole sequence."""
@@ -156,7 +167,7 @@ class Pipeline:
             counts = Counter[int]()
             for index in range(min(p.rows, 8)):
                 with contextlib.suppress(Exception):  # which is told when it is drawn
-                    row, _ = self._made(p, int(order[index]), np.random.default_rng((self._part_seed(p), index)))
+                    row, _ = self._made(p, int(order[index]), np.random.default_rng((self._seed_of(p), index)))
                     if "image" in row:
                         counts[len(row["image"])] += 1
             with self._lock:
@@ -173,7 +184,7 @@ class Pipeline:
         return row, "text" in row and bool(example.get("cut", 0))
 
     def _row(self, p: Part, order: Any, index: int) -> tuple[dict[str, Any], bool]:
-        rng = np.random.default_rng((self._part_seed(p), index))
+        rng = np.random.default_rng((self._seed_of(p), index))
         position = int(order[index])
         images = self._images_a_row(p, order)
         for _ in range(_MAX_TRIES):
@@ -187,7 +198,8 @@ class Pipeline:
                 raise
             except Exception as e:  # decoders and people's files raise whatever they like
                 self.quarantine.add(p.name, p.source.key(position), e)
-                position = int(rng.integers(len(p.source)))
+                first, end = p.source.span(position) if isinstance(p.source, Mixture) else (0, len(p.source))
+                position = first + int(rng.integers(end - first))  # another of the same source
         raise TooManyBadExamples(
             f"{_MAX_TRIES} examples of {p.name!r} in a row were bad; the last was {p.source.key(position)!r}"
         )
@@ -201,5 +213,5 @@ class Pipeline:
         return iter(steps.to_iter_dataset(options))
 
 
-def _stack(rows: list[dict[str, Any]]) -> Batch:
+def _stack(rows: list[dict[str, Any]]) -> Rows:
     return {k: np.stack([r[k] for r in rows]) for k in rows[0]}

@@ -53,8 +53,7 @@ def stand_in_tokenizer(config: ConfigDict) -> Any:
     """
     text = config.text
     if text.model or not text.length:
-        images, documents = assemble.train_source(config), assemble.documents_source(config)
-        found: Tokenizer = assemble.make_tokenizer(config, images, documents)
+        found: Tokenizer = assemble.make_tokenizer(config, assemble.part_sources(config))
         return StandIn(found.vocabulary)
     return StandIn(Vocabulary(text.vocabulary, text.length))
 
@@ -69,17 +68,14 @@ def abstract_batch(config: ConfigDict, tokenizer: Any, labels: tuple[str, ...]) 
     import jax
 
     one = ConfigDict(config.to_dict())
-    rows, documents = config.train.batch_size, config.data.documents.batch_size
-    one.train.batch_size, one.data.train.cache = 1, False
-    one.data.documents.batch_size = min(documents, 1)
+    rows = {name: assemble.rows_of(config, part) for name, part in assemble.parts_in(config).items()}
+    for name in rows:
+        one.data.parts[name].update(rows=1, cache=False)
     images = config.model.get("images", 1)
     source: Any = _MadeUp(config.data.image_size, images, labels[0] if labels else "text")
-    batch = assemble.make_pipeline(one, tokenizer, labels, source, source if documents else None).batch(0)
+    batch = assemble.make_pipeline(one, tokenizer, labels, dict.fromkeys(rows, source)).batch(0)
 
-    def shapes(group: Batch, n: int) -> Batch:
-        return {
-            k: jax.ShapeDtypeStruct((n, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype)) for k, v in group.items()
-        }
+    def abstract(v: np.ndarray, n: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((n, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))
 
-    whole = shapes({k: v for k, v in batch.items() if k != "documents"}, rows)
-    return {**whole, "documents": shapes(batch["documents"], documents)} if documents else whole
+    return {name: {k: abstract(v, rows[name]) for k, v in part.items()} for name, part in batch.items()}

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simvlm_jax.core.parts import PAIRS, only_part
 from simvlm_jax.core.schema import Side
-from simvlm_jax.core.types import BaseModel, Term, Vocabulary
+from simvlm_jax.core.types import BaseModel, Batch, Rows, Term, Vocabulary
 from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.vit import resize_positions
@@ -125,14 +126,24 @@ class DualEncoder(BaseModel):
         variables = self.network.init(rng, pixels, *self.lay_out(text, text == 0), method="everything")
         return variables["params"], {}
 
+    def pairs(self, batch: Batch) -> Rows:
+        """The rows that are learned from.
+
+        Raises:
+          ValueError: other parts than `pairs`, or rows without images.
+        """
+        rows = only_part(batch, PAIRS, type(self).__name__)
+        if "image" not in rows:
+            raise ValueError(f"{type(self).__name__} learns from pairs, and these rows have no image")
+        return rows
+
     def apply(self, params, method, *args, rngs=None):
         """A pass of the network."""
         return self.network.apply({"params": params}, *args, method=method, rngs=rngs or {})
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
         """Both towers' features; every loss lies across the batch."""
-        if "image" not in batch:
-            raise ValueError(f"{type(self).__name__} learns from pairs, and these rows have no image")
+        batch = self.pairs(batch)
         streams = {"dropout": rngs} if train else {}
         text = self.lay_out(batch["text"], batch["text_mask"])
         weight = pair_weight(batch)

@@ -116,10 +116,11 @@ class CLIP(DualEncoder):
     def per_example(self, params, extra, batch, *, rngs, step, train):
         features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
         if self.positives:
+            batch = self.pairs(batch)
             if "label" not in batch:
                 raise ValueError(
-                    "CLIP with positives='label' needs rows with a label: add transforms.Label to config.data.train.transforms "
-                    "and set config.data.labels.size"
+                    "CLIP with positives='label' needs rows with a label: add transforms.Label and keep `label` in "
+                    "config.data.parts.pairs.transforms, and set config.data.labels.size"
                 )
             label = jnp.asarray(batch["label"])
             alone = -1 - jnp.asarray(batch["id"]).astype(label.dtype)  # a class unknown is no class

@@ -229,10 +229,9 @@ class CoCa(DualEncoder, LanguageModel):
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
         streams = {"dropout": rngs} if train else {}
+        batch = self.pairs(batch)
         if "label" in batch:
             return {}, *class_terms(self._class_logits(params, batch, streams), batch)
-        if "image" not in batch:
-            raise ValueError("CoCa learns from pairs, and these rows have no image")
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
         weight, image, text, logits = pair_weight(batch), None, None, None
         if not self.contrastive_weight:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.parts import PAIRS, parts_of
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term, Vocabulary
@@ -286,7 +287,7 @@ class SimVLM(LanguageModel):
         return Network(self)
 
     def init(self, rng, batch):
-        rows = {k: v for k, v in batch.items() if k != "documents"}
+        _, rows = parts_of(batch)[0]
         small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
         small["image"] = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)  # also where rows have none
         small.pop("image_mask", None)
@@ -295,20 +296,24 @@ class SimVLM(LanguageModel):
         return variables["params"], {}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        """The language-model loss, over images with text and over documents alike (section 3.1).
+        """The language-model loss, over every part alike: images with text, documents (section 3.1).
 
         Rows with a `label` or `scores` are classified instead; label -1 is an answer outside the list and trains nothing.
         """
-        groups = {"text": {k: v for k, v in batch.items() if k != "documents"}}
-        if "documents" in batch:
-            groups["documents"] = batch["documents"]
         terms, aux, total, count = {}, {}, 0.0, 0.0
-        for i, (name, group) in enumerate(groups.items()):
+        for i, (part, group) in enumerate(parts_of(batch)):
+            name = "text" if part == PAIRS else part
             streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}
             if "label" in group or "scores" in group:
+                if "classify" in terms:
+                    raise ValueError(f"SimVLM classifies the rows of one part; those of {part!r} have a label too")
                 more, measured = class_terms(self._class_logits(params, group, streams), group)
                 terms, aux = {**terms, **more}, {**aux, **measured}
                 continue
+            if "text" not in group:
+                raise ValueError(
+                    f"SimVLM learns from texts, and the rows of {part!r} have none; keep text and text_mask"
+                )
             layout = self.layout(group)
             logits = self.network.apply({"params": params}, group, layout, rngs=streams, method="teacher_forced")
             weight = layout.predicted * group["weight"][:, None]

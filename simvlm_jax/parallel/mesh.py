@@ -213,7 +213,7 @@ def check_parts(rows: int, mesh: Mesh, accumulate: int) -> None:
     if rows % (shards * accumulate):
         raise ValueError(
             f"{rows} rows do not divide over {shards} shards x {accumulate} micro-batches; change config.train.batch_size, "
-            "config.data.documents.batch_size, config.train.accumulate or config.mesh"
+            "the `rows` of a part in config.data.parts, config.train.accumulate or config.mesh"
         )
 
 
@@ -222,5 +222,5 @@ def _check_rows(rows: int, mesh: Mesh) -> None:
     if rows % shards:
         raise ValueError(
             f"{rows} rows do not divide over {shards} devices; make every part of the batch "
-            f"(config.train.batch_size, config.data.documents.batch_size) a multiple of {shards}"
+            f"(config.train.batch_size, or its own config.data.parts.NAME.rows) a multiple of {shards}"
         )

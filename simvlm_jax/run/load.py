@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
+from simvlm_jax.core.parts import PAIRS
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
 from simvlm_jax.parallel.mesh import make_mesh, placement
@@ -40,11 +41,8 @@ def recorded_config(run: RunDir) -> ConfigDict:
     config["eval"] = {"suites": {}, "batch_size": 100, "examples": 0, **config["eval"]}
     config["checkpoint"] = {"best": None, **config["checkpoint"]}
     config["seed"] = config.get("seed", 0)
-    for name, default in (
-        ("eval", {"path": None, "split": "validation", "splits": {}}),
-        ("documents", {"batch_size": 0}),
-    ):
-        config["data"][name] = {**default, **(config["data"].get(name) or {})}
+    evaluated = {"path": None, "split": "validation", "splits": {}}
+    config["data"]["eval"] = {**evaluated, **(config["data"].get("eval") or {})}
     config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, **config.get("mesh", {})}
     return ConfigDict(config)
 
@@ -83,9 +81,9 @@ def check_shapes(params: Any, model: Model, config: ConfigDict, length: int, whe
     text = np.zeros((1, length), np.int32)
     image = np.zeros((1, config.model.get("images", 1), *[config.data.image_size] * 2, 3), np.uint8)
     one = np.zeros(1, np.int32)
-    batch = {"image": image, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
+    rows = {"image": image, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
     try:
-        wanted = _shapes(nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0]))
+        wanted = _shapes(nn.unbox(jax.eval_shape(lambda key: model.init(key, {PAIRS: rows}), jax.random.key(0))[0]))
     except Exception:  # a class of another package may take other batches
         return
     found = _shapes(params)

@@ -4,7 +4,18 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simvlm_jax.core.schema import Count, Finite, NotNegative, Pattern, Positive, Replacement, Seed, Share, Side
+from simvlm_jax.core.schema import (
+    AboveZero,
+    Count,
+    Finite,
+    NotNegative,
+    Pattern,
+    Positive,
+    Replacement,
+    Seed,
+    Share,
+    Side,
+)
 
 Text = Annotated[str, Meta(max_length=10_000)]
 Path = Annotated[str, Meta(min_length=1, max_length=10_000)]
@@ -12,24 +23,32 @@ Path = Annotated[str, Meta(min_length=1, max_length=10_000)]
 Axis = Annotated[int, Meta(ge=-1, le=2**20)]
 
 
-class Train(Struct):
-    """config.data.train: what is trained on."""
+class PartSource(Struct):
+    """A source of several of a part: weight is its share of the part's rows, against the others'."""
 
     path: Path
     split: Text = "train"
-    transforms: list[dict[str, Any]] = []
-    cache: bool = False
     columns: Text = ""
     truncated: bool = False
+    weight: AboveZero = 1.0
 
 
-class Documents(Struct):
-    """config.data.documents: texts without pictures."""
+class Part(Struct):
+    """A part of the batches: what config.data.parts holds by name.
 
-    path: Text = ""
+    path (with split, columns and truncated), or in its place several `sources` by name. rows: in a batch, 0 for none, None for
+    train.batch_size. images: whether files are read as pictures with what is said of them, or as texts alone.
+    """
+
+    path: Path | None = None
     split: Text = "train"
-    batch_size: Annotated[int, Meta(ge=0, le=2**24)] = 0
+    columns: Text = ""
+    truncated: bool = False
+    sources: dict[str, PartSource] = {}
+    rows: Annotated[int, Meta(ge=0, le=2**24)] | None = None
+    images: bool = True
     transforms: list[dict[str, Any]] = []
+    cache: bool = False
 
 
 class Evaluated(Struct):
@@ -53,9 +72,8 @@ class Data(Struct):
     """config.data."""
 
     image_size: Side
-    train: Train
+    parts: dict[str, Part]
     whole: bool = False
-    documents: Documents | None = None
     eval: Evaluated | None = None
     labels: Labels | None = None
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.05

@@ -19,20 +19,38 @@ _NO_DECAY = [[r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0]
 """The default of optimizer.decay before it was read from letters (core/letters.py)."""
 
 
+_FIELDS = {
+    "split": "train",
+    "columns": "",
+    "truncated": False,
+    "sources": {},
+    "rows": 0,
+    "images": True,
+    "cache": False,
+}
+"""Of a part, as they were before each had all of them."""
+
+
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run as this release would have recorded it; one of this release as it is.
 
-    Lists of transforms end in a Keep of the keys that rows had. The list of what has no weight decay is empty where it was the
-    default, which letters say now.
+    `data.train` and `data.documents` become the parts `pairs` and `documents`, and their lists of transforms end in a Keep of the
+    keys that rows had. The list of what has no weight decay is empty where it was the default, which letters say now.
     """
     optimizer = config.get("optimizer")
     if isinstance(optimizer, dict) and optimizer.get("decay") == _NO_DECAY:
         config = {**config, "optimizer": {**optimizer, "decay": []}}
-    data = dict(config.get("data") or {})
-    for part in ("train", "documents"):
-        if isinstance(data.get(part), dict) and isinstance(steps := data[part].get("transforms"), list) and steps:
-            data[part] = {**data[part], "transforms": _kept(steps)}
-    return {**config, "data": data}
+    data = config.get("data")
+    if not isinstance(data, dict) or "parts" in data:
+        return config
+    data, parts = dict(data), {}
+    for old, name, more in (("train", "pairs", {"rows": None}), ("documents", "documents", {"images": False})):
+        if isinstance(fields := data.pop(old, None), dict):
+            fields = {{"batch_size": "rows"}.get(k, k): v for k, v in fields.items()}
+            parts[name] = {**_FIELDS, **more, **fields}
+            if isinstance(steps := fields.get("transforms"), list) and steps:
+                parts[name]["transforms"] = _kept(steps)
+    return {**config, "data": {**data, "parts": parts}}
 
 
 def _kept(steps: list[Any]) -> list[Any]:

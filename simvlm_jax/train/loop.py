@@ -158,7 +158,7 @@ def train(
                 if not retries:
                     raise NonFiniteLoss(
                         f"the loss of step {bad} is not finite, also after {options.retries} retries; "
-                        f"its samples: {', '.join(pipeline.keys(bad - 1))}"
+                        f"its samples: {', '.join(k for keys in pipeline.keys(bad - 1).values() for k in keys)}"
                     )
                 retries -= 1
                 checkpoints.wait()
@@ -269,5 +269,4 @@ def _whole(batch: Any, share: float) -> Any:
 
 
 def _tokens(batch: Any) -> int:
-    masks = [g["text_mask"] for g in (batch, batch.get("documents", {})) if "text_mask" in g]
-    return int(sum(np.asarray(m).sum() for m in masks))
+    return int(sum(np.asarray(rows["text_mask"]).sum() for rows in batch.values() if "text_mask" in rows))

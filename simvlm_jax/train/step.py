@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from simvlm_jax.core.layout import platform
+from simvlm_jax.core.parts import parts_of
 from simvlm_jax.core.terms import check_terms, join_halves, total_loss
 from simvlm_jax.core.trees import check_same_shapes, merge, partition, path_name
 from simvlm_jax.core.types import Batch, Model, Term, TrainState
@@ -95,7 +96,7 @@ def _checked_half(found: tuple[Any, Any, Any], where: str) -> tuple[Any, Any, An
 
 def fingerprint(batch: Batch) -> dict[str, jax.Array]:
     """`samples`: a checksum of which samples a batch holds and in which order, so that runs can be compared by it."""
-    parts = [group["id"] for group in (batch, batch.get("documents", {})) if "id" in group]
+    parts = [rows["id"] for _, rows in parts_of(batch) if "id" in rows]
     total = jnp.zeros((), jnp.uint32)
     for ids in parts:
         place = jnp.arange(1, ids.shape[0] + 1, dtype=jnp.uint32) * jnp.uint32(2654435761)

@@ -245,7 +245,7 @@ def test_inspect_shows_labels_that_a_terminal_obeys_spelt_out(text_batch):
 
 
 def test_inspect_says_when_a_row_trains_nothing(finished_run, capsys):
-    words = [f"data.train.path={SCENES.replace('captions', 'vqa')}", f"train.init_from=('{finished_run}',)"]
+    words = [f"data.parts.pairs.path={SCENES.replace('captions', 'vqa')}", f"train.init_from=('{finished_run}',)"]
     words += ["train.batch_size=8", "data.labels.size=1"]
     config = f"{ROOT / 'configs' / 'finetune.py'}:vqa"
     sets = [part for word in words for part in ("--set", word)]

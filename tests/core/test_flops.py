@@ -251,7 +251,7 @@ def rows(model, B, T=12, **more):
     side = model.image_size
     shapes = {"image": ((B, 1, side, side, 3), "uint8"), "text": ((B, T), "int32"), "text_mask": ((B, T), "bool")}
     shapes |= {"prefix_length": ((B,), "int32"), "weight": ((B,), "float32"), **more}
-    return {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
+    return {"pairs": {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_models_cost_what_their_closed_forms_say(model, closed):
 
 def test_documents_have_rows_of_their_own():
     model = SimVLM(V, 32)
-    batch = rows(model, 3) | {"documents": {k: v for k, v in rows(model, 5).items() if k != "image"}}
+    batch = rows(model, 3) | {"documents": {k: v for k, v in rows(model, 5)["pairs"].items() if k != "image"}}
     forward = simvlm(model, 3, 12)[1] + simvlm(model, 5, 12, pictured=False)[1]
     assert model_flops(model, batch).forward == pytest.approx(forward, rel=1e-9)
 

@@ -132,6 +132,6 @@ def test_a_target_that_is_none():
 
 def test_an_empty_path_of_data_is_not_the_current_folder():
     config = load_config(str(ROOT / "configs" / "prefixlm.py"))
-    config.data.train.path = ""
-    with pytest.raises(BadValue, match=r"config\.data\.train\.path is '': expected text that is not empty"):
+    config.data.parts.pairs.path = ""
+    with pytest.raises(BadValue, match=r"config\.data\.parts\.pairs\.path is '': expected text that is not empty"):
         checked(config)

@@ -36,8 +36,8 @@ def pipeline(tokenizer, source=None, seed=0, mine=range, **kwargs):
     keep = Keep(("text", "text_mask", "prefix_length", "seed"))
     steps = [Tokenize(tokenizer), DrawPrefix(), DrawSeed(), keep]
     parts = [
-        Part("a", source or Words(50), steps, 8),
-        Part("documents", Words(30), steps, 4, "documents"),
+        Part("pairs", source or Words(50), steps, 8),
+        Part("documents", Words(30), steps, 4),
     ]
     return Pipeline(parts, seed, mine=mine, **kwargs)
 
@@ -73,12 +73,12 @@ def test_text_length_is_measured_on_the_corpus(tiny_config):
     from simvlm_jax.data import assemble
 
     config = tiny_config()
-    source = assemble.train_source(config)
-    tokenizer = assemble.make_tokenizer(config, source)
+    sources = assemble.part_sources(config)
+    source, tokenizer = sources["pairs"], assemble.make_tokenizer(config, sources)
     longest = max(len(tokenizer.encode(c)) + 1 for i in range(len(source)) for c in source[i]["captions"])
     assert longest <= tokenizer.vocabulary.length < longest + 8 and tokenizer.vocabulary.length % 8 == 0
     config.text.length = 40
-    assert assemble.make_tokenizer(config, source).vocabulary.length == 40
+    assert assemble.make_tokenizer(config, sources).vocabulary.length == 40
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -87,14 +87,14 @@ def test_hosts_share_out_the_same_batch(tokenizer, hosts):
     mine = [lambda n, i=i: range(i * n // hosts, (i + 1) * n // hosts) for i in range(hosts)]
     slices = [pipeline(tokenizer, mine=rows).batch(3) for rows in mine]
     for k in ("text", "prefix_length", "seed", "id"):
-        np.testing.assert_array_equal(whole[k], np.concatenate([s[k] for s in slices]))
-        np.testing.assert_array_equal(whole["documents"][k], np.concatenate([s["documents"][k] for s in slices]))
+        for part in ("pairs", "documents"):
+            np.testing.assert_array_equal(whole[part][k], np.concatenate([s[part][k] for s in slices]))
 
 
 def test_seeds_differ_and_epochs_hold_every_example_once(tokenizer):
     a, b = pipeline(tokenizer, seed=0), pipeline(tokenizer, seed=1)
-    assert a.batch(0)["id"].tolist() != b.batch(0)["id"].tolist()
-    ids = np.concatenate([a.batch(s)["id"] for s in range(25)])  # 200 rows: four epochs of 50
+    assert a.batch(0)["pairs"]["id"].tolist() != b.batch(0)["pairs"]["id"].tolist()
+    ids = np.concatenate([a.batch(s)["pairs"]["id"] for s in range(25)])  # 200 rows: four epochs of 50
     for epoch in range(4):
         assert sorted(ids[epoch * 50 : epoch * 50 + 50]) == list(range(50))
     assert ids[:50].tolist() != ids[50:100].tolist()
@@ -103,17 +103,18 @@ def test_seeds_differ_and_epochs_hold_every_example_once(tokenizer):
 def test_mixture_is_exact_in_every_batch(tokenizer):
     for step in range(5):
         batch = pipeline(tokenizer).batch(step)
-        assert len(batch["text"]) == 8 and len(batch["documents"]["text"]) == 4 and "image" not in batch["documents"]
+        assert set(batch) == {"pairs", "documents"}
+        assert len(batch["pairs"]["text"]) == 8 and len(batch["documents"]["text"]) == 4
 
 
 def test_keys_name_the_rows(tokenizer):
     p = pipeline(tokenizer)
-    assert p.keys(3)[:8] == [f"w{i}" for i in p.batch(3)["id"]]
+    assert p.keys(3) == {name: [f"w{i}" for i in rows["id"]] for name, rows in p.batch(3).items()}
 
 
 def test_prefix_leaves_a_target_and_is_uniform(tokenizer):
     p = pipeline(tokenizer)
-    batches = [p.batch(s) for s in range(150)]
+    batches = [p.batch(s)["pairs"] for s in range(150)]
     prefix = np.concatenate([b["prefix_length"] for b in batches])
     size = np.concatenate([b["text_mask"].sum(1) for b in batches])
     assert (prefix >= 0).all() and (prefix < size).all()
@@ -134,13 +135,13 @@ def test_a_cut_text_has_no_eos(tokenizer):
 def test_rows_that_are_cut_are_counted_by_part(tokenizer):
     short = Tokenizer(tokenizer.model, 16)
     made = pipeline(short)
-    texts = [[Words(50)[int(k[1:])]["text"] for k in keys] for keys in (made.keys(3)[:8], made.keys(3)[8:])]
+    texts = [[Words(50)[int(k[1:])]["text"] for k in keys] for keys in made.keys(3).values()]
     expected = [sum(len(short.encode(t)) + 1 > 16 for t in part) for part in texts]
     batch = made.batch(3)
-    assert "cut" not in batch and "cut" not in batch["documents"] and 0 < expected[0] < 8
+    assert all("cut" not in rows for rows in batch.values()) and 0 < expected[0] < 8
     lines = [
         f"{n} of {of} {part} drawn have a text that is cut"
-        for n, of, part in ((expected[0], 8, "a"), (expected[1], 4, "documents"))
+        for n, of, part in ((expected[0], 8, "pairs"), (expected[1], 4, "documents"))
     ]
     assert made.report_cuts() == lines and made.report_cuts() == []
     whole = pipeline(tokenizer)
@@ -157,7 +158,7 @@ def test_bad_items_are_replaced_counted_and_listed(tokenizer):
     for a, b in zip(first, [again.batch(s) for s in range(13)], strict=True):
         same(a, b)
     assert sorted(r["key"] for r in rows) == ["w3", "w7"] and "truncated" in rows[0]["error"]
-    assert p.quarantine.bad >= 2 and not {3, 7} & set(np.concatenate([b["id"] for b in first]).tolist())
+    assert p.quarantine.bad >= 2 and not {3, 7} & set(np.concatenate([b["pairs"]["id"] for b in first]).tolist())
 
 
 def test_too_many_bad_items_stop_the_run(tokenizer):
@@ -208,7 +209,7 @@ def test_a_list_of_transforms_ends_with_the_keys_it_keeps(tokenizer):
         part()
     with pytest.raises(BadTransforms, match="'pairs' are none"):
         Part("pairs", Words(5), [], 2)
-    assert set(part(Keep(("text",))).batch(0)) == {"text", "id", "weight"}
+    assert set(part(Keep(("text",))).batch(0)["pairs"]) == {"text", "id", "weight"}
     with pytest.raises(
         BadTransforms, match=r"'seed', which no transform before it makes.*there are cut, key, prefix_length"
     ):

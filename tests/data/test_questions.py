@@ -176,10 +176,10 @@ def test_labels():
 def test_the_answer_list_is_spelt_as_people_mostly_spell():
     answers = ["red", "New York", "Red", "red", "new york", "New York", "New York", "blue"]
     source = [{"answer": a} for a in answers]
-    config = ConfigDict({"data": {"labels": {"size": 2, "at_least": 1}, "train": {"path": "x"}}})
-    assert make_labels(config, source) == ("New York", "red")
+    config = ConfigDict({"data": {"labels": {"size": 2, "at_least": 1}, "parts": {"pairs": {"path": "x"}}}})
+    assert make_labels(config, {"pairs": source}) == ("New York", "red")
     config.data.labels.update(size=9, at_least=2)
-    assert make_labels(config, source) == ("New York", "red")
+    assert make_labels(config, {"pairs": source}) == ("New York", "red")
 
 
 def test_held_out_examples_share_no_picture(tmp_path):
@@ -234,7 +234,7 @@ def test_a_column_that_no_transform_made_stays_out_of_the_batch(tmp_path, tok):
     row = {"image": "a.png", "question": "is it red?", "answer": "yes", "label": "colour", "seed": 3}
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
     source = open_source(str(tmp_path))
-    batch = Pipeline([Part("p", source, [Pixels(4), TokenizePair(tok), keep], 2)], 0).batch(0)
+    batch = Pipeline([Part("p", source, [Pixels(4), TokenizePair(tok), keep], 2)], 0).batch(0)["p"]
     assert set(batch) == {"image", "text", "text_mask", "prefix_length", "id", "weight"}
-    cached = Pipeline([Part("p", Cached(source, [Pixels(4)]), [TokenizePair(tok), keep], 2)], 0).batch(0)
+    cached = Pipeline([Part("p", Cached(source, [Pixels(4)]), [TokenizePair(tok), keep], 2)], 0).batch(0)["p"]
     assert batch["image"].tolist() == cached["image"].tolist()

@@ -30,10 +30,10 @@ def small(name: str):
     """A config on few scenes, in small batches; splits and transforms are its own."""
     file, _, variant = name.partition(":")
     config = load_config(f"{ROOT / 'configs' / file}.py{':' + variant if variant else ''}")
-    config.data.train.path = re.sub(r"-.*", "", config.data.train.path) + "-80_8_32_16"
-    config.data.documents.path = "scenes/text-24_8_8_8"
-    if config.data.documents.batch_size:
-        config.data.documents.batch_size = 4
+    config.data.parts.pairs.path = re.sub(r"-.*", "", config.data.parts.pairs.path) + "-80_8_32_16"
+    config.data.parts.documents.path = "scenes/text-24_8_8_8"
+    if config.data.parts.documents.rows:
+        config.data.parts.documents.rows = 4
     config.train.batch_size = 8
     config.text.update(vocabulary=320, length=config.text.length or 48)
     return config
@@ -42,16 +42,13 @@ def small(name: str):
 def record(name: str) -> dict:
     """{part: what its rows of the first steps are}: ids and small draws as they are, texts and pictures as checksums."""
     config = small(name)
-    images, documents = assemble.train_source(config), assemble.documents_source(config)
-    tokenizer = None if name == "coca:probe" else assemble.make_tokenizer(config, images, documents)
-    labels = assemble.make_labels(config, images)
-    pipeline = assemble.make_pipeline(config, tokenizer, labels, images, documents)
+    sources = assemble.part_sources(config)
+    tokenizer = None if name == "coca:probe" else assemble.make_tokenizer(config, sources)
+    labels = assemble.make_labels(config, sources)
+    pipeline = assemble.make_pipeline(config, tokenizer, labels, sources)
     found: dict = {}
     for step in range(STEPS):
-        batch = pipeline.batch(step)
-        parts = {"pairs": {k: v for k, v in batch.items() if k != "documents"}}
-        parts |= {"documents": batch["documents"]} if "documents" in batch else {}
-        for part, rows in parts.items():
+        for part, rows in pipeline.batch(step).items():
             for key, value in rows.items():
                 found.setdefault(part, {}).setdefault(key, []).append(told(value))
     return found

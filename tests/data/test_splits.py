@@ -134,13 +134,13 @@ def test_a_record_in_two_files_is_refused(tmp_path):
 def test_what_is_evaluated_is_not_what_was_learned(tmp_path):
     table(tmp_path, "t.csv", *(f"{i}.png" for i in range(200)))
     config = load_config("configs/prefixlm.py:smoke")
-    config.data.train.path = str(tmp_path)
+    config.data.parts.pairs.path = str(tmp_path)
     config.data.eval.path = str(tmp_path / "t.csv")
-    with pytest.raises(Refused, match=r"holds the rows of config\.data\.train\.path again"):
+    with pytest.raises(Refused, match=r"holds the rows of config\.data\.parts\.pairs\.path again"):
         assemble.eval_sources(config)
     config.data.eval.path = None
     held = set(keys(next(iter(assemble.eval_sources(config).values()))))
-    assert held and not held & set(keys(assemble.train_source(config)))
+    assert held and not held & set(keys(assemble.part_sources(config)["pairs"]))
     table(tmp_path / "other", "t.csv", "x.png")
     config.data.eval.path = str(tmp_path / "other")
     assert keys(assemble.eval_sources(config)["test"]) == ["x.png"]

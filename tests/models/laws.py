@@ -24,7 +24,7 @@ V = Vocabulary(size=50, length=12)
 def make(model, batch, dtype="float64"):
     """(model, params) in a dtype, every parameter moved off its initial value, so that zeros hide nothing."""
     model = dataclasses.replace(model, compute=Compute(dtype, scan=False))
-    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
+    params, _ = jax.jit(model.init)(jax.random.key(0), {"pairs": batch})
     leaves, shape = jax.tree.flatten(nn.unbox(params))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [x + 0.03 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -35,6 +35,7 @@ def one_step(model, params, batch, accumulate=1, devices=1, tensor=1):
     """(gradients, measurements) of a step."""
     mesh = make_mesh(jax.devices()[:devices], fsdp=2 if devices > 4 else 1, tensor=tensor)
     tx = optax.sgd(1.0)
+    batch = {"pairs": batch}
     boxed, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
     step = make_train_step(model, tx, jax.tree.map(lambda _: True, params), accumulate)
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key(1))
@@ -115,7 +116,7 @@ def adapts_to_another_size(make_model, batch):
     """Positions follow a larger image and a longer text: a grid is resized, learned text rows stay, fresh ones come after."""
     small, params = make(make_model(V, 32), batch)
     larger = dataclasses.replace(make_model(dataclasses.replace(V, length=16), 64), compute=small.compute)
-    target, _ = jax.eval_shape(larger.init, jax.random.key(0), batch)
+    target, _ = jax.eval_shape(larger.init, jax.random.key(0), {"pairs": batch})
     target = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), nn.unbox(target))
     fitted = larger.adapt(params, target)
     assert jax.tree.map(jnp.shape, fitted) == jax.tree.map(jnp.shape, target)
@@ -141,7 +142,7 @@ def scanned_is_unrolled(model, batch):
     unrolled, params = make(model, batch)
     scanned = dataclasses.replace(model, compute=Compute("float64", "full", True))
     stacked = _stacked(params)
-    shapes, _ = jax.eval_shape(scanned.init, jax.random.key(0), batch)
+    shapes, _ = jax.eval_shape(scanned.init, jax.random.key(0), {"pairs": batch})
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, nn.unbox(shapes))
     losses = [float(one_step(m, p, batch)[1]["loss"]) for m, p in ((unrolled, params), (scanned, stacked))]
     assert abs(losses[0] - losses[1]) <= 1e-10 * abs(losses[0])

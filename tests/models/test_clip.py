@@ -112,7 +112,7 @@ def test_it_is_the_network_of_transformers(monkeypatch):
     logits = np.exp(state["logit_scale"]) * model.similarity(params, {}, *ours)
     np.testing.assert_allclose(logits, out.logits_per_image, atol=1e-4)
     batch["weight"] = np.ones(5, np.float32)
-    features, _, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, _, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     term = model.across_batch(params, {}, features, step=0, train=True)[0]["contrastive"]
     both = [torch.nn.functional.cross_entropy(x, torch.arange(5)) for x in (out.logits_per_image, out.logits_per_text)]
     assert float(term.weight * term.sum / term.count) == pytest.approx(float(sum(both)) / 2, rel=1e-5)
@@ -158,9 +158,9 @@ def test_the_resnet_is_that_of_open_clip():
 def test_bad_fields_are_named(text_batch):
     batch = text_batch(2)
     model = CLIP(V, 32, positives="label")
-    params, _ = model.init(jax.random.key(0), batch)
+    params, _ = model.init(jax.random.key(0), {"pairs": batch})
     with pytest.raises(ValueError, match=r"needs rows with a label: add transforms\.Label"):
-        model.per_example(nn.unbox(params), {}, batch, rngs=jax.random.key(0), step=0, train=True)
+        model.per_example(nn.unbox(params), {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     with pytest.raises(ValueError, match="size 'B/31' is not one of tiny, B/32"):
         CLIP(V, 32, size="B/31")
     with pytest.raises(ValueError, match="positives 'captions'"):

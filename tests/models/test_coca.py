@@ -42,7 +42,7 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
     batch = text_batch(6)
     batch["weight"][2] = 0
     model, params = laws.make(CoCa(V, 32), batch)
-    features, terms, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     more, _ = model.across_batch(params, {}, features, step=0, train=True)
     assert (terms["caption"].weight, more["contrastive"].weight) == (2.0, 1.0)
     real = np.flatnonzero(batch["weight"])
@@ -58,16 +58,16 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
 def test_a_loss_of_weight_zero_is_not_made(float64, text_batch):
     batch = text_batch(4)
     model, params = laws.make(CoCa(V, 32), batch)
-    both = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    both = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     pairs = dataclasses.replace(model, caption_weight=0.0)
-    features, terms, _ = pairs.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, terms, _ = pairs.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     assert terms == {}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), features, both[0])
     alone = dataclasses.replace(model, contrastive_weight=0.0)
-    features, terms, _ = alone.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, terms, _ = alone.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     assert features == {} and float(terms["caption"].sum) == pytest.approx(float(both[1]["caption"].sum), rel=1e-12)
     assert alone.across_batch(params, {}, features, step=0, train=True) == ({}, {})
-    costs = [m.train_flops(batch) for m in (model, pairs, alone)]
+    costs = [m.train_flops({"pairs": batch}) for m in (model, pairs, alone)]
     assert costs[0] > max(costs[1:])
 
 
@@ -133,14 +133,16 @@ def test_the_probe_learns_alone(float64, text_batch):
 
     batch = {**text_batch(8), "label": np.asarray([0, 1, 2, -1, 0, 1, 2, 0], np.int32)}
     model, params = laws.make(CoCa(V, 32, classes=3), batch)
-    features, terms, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     assert features == {} and set(terms) == {"classify"} and int(terms["classify"].count) == 7
     logits = np.asarray(model.capabilities()["classify"](params, {}, {"image": batch["image"]}))
     assert logits.shape == (8, 3) and np.abs(logits[0] - logits[1]).max() > 1e-6
     flags = match(params, (("probe_", True),), False)
     assert set(partition(params, flags)[0]) == {"probe_pool", "probe_head"}
     with pytest.raises(ValueError, match="no head to classify with"):
-        dataclasses.replace(model, classes=0).per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+        dataclasses.replace(model, classes=0).per_example(
+            params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True
+        )
 
 
 def test_it_claims_what_it_was_trained_for(float64, text_batch):
@@ -173,6 +175,6 @@ def test_bad_input_is_named(text_batch):
         CoCa(V, 32, size="huge")
     batch = text_batch(2, image=0)
     with pytest.raises(ValueError, match="these rows have no image"):
-        CoCa(V, 32).per_example({}, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+        CoCa(V, 32).per_example({}, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     with pytest.raises(ValueError, match="leaves room for 8 of 12, not 9"):
         CoCa(V, 32).prefill({}, {}, {"text": np.zeros((1, 4)), "text_mask": np.zeros((1, 4), bool)}, 9)

@@ -30,10 +30,12 @@ SUMS = ("reduce_sum", "cumsum", "scatter-add", "reduce_window_sum")
 
 def loss_of(make, dtype, batch):
     model = make(Compute(dtype, scan=False))
-    params, extra = nn.unbox(model.init(jax.random.key(0), batch))
+    params, extra = nn.unbox(model.init(jax.random.key(0), {"pairs": batch}))
 
     def loss(params):
-        features, own, _ = model.per_example(params, extra, batch, rngs=jax.random.key(1), step=0, train=True)
+        features, own, _ = model.per_example(
+            params, extra, {"pairs": batch}, rngs=jax.random.key(1), step=0, train=True
+        )
         between, _ = model.across_batch(params, extra, features, step=0, train=True)
         return sum(t.weight * t.sum / jnp.maximum(t.count, 1) for t in {**own, **between}.values())
 

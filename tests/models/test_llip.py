@@ -22,7 +22,7 @@ def test_the_loss_is_a_sigmoid_over_mixtures_written_out(float64, text_batch):
     """Image i, mixed for text j, against text j; in plain numpy."""
     batch = text_batch(6)
     model, params = laws.make(Llip(V, 32), batch)
-    features, _, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, _, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     terms, _ = model.across_batch(params, {}, features, step=0, train=True)
     x, t = (np.asarray(features[k]["features"]) for k in ("image", "text"))
     _, _, _, E, K, heads, _ = SIZES["tiny"]

@@ -92,7 +92,7 @@ def test_it_is_the_network_of_transformers(monkeypatch):
     np.testing.assert_allclose(ours[0], out.image_embeds, atol=1e-5)
     np.testing.assert_allclose(ours[1], out.text_embeds, atol=1e-5)
     batch["weight"] = np.ones(5, np.float32)
-    features, _, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+    features, _, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     term = model.across_batch(params, {}, features, step=0, train=True)[0]["contrastive"]
     assert float(term.sum / term.count) == pytest.approx(float(out.loss), rel=1e-5)
 

@@ -37,23 +37,23 @@ VARIANTS = {
 def make(text_batch, rows=4, **kwargs):
     model = SimVLM(V, image_size=32, **kwargs)
     batch = text_batch(rows)
-    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
+    params, _ = jax.jit(model.init)(jax.random.key(0), {"pairs": batch})
     params = jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, model.compute.activation_dtype)), nn.unbox(params)
     )
     return model, params, batch
 
 
-def loss_of(model, params, batch):
-    _, terms, _ = model.per_example(params, {}, batch, rngs=jax.random.key(1), step=0, train=False)
+def loss_of(model, params, batch, **parts):
+    _, terms, _ = model.per_example(params, {}, {"pairs": batch, **parts}, rngs=jax.random.key(1), step=0, train=False)
     return terms["lm"].sum / terms["lm"].count
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_ablation_has_a_finite_loss_and_reaches_every_parameter(text_batch, variant):
     model, params, batch = make(text_batch, **VARIANTS[variant])
-    batch["documents"] = text_batch(2, image=0, seed=5)
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch)))(params)
+    documents = text_batch(2, image=0, seed=5)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch, documents=documents)))(params)
     assert np.isfinite(loss)
     still = [
         jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_flatten_with_path(grads)[0] if not np.abs(g).max() > 0
@@ -145,7 +145,7 @@ def test_padding_rows_and_masked_images_are_safe(text_batch):
     short = {k: v[:2] for k, v in batch.items()}
     np.testing.assert_allclose(loss_of(model, params, batch), loss_of(model, params, short), rtol=1e-6)
     nothing = {**batch, "weight": np.zeros(4, np.float32)}
-    _, terms, _ = model.per_example(params, {}, nothing, rngs=jax.random.key(0), step=0, train=False)
+    _, terms, _ = model.per_example(params, {}, {"pairs": nothing}, rngs=jax.random.key(0), step=0, train=False)
     assert terms["lm"].sum == 0 and terms["lm"].count == 0
     blind = {**batch, "image_mask": np.zeros((4, 1), bool)}
     other = {**blind, "image": 255 - batch["image"]}
@@ -191,7 +191,7 @@ def test_scan_and_remat_change_nothing(text_batch, float64):
 def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float64):
     """Data parallel, FSDP, tensor parallel and their products; kept whole or not, rematerialised or not."""
     model, params, batch = make(text_batch, rows=16, compute=Compute("float64"))
-    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})
     book = letters_of(boxed)
 
     def on(mesh, model):
@@ -208,7 +208,7 @@ def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float6
         equal(values[0], on(make_mesh(None, *sizes), same))
 
     def per_example(p, micro, rng):
-        return model.per_example(p, {}, micro, rngs=rng, step=0, train=False)
+        return model.per_example(p, {}, {"pairs": micro}, rngs=rng, step=0, train=False)
 
     keys = jax.random.split(jax.random.key(0), 8)
     loss, _, _, grads = jax.jit(lambda p: accumulated(per_example, lambda p, f: ({}, {}), p, split(batch, 8), keys))(
@@ -254,7 +254,9 @@ def test_dropout_and_stochastic_depth_act_only_while_training(text_batch):
     model, params, batch = make(text_batch, dropout=0.3, drop_path=0.3)
 
     def run(seed, train):
-        return model.per_example(params, {}, batch, rngs=jax.random.key(seed), step=0, train=train)[1]["lm"].sum
+        return model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(seed), step=0, train=train)[1][
+            "lm"
+        ].sum
 
     assert run(0, True) != run(1, True) and run(0, True) == run(0, True) and run(0, False) == run(1, False)
 
@@ -277,7 +279,7 @@ def test_paper_sizes(size, millions):
         "text_mask": jnp.ones((1, 256), bool),
         "prefix_length": jnp.zeros((1,), jnp.int32),
     }
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch)[0])
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})[0])
     count = sum(x.size for x in jax.tree.leaves(shapes)) / 1e6
     assert millions[0] < count < millions[1], count
     assert shapes["image_position"].shape == (196, model.sizes[0].width)

@@ -34,7 +34,7 @@ def test_a_head_trains_every_parameter_it_stands_on(text_batch, variant):
     batch["label"][1] = -1
 
     def loss(params, batch):
-        _, terms, aux = model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=True)
+        _, terms, aux = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
         return terms["classify"].sum / terms["classify"].count, (terms, aux)
 
     (value, (terms, _)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
@@ -89,15 +89,17 @@ def test_a_text_without_image_is_classified_too(text_batch):
     model, params, batch = make(text_batch, classes=3)
     rows = {k: batch[k] for k in ("text", "text_mask", "prefix_length")}
     assert np.isfinite(jitted(model, "classify")(params, {}, rows)).all()
-    fresh, _ = jax.eval_shape(model.init, jax.random.key(0), rows)  # and a model can be made from such rows
-    assert jax.tree.structure(fresh) == jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0), batch)[0])
+    fresh, _ = jax.eval_shape(model.init, jax.random.key(0), {"pairs": rows})  # and a model can be made from such rows
+    assert jax.tree.structure(fresh) == jax.tree.structure(
+        jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})[0]
+    )
 
 
 def test_without_a_head_the_mend_is_named(text_batch):
     model, params, batch = make(text_batch)
     assert "classify" not in model.capabilities()
     with pytest.raises(ValueError, match=r"set config\.data\.labels\.size"):
-        model.per_example(params, {}, labelled(batch), rngs=jax.random.key(0), step=0, train=False)
+        model.per_example(params, {}, {"pairs": labelled(batch)}, rngs=jax.random.key(0), step=0, train=False)
 
 
 def test_features_are_of_the_image_alone(text_batch):

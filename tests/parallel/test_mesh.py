@@ -10,10 +10,10 @@ from simvlm_jax.parallel.mesh import make_mesh, place_batch
 
 def test_rows_lie_on_their_devices():
     mesh = make_mesh()
-    batch = {"image": np.arange(16 * 3).reshape(16, 3), "documents": {"text": np.arange(8)}}
+    batch = {"pairs": {"image": np.arange(16 * 3).reshape(16, 3)}, "documents": {"text": np.arange(8)}}
     placed = place_batch(mesh, batch)
     for path, there in jax.tree_util.tree_leaves_with_path(placed):
-        here = batch["documents"]["text"] if len(path) == 2 else batch["image"]
+        here = batch[path[0].key][path[1].key]
         np.testing.assert_array_equal(there, here)
         assert len(there.addressable_shards) == 8
         assert {s.data.shape[0] for s in there.addressable_shards} == {len(here) // 8}

@@ -87,7 +87,7 @@ def tiny(**compute):
 
 
 def prepared(mesh, text_batch, model=None, **optimizer):
-    batch = text_batch(16)
+    batch = {"pairs": text_batch(16)}
     return prepare(model or tiny(), Optimizer(**optimizer), batch, mesh, seed=0, steps=10), batch
 
 
@@ -343,7 +343,7 @@ class Wide(BaseModel):
         return {"w": init(rng, (self.width, self.width))}, {}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        y = constrain(batch["x"] @ in_use(params["w"], ("D", "F")), "BF")
+        y = constrain(batch["pairs"]["x"] @ in_use(params["w"], ("D", "F")), "BF")
         return {}, {"lm": Term((y**2).sum(), jnp.asarray(y.shape[0], jnp.float32))}, {}
 
 

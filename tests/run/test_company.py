@@ -224,12 +224,12 @@ def test_rows_of_another_number_of_pictures_are_quarantined_by_name():
     keep = Keep(("image",))
     told = []
     pipeline = Pipeline([Part("pairs", Pairs(), [pixels, keep], 8)], 0, Quarantine(0.5, told.append))
-    batches = [pipeline.batch(step) for step in range(4)]
+    batches = [pipeline.batch(step)["pairs"] for step in range(4)]
     assert all(b["image"].shape == (8, 2, 2, 2, 3) for b in batches)
     assert told and all(
         "it has 1 images, where others have 2" in t["error"] and int(t["key"][4:]) % 5 == 0 for t in told
     )
-    again = Pipeline([Part("pairs", Pairs(), [pixels, keep], 8)], 0, Quarantine(0.5)).batch(3)
+    again = Pipeline([Part("pairs", Pairs(), [pixels, keep], 8)], 0, Quarantine(0.5)).batch(3)["pairs"]
     np.testing.assert_array_equal(again["id"], batches[3]["id"])
 
 
@@ -250,7 +250,7 @@ def test_one_endless_caption_does_not_make_every_row_as_long(tiny_config):
             }
 
     told = []
-    made = assemble.make_tokenizer(tiny_config(), Captions(), say=told.append)
+    made = assemble.make_tokenizer(tiny_config(), {"pairs": Captions()}, say=told.append)
     assert (
         made.vocabulary.length <= 32
         and "1 of 200 texts lose their end" in told[0]

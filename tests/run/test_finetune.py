@@ -19,9 +19,9 @@ def finetuned(task, finished_run, path, **overrides):
     from simvlm_jax import experiment
 
     config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}")
-    data = config.data.train.path
+    data = config.data.parts.pairs.path
     small = {
-        "data.train.path": f"{data}-80_8_32_16",
+        "data.parts.pairs.path": f"{data}-80_8_32_16",
         "train.steps": 2,
         "train.batch_size": 8,
         "eval.batch_size": 16,
@@ -113,6 +113,6 @@ def test_every_other_task(task, finished_run, tmp_path):
 @pytest.mark.parametrize("task", ["easy_vqa", "nlvr", "daquar"])
 def test_real_sets(task, finished_run, tmp_path, shared):
     entries = finetuned(
-        task, finished_run, tmp_path / task, **{"data.train.path": str(shared(task)), "eval.examples": 32}
+        task, finished_run, tmp_path / task, **{"data.parts.pairs.path": str(shared(task)), "eval.examples": 32}
     )
     assert {e["control"] for e in entries} == {None, "blind", "constant"}

@@ -19,7 +19,7 @@ def test_a_probe_of_a_frozen_encoder(tmp_path):
     experiment.run(first, str(tmp_path / "coca"), mode="fit")
     config = load_config(f"{ROOT / 'configs' / 'coca.py'}:probe")
     config.data.image_size = 32
-    config.data.train.path = config.data.eval.path = "scenes/classes-80_8_32_16"
+    config.data.parts.pairs.path = config.data.eval.path = "scenes/classes-80_8_32_16"
     config.train.update(steps=2, batch_size=8, init_from=(str(tmp_path / "coca"),))
     config.eval.batch_size = 8
     experiment.run(config, str(tmp_path / "probe"))

@@ -57,7 +57,7 @@ def test_a_run_of_an_older_release_is_still_a_run(finished_run, tiny_config, tmp
     config = json.loads((old / "config.json").read_text())
     del config["data"]["whole"], config["data"]["labels"], config["eval"]["suites"]
     del config["model"]["classes"], config["model"]["images"]
-    for transform in config["data"]["train"]["transforms"]:
+    for transform in config["data"]["parts"]["pairs"]["transforms"]:
         transform.pop("whole", None)
         transform.pop("field", None)
     (old / "config.json").write_text(json.dumps(config))
@@ -66,7 +66,7 @@ def test_a_run_of_an_older_release_is_still_a_run(finished_run, tiny_config, tmp
     with pytest.raises(ValueError, match=r"data\.image_size: 64 in the run, 32 now"):
         RunDir(old).check(tiny_config(**{"data.image_size": 32}), "")
     more = tiny_config()
-    more.data.train.transforms = (*more.data.train.transforms, more.data.train.transforms[-1])
+    more.data.parts.pairs.transforms = (*more.data.parts.pairs.transforms, more.data.parts.pairs.transforms[-1])
     with pytest.raises(ValueError, match=r"transforms\.6\.target"):
         RunDir(old).check(more, "")
 
@@ -96,7 +96,7 @@ def test_init_from_another_run(tiny_config, finished_run, tmp_path, trained_only
     from simvlm_jax import experiment
 
     still = {"train.steps": 1, "optimizer.learning_rate": 0.0, "optimizer.ema": 0.9}
-    config = tiny_config(**still, **{"data.train.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
+    config = tiny_config(**still, **{"data.parts.pairs.path": f"{SCENES.replace('captions', 'captions-seed5')}"})
     config.train.init_from = ({"run": str(finished_run)},)
     experiment.run(config, str(tmp_path / "next"))
     old, new = load_run(finished_run), load_run(tmp_path / "next")
@@ -295,7 +295,7 @@ def test_bad_pictures_are_left_out_of_an_evaluation(tiny_config, tmp_path):
     (tmp_path / "held").mkdir()
     for path in list(tmp_path.glob("*.*")):
         (tmp_path / "held" / path.name).write_bytes(path.read_bytes())
-    changes = {"data.train.path": str(tmp_path / "table.jsonl"), "data.eval.path": str(tmp_path / "held")}
+    changes = {"data.parts.pairs.path": str(tmp_path / "table.jsonl"), "data.eval.path": str(tmp_path / "held")}
     changes |= {"train.steps": 1, "log.every": 0}
     experiment.run(tiny_config(**changes, **{"data.quarantine": 0.5}), str(tmp_path / "run"))
     entries = {e["control"]: e for e in RunDir(tmp_path / "run").results()["entries"]}

@@ -59,8 +59,8 @@ def test_the_family_differs_in_the_model_alone():
     assert all(s.flops == pytest.approx(made[0].flops, rel=0.01) for s in made)
     shared = (
         "train.batch_size",
-        "data.train.path",
-        "data.train.split",
+        "data.parts.pairs.path",
+        "data.parts.pairs.split",
         "data.image_size",
         "text.length",
         "text.spelling",
@@ -215,7 +215,7 @@ def get_config():
     sweep = load_config({ABLATIONS!r})
     small = {{"train.batch_size": 8, "log.every": 1, "eval.batch_size": 8}}
     for stage, path in zip(sweep.stages, ({SCENES!r}, {SCENES.replace("captions", "vqa")!r})):
-        paths = {{"data.train.path": path, "data.eval.path": path, "data.documents.path": "scenes/text-24_8_8_8"}}
+        paths = {{"data.parts.pairs.path": path, "data.eval.path": path, "data.parts.documents.path": "scenes/text-24_8_8_8"}}
         stage.set.update({{**stage.set, **small, **paths}})
     sweep.tokenizer.paths = (({SCENES!r}, True), ({SCENES.replace("captions", "vqa")!r}, True))
     return sweep

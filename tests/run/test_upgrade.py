@@ -29,7 +29,8 @@ def test_an_older_config_is_read_as_it_would_be_recorded_now(name):
 
 def test_transforms_of_another_package_are_left_for_their_owner_to_end():
     steps = [{"target": "theirs:Read"}]
-    assert upgraded({"data": {"train": {"path": "x", "transforms": steps}}})["data"]["train"]["transforms"] == steps
+    found = upgraded({"data": {"train": {"path": "x", "transforms": steps}}})
+    assert found["data"]["parts"]["pairs"]["transforms"] == steps
 
 
 def test_the_decay_that_names_spelled_out_is_that_of_letters():

@@ -55,7 +55,7 @@ def test_the_queue_holds_the_batches_in_their_order():
         model, mesh = ToyMomentum(), make_mesh(jax.devices()[:1])
         ready = prepared(model, mesh)
         state = ready.start()
-        expected = np.asarray(model.encode(state.extra["target"], toy_batch(0)["y"]))
+        expected = np.asarray(model.encode(state.extra["target"], toy_batch(0)["pairs"]["y"]))
         state, _ = ready.step(4)(state, place_batch(mesh, toy_batch(0)))
         np.testing.assert_allclose(state.extra["queue"][:16], expected, rtol=1e-12)
         assert state.extra["next"] == 16

@@ -47,7 +47,7 @@ MESH = make_mesh(jax.devices()[:1])
 
 
 def prepared(model):
-    return prepare(model, Optimizer(decay=()), {"x": np.zeros((1, 1))}, MESH, seed=1, steps=1)
+    return prepare(model, Optimizer(decay=()), {"pairs": {"x": np.zeros((1, 1))}}, MESH, seed=1, steps=1)
 
 
 @pytest.fixture(scope="module")

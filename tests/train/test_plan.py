@@ -179,14 +179,14 @@ def test_a_tpu_program_is_compiled_without_a_tpu(tmp_path):
         "--json",
         "--effort=low",
     ]
-    small = ["--config.train.batch_size=64", "--config.data.documents.batch_size=8", "--config.model.stem_stages=0"]
+    small = ["--config.train.batch_size=64", "--config.data.parts.documents.rows=8", "--config.model.stem_stages=0"]
     done = subprocess.run([sys.executable, "-c", call, *words, *small], cwd=ROOT, capture_output=True, text=True)
     record = json.loads(done.stdout)
     assert done.returncode == 0 and record["fits"] and record["compiled_as"] == "tpu", done.stderr
     assert record["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1} and record["hbm_bytes"] == 16 * 2**30
     big = [
         "--config.train.batch_size=768",
-        "--config.data.documents.batch_size=96",
+        "--config.data.parts.documents.rows=96",
         "--config.model.compute.remat=none",
     ]
     done = subprocess.run([sys.executable, "-c", call, *words, *small, *big], cwd=ROOT, capture_output=True, text=True)
@@ -202,7 +202,7 @@ def test_vocabulary_of_a_stand_in():
     tokenizer = stand_in_tokenizer(config)
     assert tokenizer.vocabulary == Vocabulary(32_000, 256)
     batch = abstract_batch(config, tokenizer, stand_in_labels(config))
-    assert batch["image"].shape == (4096, 1, 224, 224, 3) and batch["documents"]["text"].shape == (512, 256)
+    assert batch["pairs"]["image"].shape == (4096, 1, 224, 224, 3) and batch["documents"]["text"].shape == (512, 256)
     slots = dict(transfer=64)  # a premise read from slots before the text
     for task in ("vqa", "pairs", "transfer", "captions", "entail"):
         config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}-base")

@@ -32,10 +32,11 @@ class Toy(BaseModel):
         return {"a": {"kernel": jax.random.normal(k1, (5, 3))}, "b": {"kernel": jax.random.normal(k2, (5, 3))}}, {}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        x = batch["x"]
+        rows = batch["pairs"]
+        x = rows["x"]
         f = {"a": x @ params["a"]["kernel"], "b": x @ params["b"]["kernel"]}
-        error = ((f["a"] - batch["y"]) ** 2).sum(-1) * batch["weight"]
-        return f, {"regression": Term(error.sum(), batch["weight"].sum(), 0.7)}, {"size": Term(error.sum(), 1.0)}
+        error = ((f["a"] - rows["y"]) ** 2).sum(-1) * rows["weight"]
+        return f, {"regression": Term(error.sum(), rows["weight"].sum(), 0.7)}, {"size": Term(error.sum(), 1.0)}
 
     def across_batch(self, params, extra, features, *, step, train):
         logits = features["a"] @ features["b"].T * params["a"]["kernel"][0, 0]
@@ -45,11 +46,12 @@ class Toy(BaseModel):
 
 def toy_batch(rows=24):
     rng = np.random.default_rng(0)
-    return {
+    made = {
         "x": jnp.asarray(rng.normal(size=(rows, 5))),
         "y": jnp.asarray(rng.normal(size=(rows, 3))),
         "weight": jnp.asarray((rng.random(rows) < 0.6).astype(np.float64)),  # uneven counts a micro-batch
     }
+    return {"pairs": made}
 
 
 def one_step(accumulate, flags=None, optimizer=None):
@@ -73,7 +75,7 @@ def test_accumulated_is_the_whole_batch(parts):
 
 def test_a_mean_of_means_would_fail_this_law():
     """The counts of the micro-batches differ, so the law above has teeth."""
-    counts = split(toy_batch(), 4)["weight"].sum(1)
+    counts = split(toy_batch(), 4)["pairs"]["weight"].sum(1)
     assert len(set(np.asarray(counts).tolist())) > 1
 
 
@@ -245,7 +247,7 @@ def test_features_may_hold_labels():
     class Labelled(Toy):
         def per_example(self, params, extra, batch, **how):
             features, terms, aux = super().per_example(params, extra, batch, **how)
-            return {**features, "label": batch["label"]}, terms, aux
+            return {**features, "label": batch["pairs"]["label"]}, terms, aux
 
         def across_batch(self, params, extra, features, **how):
             alike = features["label"][:, None] == features["label"][None]
@@ -253,7 +255,7 @@ def test_features_may_hold_labels():
             order = (jnp.arange(len(features["label"])) * features["label"]).sum()
             return {"alike": Term(loss, jnp.asarray(3.0))}, {"order": Term(order.astype(float), 1.0)}
 
-    batch = {**toy_batch(), "label": jnp.arange(24) % 5}
+    batch = {"pairs": {**toy_batch()["pairs"], "label": jnp.arange(24) % 5}}
     model = Labelled()
     params, extra = model.init(jax.random.key(0), batch)
     tx, flags = optax.sgd(1.0), jax.tree.map(lambda _: True, params)

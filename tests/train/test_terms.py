@@ -17,7 +17,7 @@ class Halves(BaseModel):
         self.first, self.second, self.aux, self.features, self.after = first, second, aux, features, after
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        features = {"rows": batch["x"] * params["w"]} if self.features is None else self.features
+        features = {"rows": batch["pairs"]["x"] * params["w"]} if self.features is None else self.features
         return features, self.first or {}, self.aux or {}
 
     def across_batch(self, params, extra, features, *, step, train):
@@ -32,7 +32,7 @@ def traced(accumulate, **kwargs):
     params, tx, extra = {"w": jnp.ones(())}, optax.sgd(0.1), {"n": jnp.zeros(3)}
     step = make_train_step(Halves(**kwargs), tx, {"w": True}, accumulate)
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), extra, jax.random.key(0))
-    return jax.eval_shape(step, state, {"x": jax.ShapeDtypeStruct((4,), jnp.float32)})[1]
+    return jax.eval_shape(step, state, {"pairs": {"x": jax.ShapeDtypeStruct((4,), jnp.float32)}})[1]
 
 
 @pytest.fixture(params=[1, 2], ids=["whole", "accumulated"])

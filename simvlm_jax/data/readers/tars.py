@@ -176,7 +176,7 @@ def index_tar(path: Path, truncated: bool = False) -> tuple[list[tuple[str, dict
         except (tarfile.TarError, OverflowError, ValueError, IndexError) as e:  # tarfile's, of what is damaged
             raise ValueError(
                 f"{str(path)!r} is not a whole, uncompressed tar file: {e}; fetch or unpack it again"
-                + ("" if truncated else " (config.data.train.truncated=True takes what a cut one still holds)")
+                + ("" if truncated else " (config.data.parts.pairs.truncated=True takes what a cut one still holds)")
             ) from e
     return _samples(path, members, gone), gone
 

@@ -1,0 +1,45 @@
+"""Parts of a batch: groups of rows with names, each with its own number of rows."""
+
+from typing import Any
+
+from simvlm_jax.core.types import Batch, Rows
+
+PAIRS = "pairs"
+"""The part of images with texts, which comes first: losses and checksums are summed in this order."""
+
+
+def ordered(names: Any) -> list[str]:
+    """Names of parts in the order of the sample sequence: pairs first, the others by name."""
+    return sorted(names, key=lambda name: (name != PAIRS, name))
+
+
+def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
+    """(name, rows) of each part, in order; what jit makes of a dict does not keep the order it was made in.
+
+    Raises:
+      ValueError: a batch without parts, such as bare rows.
+    """
+    if not batch or not all(isinstance(rows, dict) for rows in batch.values()):
+        raise ValueError(
+            f"a batch is {{part: rows}}, as {{'pairs': {{'image': ..., 'text': ...}}}}; got {', '.join(batch) or 'nothing'}"
+        )
+    return [(name, batch[name]) for name in ordered(batch)]
+
+
+def only_part(batch: Batch, name: str, model: str) -> Rows:
+    """The rows of the one part that a model learns from.
+
+    Raises:
+      ValueError: it is not there, or others are; the message names model, parts and the fields that mend it.
+    """
+    found = dict(parts_of(batch))
+    if name not in found:
+        raise ValueError(
+            f"{model} learns from the part {name!r}, and this batch has {', '.join(found)}; give config.data.parts.{name} rows"
+        )
+    if others := [other for other in found if other != name]:
+        raise ValueError(
+            f"{model} learns from the part {name!r} alone, and this batch has {', '.join(others)} too; set "
+            f"config.data.parts.{others[0]}.rows=0"
+        )
+    return found[name]
