@@ -7,10 +7,11 @@ a list out; an empty list is an error. What a run cannot do is an error that nam
 import dataclasses
 import functools
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -25,9 +26,12 @@ from simvlm_jax.data.transforms import NO_DRAWS
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.eval.suite import probabilities
-from simvlm_jax.eval.zero_shot import check_templates, class_vectors, said
+from simvlm_jax.eval.zero_shot import check_templates, class_vectors, name_in
+from simvlm_jax.infer.answered import Answered, describe_cuts
 from simvlm_jax.infer.engine import Engine, MissingCapability, load_engine
+from simvlm_jax.infer.prompts import prompt_width, text_rows
 
+T = TypeVar("T")
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
 
 
@@ -73,7 +77,7 @@ class Run:
         made, one = self._pictures(images)
         engine = dataclasses.replace(self.engine, seed=int(seed))
         ids = np.asarray([zlib.crc32(row.tobytes()) for row in made], np.int64)
-        found = engine.generate(made, [prompt] * len(made), ids, decoding)
+        found = self._warned(engine.generate(made, [prompt] * len(made), ids, decoding))
         texts = [f"{prompt} {answers[0][0]}".strip() for answers in found]
         return texts[0] if one else texts
 
@@ -91,16 +95,15 @@ class Run:
         if len(asked) != len(made):
             raise ValueError(f"{len(asked)} questions for {len(made)} pictures; give one question, or one a picture")
         engine = self.engine
-        if engine.labels and "classify" in engine.model.capabilities():
-            tokens, mask = engine._whole_texts(asked)
-            given = np.maximum(mask.sum(1).astype(np.int32) - 1, 0)  # all but EOS are read
-            rows = {"image": made, "text": tokens, "text_mask": mask, "prefix_length": given}
-            likely = engine.over(("classify", True), engine.needs("answering", "classify")["classify"], rows)
+        if engine.labels and engine.has("classify"):
+            rows = self._warned(text_rows(engine.tokenizer, asked))
+            given = np.maximum(rows["text_mask"].sum(1).astype(np.int32) - 1, 0)  # all but EOS are read
+            likely = engine.apply("answering", "classify", {"image": made, **rows, "prefix_length": given})
             answers = [engine.labels[int(i)] for i in likely.argmax(-1)]
         else:
-            width = engine.room_before(decoding.max_length)
+            width = prompt_width(engine.vocabulary, decoding.max_length)
             ids = np.zeros(len(made), np.int64)
-            found = engine.generate(made, asked, ids, decoding, width=width)
+            found = self._warned(engine.generate(made, asked, ids, decoding, width=width))
             answers = [a[0][0] for a in found]
         return answers[0] if one else answers
 
@@ -115,7 +118,7 @@ class Run:
             raise ValueError("embed takes pictures, or texts=...; give one of the two")
         if texts is not None:
             given, one = _texts(texts, "texts")
-            found = self.engine.embed_texts(given)
+            found = self._warned(self.engine.embed_texts(given))
         else:
             assert images is not None
             made, one = self._pictures(images)
@@ -126,7 +129,8 @@ class Run:
         """How alike pictures and texts are: [N,K], the higher the more; a number for one of each."""
         given, single = _texts(texts, "texts")
         made, one = self._pictures(images)
-        found = self.engine.similarity(self.engine.embed_images(made), self.engine.embed_texts(given))
+        vectors = self._warned(self.engine.embed_texts(given))
+        found = self.engine.similarity(self.engine.embed_images(made), vectors)
         return float(found[0, 0]) if one and single else found[0] if one else found[:, 0] if single else found
 
     def classify(
@@ -146,10 +150,17 @@ class Run:
         sentences, _ = _texts(templates, "templates")
         check_templates(sentences)
         made, one = self._pictures(images)
-        likely = probabilities(name_scores(self.engine, names, sentences)(made))
+        likely = probabilities(self._warned(name_scores(self.engine, names, sentences))(made))
         order = np.argsort(-likely, axis=1, kind="stable")
         found = [{names[j]: float(row[j]) for j in places} for row, places in zip(likely, order, strict=True)]
         return found[0] if one else found
+
+    def _warned(self, answered: Answered[T]) -> T:
+        """The values, after a warning where a text or a prompt of the caller's was cut."""
+        given = {k: v for k, v in answered.notes.items() if k != "answers_cut"}
+        for sentence in describe_cuts(given, self.engine.vocabulary.length):
+            warnings.warn(sentence, stacklevel=3)
+        return answered.values
 
     def _pictures(self, images: Picture | Sequence[Picture]) -> tuple[np.ndarray, bool]:
         """(pixels [N,M,Y,X,C] uint8, whether one picture was given)."""
@@ -186,25 +197,27 @@ def load(
     return Run(Path(path), run.step, engine, eval_pixels(run.config))
 
 
-def name_scores(engine: Engine, names: Sequence[str], templates: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
-    """pixels [N,M,Y,X,C] -> logits [N,names] by the similarity of names in sentences, or by how likely a captioner says one.
+def name_scores(
+    engine: Engine, names: Sequence[str], templates: Sequence[str]
+) -> Answered[Callable[[np.ndarray], np.ndarray]]:
+    """Makes the function from pixels [N,M,Y,X,C] to logits [N,names]: by the similarity of names in sentences, or by how likely
+    a captioner says one.
 
     Raises:
       ValueError: several templates for a captioner. MissingCapability: the model can do neither.
     """
-    able = engine.model.capabilities()
-    if "similarity" in able:
-        vectors = class_vectors(engine, names, templates)
+    if engine.has("similarity"):
+        vectors, notes = class_vectors(engine, names, templates)
         scale = engine.logit_scale()
-        return lambda images: scale * engine.similarity(engine.embed_images(images), vectors)
-    if "prefill" not in able:
+        return Answered(lambda images: scale * engine.similarity(engine.embed_images(images), vectors), notes)
+    if not engine.has("prefill"):
         raise MissingCapability(
             f"naming pictures needs similarity or prefill, which {type(engine.model).__name__} lacks"
         )
     if len(templates) > 1:
         raise ValueError("this run is a captioner, which says one sentence a name; give one template")
-    texts = [said(templates[0], name) for name in names]
-    return lambda images: engine.likelihoods(images, [""] * len(images), texts)
+    texts = [name_in(templates[0], name) for name in names]
+    return Answered(lambda images: engine.likelihoods(images, [""] * len(images), texts).values, {})
 
 
 @functools.cache

@@ -233,7 +233,7 @@ def _validate(
     limit = scoring.limit or 200
     examples = make_examples(suite, "validation", source, scoring.pixels, limit, scoring.bad, directory.quarantine)
     now = engine.with_weights(params, extra)
-    scores = suite.outcome(now, suite.answers(now, examples)).scores
+    scores = suite.outcome(now, suite.answers(now, examples).values).scores
     if best and best not in scores:
         raise ValueError(f"checkpoint.best={best!r} is no score of the first suite; it has {', '.join(scores)}")
     return scores

@@ -76,6 +76,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def print_cuts(notes, length: int) -> None:
+    """Prints on stderr what was cut while answering; length: pieces of the run's texts."""
+    from simvlm_jax.infer.answered import describe_cuts
+
+    for sentence in describe_cuts(notes, length):
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def _trusting(argv: list[str]) -> list[str]:
     """The words without --trust PACKAGE, which is heeded."""
     from simvlm_jax.core.trust import trust

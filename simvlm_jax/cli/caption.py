@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import zlib
+from collections import Counter
 from typing import Any
 
 from simvlm_jax.core.files import printable
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from simvlm_jax.cli import print_cuts
     from simvlm_jax.core.schema import Seed, check
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
@@ -74,6 +76,7 @@ def main(argv: list[str]) -> int:
     opening = f"{args.prompt} " if args.prompt else ""
 
     ok = True
+    notes: Counter[str] = Counter()
     for start in range(0, len(args.images), rows):
         names = args.images[start : start + rows]
         seen, ids, answers = [], [], {}
@@ -86,14 +89,18 @@ def main(argv: list[str]) -> int:
                 answers[i] = {"image": name, "error": _reason(e)}
         if seen:
             images = np.stack([p for _, p in seen])
-            made = engine.generate(images, [args.prompt] * len(seen), np.asarray(ids, np.int64), how, args.forced)
+            made, noted = engine.generate(
+                images, [args.prompt] * len(seen), np.asarray(ids, np.int64), how, args.forced
+            )
+            notes.update(noted)
             for (i, _), hypotheses in zip(seen, made, strict=True):
-                said = [{"caption": f"{opening}{t}".strip(), "score": round(s, 4)} for t, s in hypotheses]
-                answers[i] = {"image": names[i], "caption": said[0]["caption"]}
+                captions = [{"caption": f"{opening}{t}".strip(), "score": round(s, 4)} for t, s in hypotheses]
+                answers[i] = {"image": names[i], "caption": captions[0]["caption"]}
                 if args.n_best > 1:
-                    answers[i]["n_best"] = said
+                    answers[i]["n_best"] = captions
         for i in range(len(names)):
             ok = _print(answers[i], args.json) and ok
+    print_cuts(notes, engine.vocabulary.length)
     return 0 if ok else 1
 
 

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from simvlm_jax.api import name_scores
+    from simvlm_jax.cli import print_cuts
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.suite import probabilities
@@ -54,8 +55,8 @@ def main(argv: list[str]) -> int:
         parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     setup_jax()
     engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 8)))
-    scores_of = name_scores(engine, labels, templates)
-    engine.tell_cuts()
+    scores_of, notes = name_scores(engine, labels, templates)
+    print_cuts(notes, engine.vocabulary.length)
     pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):
         seen, names, answers = [], [], {}

@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from simvlm_jax.cli import print_cuts
     from simvlm_jax.core.files import can_be_written, printable, read_text
     from simvlm_jax.core.lock import held
     from simvlm_jax.data.assemble import eval_pixels
@@ -86,8 +87,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(
                 f"text {long[0]} of {args.texts!r} has more than {LONGEST_KEY:,} characters; cut it, or leave it out"
             )
-        vectors = engine.embed_texts(texts)
-        engine.tell_cuts()
+        vectors, notes = engine.embed_texts(texts)
+        print_cuts(notes, engine.vocabulary.length)
         about |= {"of": "texts"}
         write_arrays(
             out,

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from simvlm_jax.cli import print_cuts
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.transforms import NO_DRAWS
     from simvlm_jax.eval.provenance import weights_hash
@@ -58,8 +59,9 @@ def main(argv: list[str]) -> int:
         )
     parts = []
     if args.queries:
-        parts.append(engine.embed_texts(args.queries))
-        engine.tell_cuts()
+        embedded, notes = engine.embed_texts(args.queries)
+        print_cuts(notes, engine.vocabulary.length)
+        parts.append(embedded)
     if args.like:
         if vectors.ndim > 2:
             raise ValueError("this model gives an image a vector only for a text, so pictures cannot be compared")

@@ -35,7 +35,7 @@ def generate(
     vocabulary: Vocabulary,
     decoding: Decoding,
     forced: tuple[int, ...] = (),
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> Generated:
     """Continues each row's prompt by `decoding.max_length` pieces at most.
 

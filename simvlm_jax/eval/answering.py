@@ -15,7 +15,7 @@ from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
 from simvlm_jax.eval.suite import (
     Answer,
-    Answered,
+    AnsweredExamples,
     Example,
     Examples,
     Item,
@@ -27,7 +27,9 @@ from simvlm_jax.eval.suite import (
     pictures_of,
     probabilities,
 )
+from simvlm_jax.infer.answered import Answered, counts
 from simvlm_jax.infer.engine import Engine
+from simvlm_jax.infer.prompts import longest_answer, prompt_width
 from simvlm_jax.text.tokenizer import clean
 
 SLICES = ("kind", "answer_type", "domain")
@@ -63,16 +65,16 @@ class Answering(Suite):
         """What of an answer is compared: VQA's normal form."""
         return normalise(answer)
 
-    def worth(self, said: str, people: list[str], truth: str) -> float:
-        """How right an answer is, 0 to 1.
+    def accuracy(self, answer: str, people: list[str], truth: str) -> float:
+        """Accuracy of an answer, 0 to 1.
 
         With one of fewer than four people left out, not even an answer that all gave would be wholly right.
         """
         if not self.spells:
-            said = next((p for p in people if p.lower() == said.lower()), said)
-        return vqa_accuracy(said, people) if len(people) > 3 else float(self.form(said) == self.form(truth))
+            answer = next((p for p in people if p.lower() == answer.lower()), answer)
+        return vqa_accuracy(answer, people) if len(people) > 3 else float(self.form(answer) == self.form(truth))
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         """accuracy: VQA's where four people or more answered, else whether it is (normalised) what most of them said.
 
         accuracy_<slice>: by the example's kind; and, where some truths are not in the run's answer list, apart for those
@@ -88,7 +90,7 @@ class Answering(Suite):
             truth = most_frequent(people)
             named = not self.spells and not is_answered(example)  # a name of a class, which is compared as it is
             form = clean if named else self.form
-            value = float(clean(answer.text) == clean(truth)) if named else self.worth(answer.text, people, truth)
+            value = float(clean(answer.text) == clean(truth)) if named else self.accuracy(answer.text, people, truth)
             values.append(value)
             listed = {clean(a) for a in self.list_of(engine)} if named else known
             for name in _slices(example, form(truth) in listed if listed else None):
@@ -135,8 +137,8 @@ class Classes(Answering):
         """Names of classes are compared as they are: "C" is not "C++", "dog" not "Dog"."""
         return clean(answer)
 
-    def worth(self, said: str, people: list[str], truth: str) -> float:
-        return float(self.form(said) == self.form(truth))
+    def accuracy(self, answer: str, people: list[str], truth: str) -> float:
+        return float(self.form(answer) == self.form(truth))
 
 
 def _slices(example: Example, listed: bool | None) -> Iterable[str]:
@@ -162,17 +164,18 @@ class Classification(Answering):
     transforms: tuple[Any, ...]
     images: bool = True
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        classify = engine.needs("classification", "classify")["classify"]
-        out: Answered = []
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        engine.require("classification", "classify")
+        out: AnsweredExamples = []
+        notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
-            engine.note("texts_cut", sum(e.pop("cut", 0) > 0 for e in rows))
+            notes += counts(texts_cut=sum(e.pop("cut", 0) > 0 for e in rows))
             batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
             if self.images and images is not None:
                 batch["image"] = images
-            likely = probabilities(engine.over(("classify", self.images), classify, batch))
+            likely = probabilities(engine.apply("classification", "classify", batch))
             out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
-        return out
+        return Answered(out, notes)
 
     def expand(self, example: Example) -> Iterable[Example]:
         for row in super().expand(example):
@@ -186,14 +189,14 @@ class Classification(Answering):
 class ClassHead(Classes):
     """A classifier of pictures alone, over the run's list of classes."""
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        classify = engine.needs("classification", "classify")["classify"]
-        out: Answered = []
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        engine.require("classification", "classify")
+        out: AnsweredExamples = []
         for rows, images in examples.chunks(engine.batch_size):
             assert images is not None  # this suite is asked with pictures
-            likely = probabilities(engine.over("classify", classify, {"image": images}))
+            likely = probabilities(engine.apply("classification", "classify", {"image": images}))
             out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
-        return out
+        return Answered(out, {})
 
 
 @buildable("suites")
@@ -206,14 +209,16 @@ class Generation(Answering):
 
     spells = True
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        width = engine.room_before(self.how.max_length)
-        out: Answered = []
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        width = prompt_width(engine.vocabulary, self.how.max_length)
+        out: AnsweredExamples = []
+        notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
             asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
-            made = engine.generate(images, asked, draw_ids(rows), self.how, width=width)
+            made, noted = engine.generate(images, asked, draw_ids(rows), self.how, width=width)
             out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
-        return out
+            notes.update(noted)
+        return Answered(out, notes)
 
     def decoding(self) -> dict[str, Any]:
         return {"prompt": self.prompt, **dataclasses.asdict(self.how)}
@@ -235,19 +240,21 @@ class Ranking(Answering):
     def list_of(self, engine: Engine) -> Sequence[str]:
         return tuple(self.candidates) or engine.labels
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         candidates = tuple(self.list_of(engine))
         if not candidates:
             raise ValueError("ranking needs answers: set the suite's `candidates`, or config.data.labels.size")
-        width = engine.room_before(engine.longest(candidates))
+        width = prompt_width(engine.vocabulary, longest_answer(engine.tokenizer, candidates))
         length = np.asarray([len(engine.tokenizer.encode(c)) + 1 for c in candidates])
-        out: Answered = []
+        out: AnsweredExamples = []
+        notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
             asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
-            scores = engine.likelihoods(images, asked, candidates, self.shortlist, width)
+            scores, noted = engine.likelihoods(images, asked, candidates, self.shortlist, width)
             scores = scores / length if self.per_piece else scores
             out += [(e, best_answer(candidates, s)) for e, s in zip(rows, scores, strict=True)]
-        return out
+            notes.update(noted)
+        return Answered(out, notes)
 
     def decoding(self) -> dict[str, Any]:
         names = ("prompt", "shortlist", "per_piece")

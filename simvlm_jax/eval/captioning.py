@@ -5,6 +5,7 @@ images, not the mean of the three. Here every slice uses the document frequencie
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,18 @@ from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.metrics.bootstrap import ratio_of
 from simvlm_jax.eval.metrics.caption import CiderD, caption_sums
 from simvlm_jax.eval.metrics.ptb import ptb_tokenize
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite, draw_ids, pictures_of
+from simvlm_jax.eval.suite import (
+    Answer,
+    AnsweredExamples,
+    Example,
+    Examples,
+    Item,
+    Outcome,
+    Suite,
+    draw_ids,
+    pictures_of,
+)
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
 
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
@@ -38,27 +50,29 @@ class Captioning(Suite):
 
     fields = ("image", "captions")
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        out: Answered = []
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        out: AnsweredExamples = []
+        notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
-            made = engine.generate(images, [self.prompt] * len(rows), draw_ids(rows), self.how, self.forced)
+            made, noted = engine.generate(images, [self.prompt] * len(rows), draw_ids(rows), self.how, self.forced)
             for example, hypotheses in zip(rows, made, strict=True):
                 out.append((example, Answer(*hypotheses[0], tuple(hypotheses))))
-        return out
+            notes.update(noted)
+        return Answered(out, notes)
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
-        said, references = [a.text for _, a in answered], [e["captions"] for e, _ in answered]
-        scores, sums = caption_sums(said, references)
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
+        captions, references = [a.text for _, a in answered], [e["captions"] for e, _ in answered]
+        scores, sums = caption_sums(captions, references)
         each = sums["cider"].rows[:, 0].tolist()
         scenes = [Scene.from_json(e["scene"]) if "scene" in e else None for e, _ in answered]
-        known = [(s, c) for s, c in zip(scenes, said, strict=True) if s is not None]
+        known = [(s, c) for s, c in zip(scenes, captions, strict=True) if s is not None]
         if known:
             scores = {**judge.scores(*map(list, zip(*known, strict=True))), **scores}
             pairs = judge.counts(*map(list, zip(*known, strict=True)))
             sums |= {name: ratio_of(*zip(*rows, strict=True)) for name, rows in pairs.items()}
         pictures = pictures_of(answered)
-        told = [p for p, s in zip(pictures, scenes, strict=True) if s is not None]
-        sums = {k: s._replace(of=told if len(s.rows) < len(pictures) else pictures) for k, s in sums.items()}
+        known_pictures = [p for p, s in zip(pictures, scenes, strict=True) if s is not None]
+        sums = {k: s._replace(of=known_pictures if len(s.rows) < len(pictures) else pictures) for k, s in sums.items()}
         scores |= _by_domain([domain_of(e) for e, _ in answered], each)
         items = []
         for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):
@@ -76,7 +90,9 @@ class Captioning(Suite):
             )
         return Outcome({k: v for k, v in scores.items() if np.isfinite(v)}, items, sums=sums)
 
-    def constant(self, engine: Engine, answered: Answered, texts: Callable[[], Sequence[str]]) -> Answered:
+    def constant(
+        self, engine: Engine, answered: AnsweredExamples, texts: Callable[[], Sequence[str]]
+    ) -> AnsweredExamples:
         """The one caption of the training data that scores the best CIDEr-D when said of every image."""
         if all("scene" in e for e, _ in answered):  # a scene's caption is never right of another
             return []

@@ -17,6 +17,7 @@ from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.metrics.bootstrap import intervals, numbered
 from simvlm_jax.eval.provenance import provenance
 from simvlm_jax.eval.suite import Examples, Item, Outcome, Suite, pictures_of
+from simvlm_jax.infer.answered import Notes
 from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.report import Card, Section, write_report
@@ -140,11 +141,10 @@ def evaluate(
     say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], Outcome]:
     """(results.json entries of one suite on one split, with its controls; the outcome without control)."""
-    engine.notes.clear()
-    answered = suite.answers(engine, examples)
+    answered, notes = suite.answers(engine, examples)
     outcome = suite.outcome(engine, answered)
-    ended = engine.notes.pop("answers_cut", 0)  # of what was said, so no cause of the scores
-    why = provenance(engine, suite, examples, len(answered), step)
+    causes = {k: v for k, v in notes.items() if k != "answers_cut"}  # which follows from the answers, as the scores do
+    why = provenance(engine, suite, examples, causes, len(answered), step)
 
     def entry(control: str | None, found: Outcome, why: dict[str, Any]) -> dict[str, Any]:
         scores = {k: v for k, v in found.scores.items() if math.isfinite(v)}  # of what nothing is known is left out
@@ -163,12 +163,12 @@ def evaluate(
         }
         if max(pictures := numbered(pictures_of(answered))) + 1 < len(pictures):  # several are about one picture
             entries[0]["pictures"] = pictures
-    entries[0]["remarks"] = _remarks(engine.notes, ended, examples)
+    entries[0]["remarks"] = _remarks(notes, examples)
     for remark in entries[0]["remarks"]:
         say(f"{'':>28}  {remark}")
     if controls and "blind" in suite.controls and examples.pictured:
         unseen = examples.unseen()
-        found = suite.outcome(engine, suite.answers(engine, unseen))
+        found = suite.outcome(engine, suite.answers(engine, unseen).values)
         entries.append(entry("blind", found, {**why, "preprocessing": unseen.preprocessing()}))
     if controls and "constant" in suite.controls:
         same = suite.constant(engine, answered, texts)
@@ -179,14 +179,15 @@ def evaluate(
     return entries, outcome
 
 
-def _remarks(notes: dict[str, Any], ended: int, examples: Examples) -> list[str]:
+def _remarks(notes: Notes, examples: Examples) -> list[str]:
     """What a reader of the scores has to know: what was left out, and what was cut."""
     counts = (
         ("left out, for they cannot be read or lack a field", examples.left_out),
         ("prompts that lost their beginning, for want of room before the answer", notes.get("prompts_cut")),
         ("texts that lost their end, being longer than config.text.length", notes.get("texts_cut")),
-        ("answers that max_length ended", ended),
+        ("answers that max_length ended", notes.get("answers_cut")),
         ("truths that are none of the classes, so that they are never found", notes.get("truths_not_among_classes")),
+        ("the most similar, ranked again by score_pair", notes.get("reranked")),
     )
     return [f"{what}: {count:,}" for what, count in counts if count]
 
@@ -245,15 +246,14 @@ def _cards(items: list[Item], engine: Engine, examples: Examples) -> list[Card]:
     ]
 
 
-def _attention(said: list[str], images: list[np.ndarray], engine: Engine) -> list[list[tuple[str, list[list[float]]]]]:
+def _attention(texts: list[str], images: list[np.ndarray], engine: Engine) -> list[list[tuple[str, list[list[float]]]]]:
     """For every text its words, each with the map of where the model looks while it says it."""
-    attention = engine.model.capabilities().get("attention")
-    if attention is None or not said:
-        return [[] for _ in said]
+    if not texts or not engine.has("attention"):
+        return [[] for _ in texts]
     length = engine.vocabulary.length
-    ids = [engine.tokenizer.encode(s)[:length] for s in said]
+    ids = [engine.tokenizer.encode(s)[:length] for s in texts]
     text, mask = pad_rows(ids, length, engine.vocabulary.pad)
-    weights = engine.over("attention", attention, {"image": np.stack(images), "text": text, "text_mask": mask})
+    weights = engine.apply("attention", "attention", {"image": np.stack(images), "text": text, "text_mask": mask})
     return [_words(engine.tokenizer.pieces(own), w) for own, w in zip(ids, weights, strict=True)]
 
 

@@ -21,7 +21,8 @@ from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.scenes.language import Phrase, noun_phrase
 from simvlm_jax.eval.answering import Answering, Ranking
 from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Outcome, pictures_of
+from simvlm_jax.eval.suite import Answer, AnsweredExamples, Example, Examples, Outcome, pictures_of
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
 
 KINDS = ("random", "popular", "adversarial")
@@ -59,13 +60,13 @@ class Hallucination(Answering):
     def list_of(self, engine: Engine) -> Sequence[str]:
         return ()
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         return Ranking(candidates=("yes", "no")).answers(engine, examples)
 
-    def constant(self, engine: Engine, answered: Answered, texts: Any) -> Answered:
+    def constant(self, engine: Engine, answered: AnsweredExamples, texts: Any) -> AnsweredExamples:
         return [(example, dataclasses.replace(answer, text="yes")) for example, answer in answered]
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         found = super().outcome(engine, answered)
         scores = {"accuracy": found.scores["accuracy"], **binary_scores(answered)}
         for kind in KINDS:
@@ -73,10 +74,14 @@ class Hallucination(Answering):
             if part:
                 values = {"accuracy": found.scores[f"accuracy_{kind}"], **binary_scores(part)}
                 scores |= {f"{name}_{kind}": values[name] for name in ("accuracy", "f1")}
-        said, true = (np.asarray([yes(e, a) for e, a in answered], float) for yes in (_says_yes, _is_yes))
+        answers, true = (np.asarray([yes(e, a) for e, a in answered], float) for yes in (_says_yes, _is_yes))
         of = pictures_of(answered)
-        sums = {**found.sums, "precision": ratio_of(said * true, said, of), "recall": ratio_of(said * true, true, of)}
-        sums |= {"f1": ratio_of(2 * said * true, said + true, of), "yes_ratio": mean_of(said, of)}
+        sums = {
+            **found.sums,
+            "precision": ratio_of(answers * true, answers, of),
+            "recall": ratio_of(answers * true, true, of),
+        }
+        sums |= {"f1": ratio_of(2 * answers * true, answers + true, of), "yes_ratio": mean_of(answers, of)}
         return Outcome(scores, found.items, found.confusion, sums)
 
     def decoding(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def _is_yes(example: Example, answer: Answer) -> bool:
     return example["answer"] == "yes"
 
 
-def binary_scores(answered: Answered) -> dict[str, float]:
+def binary_scores(answered: AnsweredExamples) -> dict[str, float]:
     """precision, recall, f1 of "yes" (0 where undefined) and yes_ratio, the share of questions answered yes."""
     count = Counter((example["answer"] == "yes", answer.text == "yes") for example, answer in answered)
     hit, false, missed = count[True, True], count[False, True], count[True, False]

@@ -9,7 +9,8 @@ from simvlm_jax.core.schema import AboveZero, Positive
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.probe import Frozen
-from simvlm_jax.eval.suite import Answered, Examples, best_answer
+from simvlm_jax.eval.suite import AnsweredExamples, Examples, best_answer
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
 
 
@@ -21,13 +22,13 @@ class NearestNeighbours(Frozen):
     neighbours: Positive = 20
     temperature: AboveZero = 0.07
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        (learned,), asked = self.feature_sets(engine, examples, (self.train,))
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        (learned,), asked, notes = self.feature_sets(engine, examples, (self.train,))
         names = sorted({answers_of(e)[0] for e in learned.rows})
         place = {name: i for i, name in enumerate(names)}
         labels = np.asarray([place[answers_of(e)[0]] for e in learned.rows])
         bank, count = _unit(learned.features), min(self.neighbours, len(labels))
-        out: Answered = []
+        out: AnsweredExamples = []
         for start in range(0, len(asked.rows), 1000):
             rows = asked.rows[start : start + 1000]
             alike = _unit(asked.features[start : start + 1000]) @ bank.T
@@ -37,7 +38,7 @@ class NearestNeighbours(Frozen):
             np.add.at(votes, (np.arange(len(rows))[:, None], labels[nearest]), weight)
             votes /= votes.sum(1, keepdims=True)
             out += [(e, best_answer(names, v)) for e, v in zip(rows, votes, strict=True)]
-        return out
+        return Answered(out, notes)
 
     def decoding(self) -> dict[str, Any]:
         return {

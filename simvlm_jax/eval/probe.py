@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.metrics.logistic import MOST_TRIED, best_c, fit
-from simvlm_jax.eval.suite import Answered, Example, Examples, best_answer, probabilities
+from simvlm_jax.eval.suite import AnsweredExamples, Example, Examples, best_answer, probabilities
+from simvlm_jax.infer.answered import Answered, Notes
 from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.progress import Countdown
 
@@ -41,14 +43,16 @@ class Frozen(Classes):
     needed = "features"
     """The capability that gives features."""
 
-    def feature_sets(self, engine: Engine, examples: Examples, splits: Sequence[str]) -> tuple[list[Learned], Learned]:
-        """Features of the splits to learn from, and of what is asked about.
+    def feature_sets(
+        self, engine: Engine, examples: Examples, splits: Sequence[str]
+    ) -> tuple[list[Learned], Learned, Notes]:
+        """(features of the splits to learn from, those of what is asked about, notes).
 
         Raises:
           ValueError: there is no data to learn from, or some of it is asked about.
         """
         what = type(self).__name__
-        engine.needs(what, self.needed)
+        engine.require(what, self.needed)
         if not self.path:
             raise ValueError(f"{what} needs data of its own: set the suite's `path`")
         learned = [examples.like(split, open_source(self.path, split), self.train_limit) for split in splits]
@@ -61,20 +65,23 @@ class Frozen(Classes):
                     f"of {', '.join(map(repr, (*splits, examples.split)))}; name data with splits"
                 )
             seen |= keys
-        found = [self._features(engine, part) for part in learned]
-        return found, self._features(engine, examples)
+        notes: Counter[str] = Counter()
+        *found, asked = [self._features(engine, part, notes) for part in (*learned, examples)]
+        return found, asked, notes
 
-    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> np.ndarray:
+    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> Answered[np.ndarray]:
         """Features [n,D] of a chunk."""
-        return engine.over("features", engine.needs("features", "features")["features"], {"image": images})
+        return Answered(engine.apply("features", "features", {"image": images}), {})
 
-    def _features(self, engine: Engine, examples: Examples) -> Learned:
+    def _features(self, engine: Engine, examples: Examples, notes: Counter[str]) -> Learned:
         rows: list[Example] = []
         found = []
         for part, images in examples.chunks(engine.batch_size):
             assert images is not None  # these suites are asked with pictures
             rows += part
-            found.append(self.features_of(engine, part, images).astype(np.float64))
+            features, noted = self.features_of(engine, part, images)
+            found.append(features.astype(np.float64))
+            notes.update(noted)
         return Learned(examples, rows, np.concatenate(found))
 
 
@@ -88,9 +95,10 @@ class LinearProbe(Frozen):
 
     validation: str = "validation"
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         given = self._has_validation(examples)
-        sets, asked = self.feature_sets(engine, examples, (self.train, self.validation) if given else (self.train,))
+        splits = (self.train, self.validation) if given else (self.train,)
+        sets, asked, notes = self.feature_sets(engine, examples, splits)
         names = sorted({answers_of(e)[0] for part in sets for e in part.rows})
         place = {name: i for i, name in enumerate(names)}
         found = [(part.features, np.asarray([place[answers_of(e)[0]] for e in part.rows])) for part in sets]
@@ -103,7 +111,7 @@ class LinearProbe(Frozen):
         pace = Countdown("fits", MOST_TRIED)
         c, accuracy = best_c(x, y, xv, yv, len(names), pace.at)
         pace.close()
-        engine.notes["probe"] = {
+        fitted = {
             "c": c,
             "validation_accuracy": accuracy[c],
             "classes": len(names),
@@ -111,7 +119,8 @@ class LinearProbe(Frozen):
         }
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
         likely = probabilities(probe(asked.features))
-        return [(e, best_answer(names, p)) for e, p in zip(asked.rows, likely, strict=True)]
+        out = [(e, best_answer(names, p)) for e, p in zip(asked.rows, likely, strict=True)]
+        return Answered(out, {"probe": fitted, **notes})
 
     def _has_validation(self, examples: Examples) -> bool:
         """Whether the data has that split; data without splits gives the same rows for all."""
@@ -136,5 +145,5 @@ class QuestionProbe(LinearProbe):
     def fields(self) -> tuple[str, ...]:
         return (self.question,)
 
-    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> np.ndarray:
-        return engine.embed_pairs(images, [str(e[self.question]) for e in rows])
+    def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> Answered[np.ndarray]:
+        return engine.pair_features(images, [str(e[self.question]) for e in rows])

@@ -11,12 +11,15 @@ from jax.experimental import multihost_utils
 
 import simvlm_jax
 from simvlm_jax.eval.suite import Examples, Suite
+from simvlm_jax.infer.answered import Notes
 from simvlm_jax.infer.engine import Engine
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow", "sentencepiece", "simvlm_jax")
 
 
-def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, step: int) -> dict[str, Any]:
+def provenance(
+    engine: Engine, suite: Suite, examples: Examples, notes: Notes, scored: int, step: int
+) -> dict[str, Any]:
     """Data, preprocessing, decoding, checkpoint and versions behind the scores of `scored` answers."""
     about = {k: v for k, v in described(suite).items() if k not in ("path", "splits", "limit", "how", "controls")}
     how = suite.decoding()
@@ -31,7 +34,7 @@ def provenance(engine: Engine, suite: Suite, examples: Examples, scored: int, st
         "preprocessing": examples.preprocessing(),
         "decoding": how,
         "suite": about,
-        "notes": dict(engine.notes),
+        "notes": dict(notes),
         "answers": hashlib.sha256("\n".join(engine.labels).encode()).hexdigest()[:16] if engine.labels else None,
         "tokenizer": engine.tokenizer.sha256[:16],
         "text_length": engine.vocabulary.length,

@@ -6,6 +6,7 @@ unlike size do not compare; chance stands beside them. A tie is lost.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.eval.metrics.bootstrap import mean_of, ratio_of
-from simvlm_jax.eval.suite import Answer, Answered, Example, Examples, Item, Outcome, Suite
+from simvlm_jax.eval.suite import Answer, AnsweredExamples, Example, Examples, Item, Outcome, Suite
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
 
 RECALLS = (1, 5, 10)
@@ -22,15 +24,20 @@ RECALLS = (1, 5, 10)
 @buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval(Suite):
-    """captions: of each image that are used, the first ones; 0 for all."""
+    """captions: of each image that are used, the first ones; 0 for all.
+
+    rerank: how many of the most similar texts of an image, and images of a text, are ranked again by `score_pair`, where the
+    model looks at an image and a text together (ALBEF, arXiv 2107.07651, section 3.4); 0 for none. The others stay behind them.
+    """
 
     captions: Count = 5
+    rerank: Count = 16
 
     fields = ("image", "captions")
     controls: tuple[str, ...] = ("blind",)
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        engine.needs("retrieval", "embed_image", "embed_text", "similarity")
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        engine.require("retrieval", "embed_image", "embed_text", "similarity")
         rows: list[Example] = []
         found = []
         for part, images in examples.chunks(engine.batch_size):
@@ -40,16 +47,39 @@ class Retrieval(Suite):
         texts = [self._texts(e) for e in rows]
         flat = [t for own in texts for t in own]
         owner = np.repeat(np.arange(len(rows)), [len(own) for own in texts])
-        alike = engine.similarity(np.concatenate(found), engine.embed_texts(flat))
-        to_text, to_image = ranks(alike, owner)
-        out: Answered = []
+        embedded, notes = engine.embed_texts(flat)
+        alike = engine.similarity(np.concatenate(found), embedded)
+        of_images = of_texts = alike
+        if self.rerank and engine.has("score_pair"):
+            of_images, of_texts = self._reranked(engine, examples, alike, flat)
+            notes = {**notes, "reranked": self.rerank}
+        to_text, to_image = ranks(of_images, owner)[0], ranks(of_texts, owner)[1]
+        out: AnsweredExamples = []
         for i, example in enumerate(rows):
-            best = tuple((flat[j], float(alike[i, j])) for j in np.argsort(-alike[i], kind="stable")[:3])
+            best = tuple((flat[j], float(alike[i, j])) for j in np.argsort(-of_images[i], kind="stable")[:3])
             place = {"to_text": int(to_text[i]), "to_image": to_image[owner == i].tolist()}
             out.append(({**example, "ranks": place}, Answer(*best[0], best)))
-        return out
+        return Answered(out, notes)
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+    def _reranked(
+        self, engine: Engine, examples: Examples, alike: np.ndarray, texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [r,c] to rank texts of an image by, and those to rank images of a text by; each pair is scored once."""
+        of_images, of_texts = (np.zeros(alike.shape, bool) for _ in range(2))
+        k = min(self.rerank, len(texts)), min(self.rerank, len(alike))
+        np.put_along_axis(of_images, np.argsort(-alike, axis=1, kind="stable")[:, : k[0]], True, axis=1)
+        np.put_along_axis(of_texts, np.argsort(-alike, axis=0, kind="stable")[: k[1]], True, axis=0)
+        matching, start = np.zeros(alike.shape, np.float32), 0
+        for part, images in examples.chunks(engine.batch_size):  # read again: pictures of a whole set are not held
+            assert images is not None
+            rows = slice(start, start + len(part))
+            pairs = np.argwhere(of_images[rows] | of_texts[rows])
+            if len(pairs):
+                matching[rows][tuple(pairs.T)] = engine.score_pair(images, texts, pairs).values
+            start += len(part)
+        return in_front(alike, matching, of_images), in_front(alike, matching, of_texts)
+
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         to_text = np.asarray([e["ranks"]["to_text"] for e, _ in answered])
         to_image = np.concatenate([e["ranks"]["to_image"] for e, _ in answered])
         scores = {
@@ -87,6 +117,14 @@ def _hit_by_chance(own: np.ndarray, k: int) -> np.ndarray:
     rest = own.sum() - own
     drawn = np.arange(k)[:, None]
     return 1 - np.prod(np.maximum(rest - drawn, 0) / np.maximum(own.sum() - drawn, 1), axis=0)
+
+
+def in_front(alike: np.ndarray, scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """`alike` [r,c] in fp64, but for the `chosen` pairs, which come before all others in the order of `scores` [r,c]."""
+    if not chosen.any():
+        return alike.astype(np.float64)
+    first = alike.max() + 1.0 + scores.astype(np.float64) - scores[chosen].min()
+    return np.where(chosen, first, alike.astype(np.float64))
 
 
 def ranks(alike: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,9 @@ from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.sources import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
 from simvlm_jax.eval.metrics.bootstrap import Sums
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
+from simvlm_jax.infer.prefetch import prefetched
 from simvlm_jax.run.progress import Countdown
 
 Example = dict[str, Any]
@@ -31,7 +33,7 @@ class Answer:
     n_best: tuple[tuple[str, float], ...] = ()
 
 
-Answered = list[tuple[Example, Answer]]
+AnsweredExamples = list[tuple[Example, Answer]]
 
 
 def filled_in(template: str, *given: str, **named: str) -> str:
@@ -142,7 +144,10 @@ class Examples:
         return other
 
     def chunks(self, size: int) -> Iterator[tuple[list[Example], np.ndarray | None]]:
-        """(examples, images [n,M,Y,X,C] or None) of up to `size` examples each."""
+        """Yields (examples, images [n,M,Y,X,C] or None) of up to `size` examples each; the next ones are read meanwhile."""
+        return prefetched(self._chunks(size))
+
+    def _chunks(self, size: int) -> Iterator[tuple[list[Example], np.ndarray | None]]:
         rows: list[Example] = []
         pace = Countdown(f"{self.split}{', blind' if self.blind else ''}", len(self.indices))
         for done, made in self._good():
@@ -260,16 +265,18 @@ class Suite:
         """The examples asked of one example of the data."""
         return [example]
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        """What the model says."""
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        """Answers of the model, and notes that belong beside their scores: what was cut, which classes there were."""
         raise NotImplementedError
 
-    def constant(self, engine: Engine, answered: Answered, texts: Callable[[], Sequence[str]]) -> Answered:
+    def constant(
+        self, engine: Engine, answered: AnsweredExamples, texts: Callable[[], Sequence[str]]
+    ) -> AnsweredExamples:
         """The same answer to every example: the most frequent one in training. texts: gives texts of the training data."""
         return [(example, Answer(engine.labels[0])) for example, _ in answered] if engine.labels else []
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
-        """Scores what was said."""
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
+        """Scores of the answers."""
         raise NotImplementedError
 
     def decoding(self) -> dict[str, Any]:
@@ -277,7 +284,7 @@ class Suite:
         return {}
 
 
-def pictures_of(answered: Answered) -> list[Any]:
+def pictures_of(answered: AnsweredExamples) -> list[Any]:
     """The picture that each answer is about, by its content; an example without one stands for itself."""
     return [e.get("picture", e.get("index", -1 - i)) for i, (e, _) in enumerate(answered)]
 

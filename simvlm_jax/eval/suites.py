@@ -68,6 +68,10 @@ def known() -> dict[str, tuple[str, Any]]:
             "classification by the likelihood of texts",
             spec(f"{_HERE}.likelihood:GenerativeClassifier", **classes),
         ),
+        "generative-image": (
+            "classification by the likelihood of the image given a text, estimated by sampling",
+            spec(f"{_HERE}.likelihood:GenerativeClassifier", by="image", **classes),
+        ),
         "hallucination": (
             "POPE-like questions about what is there and what is not",
             spec(f"{_HERE}.hallucination:Hallucination", path="scenes/captions", splits={"test": "test[:75%]"}),

@@ -1,6 +1,7 @@
 """Image-conditioned translation: the source text is read as a prefix beside the image, the target is generated."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.metrics.bootstrap import Sums, mean_of
 from simvlm_jax.eval.metrics.translation import bleu_counts, bleu_of, corpus_bleu
-from simvlm_jax.eval.suite import Answer, Answered, Examples, Item, Outcome, Suite, draw_ids, pictures_of
+from simvlm_jax.eval.suite import Answer, AnsweredExamples, Examples, Item, Outcome, Suite, draw_ids, pictures_of
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
+from simvlm_jax.infer.prompts import prompt_width
 
 
 @buildable("suites")
@@ -31,27 +34,31 @@ class Translation(Suite):
     def fields(self) -> tuple[str, ...]:
         return (self.source, self.reference)
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
-        width = engine.room_before(self.how.max_length)
-        out: Answered = []
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
+        width = prompt_width(engine.vocabulary, self.how.max_length)
+        out: AnsweredExamples = []
+        notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
             sources = [str(e[self.source]) for e in rows]
-            made = engine.generate(images, sources, draw_ids(rows), self.how, width=width)
+            made, noted = engine.generate(images, sources, draw_ids(rows), self.how, width=width)
             out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
-        return out
+            notes.update(noted)
+        return Answered(out, notes)
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
-        said = [a.text for _, a in answered]
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
+        outputs = [a.text for _, a in answered]
         truth = [str(e[self.reference]) for e, _ in answered]
         items = [
             Item(e, a, str(e[self.source]), (t,), a.text == t, float(1 - corpus_bleu([a.text], [t], smooth=True) / 100))
             for (e, a), t in zip(answered, truth, strict=True)
         ]
         of = pictures_of(answered)
-        exact = mean_of([s == t for s, t in zip(said, truth, strict=True)], of)
-        rows = np.asarray([bleu_counts(s, t) for s, t in zip(said, truth, strict=True)], float)
+        exact = mean_of([s == t for s, t in zip(outputs, truth, strict=True)], of)
+        rows = np.asarray([bleu_counts(s, t) for s, t in zip(outputs, truth, strict=True)], float)
         sums = {"bleu": Sums(rows, lambda sums: bleu_of(sums.tolist()), of), "exact": exact}
-        return Outcome({"bleu": corpus_bleu(said, truth), "exact": float(np.mean(exact.rows[:, 0]))}, items, sums=sums)
+        return Outcome(
+            {"bleu": corpus_bleu(outputs, truth), "exact": float(np.mean(exact.rows[:, 0]))}, items, sums=sums
+        )
 
     def decoding(self) -> dict[str, Any]:
         return {"prompt": f"{{{self.source}}}", **dataclasses.asdict(self.how)}

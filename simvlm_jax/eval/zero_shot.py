@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes
 from simvlm_jax.eval.metrics.bootstrap import mean_of
-from simvlm_jax.eval.suite import Answer, Answered, Examples, Outcome, filled_in, pictures_of, probabilities
+from simvlm_jax.eval.suite import Answer, AnsweredExamples, Examples, Outcome, filled_in, pictures_of, probabilities
+from simvlm_jax.infer.answered import Answered, counts
 from simvlm_jax.infer.engine import Engine
 from simvlm_jax.run.progress import Countdown
 from simvlm_jax.text.lines import lines_of
@@ -35,34 +37,34 @@ class ZeroShot(Classes):
     templates: tuple[str, ...] = ("{a} {name}",)
     prompts: str = ""
 
-    def answers(self, engine: Engine, examples: Examples) -> Answered:
+    def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         classes, templates = self.names_and_templates()
         classes = tuple(dict.fromkeys(classes or getattr(examples.source, "classes", ()) or examples.truths()))
         if not self.prompts and self.templates == ZeroShot.templates:  # data sets may bring their own
             templates = getattr(examples.source, "templates", ()) or templates
             check_templates(templates)
-        engine.notes["classes"] = {
-            "count": len(classes),
-            "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16],
-        }
-        engine.notes["templates"] = len(templates)
         known = {self.form(name) for name in classes}
-        if strange := [t for t in examples.truths() if self.form(t) not in known]:
-            engine.notes["truths_not_among_classes"] = len(strange)
-        vectors = class_vectors(engine, classes, templates)
+        strange = sum(self.form(t) not in known for t in examples.truths())
+        vectors, cut = class_vectors(engine, classes, templates)
+        notes = {
+            "classes": listed(classes),
+            "templates": len(templates),
+            **counts(truths_not_among_classes=strange),
+            **cut,
+        }
         scale = engine.logit_scale()
-        out: Answered = []
+        out: AnsweredExamples = []
         for rows, images in examples.chunks(engine.batch_size):
             assert images is not None  # this suite is asked with pictures
             alike = scale * engine.similarity(engine.embed_images(images), vectors)
-            out += [(e, _five_best(classes, s)) for e, s in zip(rows, alike, strict=True)]
-        return out
+            best = [_five_best(classes, s) for s in alike]
+            out += [({**e, "chance": 1 / len(classes)}, a) for e, a in zip(rows, best, strict=True)]
+        return Answered(out, notes)
 
-    def outcome(self, engine: Engine, answered: Answered) -> Outcome:
+    def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         found = super().outcome(engine, answered)
         among = [self.form(answers_of(e)[0]) in {self.form(name) for name, _ in a.n_best} for e, a in answered]
-        chance = 1 / max(engine.notes["classes"]["count"], 1)
-        scores = {**found.scores, "top5": float(np.mean(among)), "chance": chance}
+        scores = {**found.scores, "top5": float(np.mean(among)), "chance": float(answered[0][0]["chance"])}
         return dataclasses.replace(
             found, scores=scores, sums={**found.sums, "top5": mean_of(among, pictures_of(answered))}
         )
@@ -96,13 +98,13 @@ def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...],
         return classes, tuple(line.strip() for line in lines_of(read_text(path)) if line.strip())
     try:
         given = read_json(path)
-        told, templates = given.get("classes", []), given["templates"]
-        fits = all(isinstance(x, list) and all(isinstance(word, str) for word in x) for x in (told, templates))
+        named, templates = given.get("classes", []), given["templates"]
+        fits = all(isinstance(x, list) and all(isinstance(word, str) for word in x) for x in (named, templates))
     except (ValueError, KeyError, AttributeError, TypeError):
         fits = False
     if not fits:
         raise ValueError(f'prompts {str(path)!r} must hold {{"classes": [...], "templates": [...]}}, lists of texts')
-    return classes or tuple(told), tuple(templates)
+    return classes or tuple(named), tuple(templates)
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -115,7 +117,7 @@ def check_templates(templates: Sequence[str]) -> None:
         raise ValueError('classification by names needs a template, such as "a photo of {}"')
     for template in templates:
         try:
-            fits = said(template, "\0") != said(template, "\1")
+            fits = name_in(template, "\0") != name_in(template, "\1")
         except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             fits = False
         if not fits:
@@ -124,23 +126,30 @@ def check_templates(templates: Sequence[str]) -> None:
             )
 
 
-def said(template: str, name: str) -> str:
-    """A prompt."""
+def listed(classes: Sequence[str]) -> dict[str, Any]:
+    """Number and hash of a list of classes, for the notes beside a score."""
+    return {"count": len(classes), "sha256": hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]}
+
+
+def name_in(template: str, name: str) -> str:
+    """Puts the name of a class, and its article, into a template."""
     return filled_in(template, name, name=name, a="an" if name[:1].lower() in "aeiou" else "a")
 
 
-def class_vectors(engine: Engine, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """A vector of length 1 a class: [classes,E]."""
+def class_vectors(engine: Engine, classes: Sequence[str], templates: Sequence[str]) -> Answered[np.ndarray]:
+    """Vectors of length 1 [classes,E], each of the mean of a class's prompts."""
     out = []
+    notes: Counter[str] = Counter()
     pace = Countdown("classes", len(classes))
     for start in range(0, len(classes), NAMES_AT_ONCE):
         names = classes[start : start + NAMES_AT_ONCE]
-        made = engine.embed_texts([said(t, name) for name in names for t in templates])
+        made, cut = engine.embed_texts([name_in(t, name) for name in names for t in templates])
+        notes.update(cut)
         mean = _unit(made.reshape(len(names), len(templates), -1)).mean(1)
         out.append(_unit(mean))
         pace.at(start + len(names))
     pace.close()
-    return np.concatenate(out)
+    return Answered(np.concatenate(out), notes)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -1,50 +1,42 @@
-"""The best of many vectors: exactly, on the device, in flat memory; or nearly, by a graph of neighbours."""
+"""Nearest vectors to queries: exactly, on the device, block by block; or nearly, by a graph of neighbours."""
 
 import hashlib
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.files import partial_of
-from simvlm_jax.core.layout import with_layout
-from simvlm_jax.infer.engine import Engine, filled
-from simvlm_jax.parallel.mesh import layout_of, replicated
+from simvlm_jax.infer.computations import Nearest
+from simvlm_jax.infer.engine import Engine
+from simvlm_jax.infer.programs import padded, place_whole
 
-BLOCK = 16_384
-"""Vectors that are compared at once, of one vector an image; a model that mixes tokens for each pair takes fewer."""
+BLOCK, BLOCK_OF_TOKENS = 16_384, 256
+"""Vectors that are compared at once where an image is one vector, and where a model mixes its tokens for each text."""
 
 
 def exact(engine: Engine, vectors: np.ndarray, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores [Q,top], places [Q,top]) of the vectors [N,...] that are most like each query [Q,E], the best first.
+    """Finds the vectors [N,...] most similar to each query [Q,E]: (scores [Q,top], places [Q,top]), the best first.
 
     Of equals the first comes first.
     """
-    top, block = min(top, len(vectors)), min(BLOCK if vectors.ndim == 2 else 256, len(vectors))
-    similarity = engine.needs("search", "similarity")["similarity"]
-
-    def best(params, extra, part, queries, real):
-        alike = similarity(params, extra, part, queries).T
-        return jax.lax.top_k(jnp.where(jnp.arange(block) < real, alike, -jnp.inf), min(top, block))
-
-    whole = replicated(engine.mesh)
-    run = jax.jit(
-        with_layout(layout_of(engine.mesh), best), in_shardings=(None, None, whole, whole, whole), out_shardings=whole
-    )
+    engine.require("search", "similarity")
+    top, block = min(top, len(vectors)), min(BLOCK if vectors.ndim == 2 else BLOCK_OF_TOKENS, len(vectors))
+    program = engine.programs.compiled(engine.mesh, Nearest(engine.model, min(top, block)))
+    asked = place_whole(engine.mesh, queries)
     scores, places = [], []
     for start in range(0, len(vectors), block):
         part = vectors[start : start + block]
-        found = run(engine.params, engine.extra, filled(part, block), queries, len(part))
-        scores.append(np.asarray(found[0]))
-        places.append(np.asarray(found[1]) + start)
+        arrays = place_whole(engine.mesh, padded(part, block)), asked, place_whole(engine.mesh, np.int32(len(part)))
+        score, place = program(engine.params, engine.extra, *arrays)
+        scores.append(np.asarray(score))
+        places.append(np.asarray(place) + start)
     score, place = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
     order = np.argsort(-score, axis=1, kind="stable")[:, :top]
     return np.take_along_axis(score, order, axis=1), np.take_along_axis(place, order, axis=1)
 
 
 def approximate(vectors: np.ndarray, queries: np.ndarray, top: int, index: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The same, nearly, by faiss's HNSW graph, which is kept beside the index under a hash of its vectors.
+    """Finds nearly the same by faiss's HNSW graph (arXiv 1603.09320), which is kept beside the index under a hash of its vectors.
 
     Raises:
       ValueError: faiss is missing, or an image is not one vector.

@@ -77,7 +77,7 @@ def test_captions_depend_neither_on_devices_nor_on_the_batch(finished_run, how):
         mesh = make_mesh(jax.devices()[:devices])
         params = jax.device_put(run.params, replicated(mesh))
         engine = Engine(run.model, run.tokenizer, mesh, params, run.extra, batch_size=batch_size)
-        made.append(engine.generate(images, [""] * 5, np.arange(5) + 40, how))
+        made.append(engine.generate(images, [""] * 5, np.arange(5) + 40, how).values)
     assert [[t for t, _ in row] for row in made[0]] == [[t for t, _ in row] for row in made[1]]
     scores = [np.asarray([[s for _, s in row] for row in one]) for one in made]
     np.testing.assert_allclose(*scores, atol=2e-4)

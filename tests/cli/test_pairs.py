@@ -93,7 +93,7 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     )
     text, picture = lines(capsys)
     engine, _ = load_engine(str(run))
-    alike = (vectors @ engine.embed_texts(["a red circle"])[0]).tolist()
+    alike = (vectors @ engine.embed_texts(["a red circle"]).values[0]).tolist()
     assert text["found"][0]["key"] == files[int(np.argmax(alike))] and len(text["found"]) == 2
     assert text["found"][0]["score"] == pytest.approx(max(alike), abs=1e-3)
     assert picture["found"][0] == {"key": files[1], "score": pytest.approx(1, abs=1e-3)}
@@ -101,7 +101,7 @@ def test_embed_and_search(run, pictures, tmp_path, capsys):
     texts.write_text("a red circle\n\na blue star\n")
     assert main(["embed", str(run), "--texts", str(texts), "--out", str(tmp_path / "t.npz")]) == 0
     np.testing.assert_allclose(
-        read_vectors(tmp_path / "t.npz")[0][0], engine.embed_texts(["a red circle"])[0], atol=1e-6
+        read_vectors(tmp_path / "t.npz")[0][0], engine.embed_texts(["a red circle"]).values[0], atol=1e-6
     )
     assert main(["search", str(run), "a red circle", "--index", str(tmp_path / "t.npz")]) == 1
     assert "holds vectors of texts" in capsys.readouterr().err

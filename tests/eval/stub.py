@@ -1,5 +1,6 @@
 """Models that know the answer, or just do as they are told: evaluators must not be able to tell."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,6 +57,47 @@ class Stub(BaseModel):
             step = step + 1
             out.append(self._logits(cache["which"], step))
         return jnp.stack(out, 1), {**cache, "step": step}
+
+
+WORDS = ("red", "blue", "cat", "dog")
+
+
+class Judge(BaseModel):
+    """Knows the words that the first two pixels of an image name, and judges a text by them.
+
+    `score_pair` is how many words the text shares with the image, less those that the image lacks; `score_text` the same, less
+    a tenth of the text's pieces; `score_image` the same, with a draw from the rng of its row, `noise` wide.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, noise: float = 0.0, able=None):
+        self.pieces = [tokenizer.encode(w) for w in WORDS]
+        self.noise, self.able = noise, able
+
+    def capabilities(self):
+        every = {"score_pair": self.score_pair, "score_text": self.score_text, "score_image": self.score_image}
+        return {k: v for k, v in every.items() if self.able is None or k in self.able}
+
+    def seen(self, batch):
+        """Words [B,W] of images."""
+        return (batch["image"][:, 0, 0, :2, 0].astype(jnp.int32)[..., None] == jnp.arange(len(WORDS))).any(1)
+
+    def named(self, batch):
+        """Words [B,W] of texts."""
+        found = []
+        for pieces in self.pieces:
+            hits = jnp.stack([jnp.roll(batch["text"], -k, axis=1) == p for k, p in enumerate(pieces)]).all(0)
+            found.append(hits.any(1))
+        return jnp.stack(found, 1)
+
+    def score_pair(self, params, extra, batch):
+        seen, named = self.seen(batch), self.named(batch)
+        return (named & seen).sum(1).astype(jnp.float32) - (named & ~seen).sum(1)
+
+    def score_text(self, params, extra, batch):
+        return self.score_pair(params, extra, batch) - 0.1 * batch["text_mask"].sum(1)
+
+    def score_image(self, params, extra, batch, rng):
+        return self.score_pair(params, extra, batch) + self.noise * jax.vmap(jax.random.normal)(rng)
 
 
 class ListSource:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simvlm_jax.core.types import BaseModel
 from simvlm_jax.data.readers.classes import class_archive, class_folders
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
@@ -22,14 +21,13 @@ from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
 from simvlm_jax.eval.final import evaluate, make_examples
+from simvlm_jax.eval.likelihood import GenerativeClassifier
 from simvlm_jax.eval.neighbours import NearestNeighbours
 from simvlm_jax.eval.probe import LinearProbe
-from simvlm_jax.eval.retrieval import Retrieval, _hit_by_chance, ranks
+from simvlm_jax.eval.retrieval import Retrieval, _hit_by_chance, in_front, ranks
 from simvlm_jax.eval.zero_shot import ZeroShot, class_vectors, read_prompts
 from simvlm_jax.infer.engine import MissingCapability
-from tests.eval.stub import ListSource, Stub, engine, tokenizer
-
-WORDS = ("red", "blue", "cat", "dog")
+from tests.eval.stub import WORDS, Judge, ListSource, Stub, engine, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +35,18 @@ def tok():
     return tokenizer()
 
 
-class Knows(BaseModel):
+class Knows(Judge):
     """An image's vector names the words of its first pixels; a text's the words in it."""
-
-    def __init__(self, tok):
-        self.vocabulary = tok.vocabulary
-        self.pieces = [tok.encode(w) for w in WORDS]
 
     def capabilities(self):
         able = {"embed_image": self.embed_image, "embed_text": self.embed_text, "similarity": self.similarity}
         return {**able, "logit_scale": lambda params, extra: 5.0}
 
     def embed_image(self, params, extra, batch):
-        seen = batch["image"][:, 0, 0, :2, 0].astype(jnp.int32)
-        return (seen[..., None] == jnp.arange(len(WORDS))).any(1).astype(jnp.float32)
+        return self.seen(batch).astype(jnp.float32)
 
     def embed_text(self, params, extra, batch):
-        text, found = batch["text"], []
-        for pieces in self.pieces:
-            hits = jnp.stack([jnp.roll(text, -k, axis=1) == p for k, p in enumerate(pieces)]).all(0)
-            found.append(hits.any(1))
-        return jnp.stack(found, 1).astype(jnp.float32)
+        return self.named(batch).astype(jnp.float32)
 
     def similarity(self, params, extra, images, texts):
         return images @ texts.T
@@ -69,24 +58,24 @@ def examples(suite, rows, **how):
 
 def scores(suite, model, tok, rows, batch_size=4, devices=None):
     asked = engine(model, tok, (), batch_size, devices)
-    answered = suite.answers(asked, examples(suite, rows))
-    return suite.outcome(asked, answered), answered, asked
+    answered, notes = suite.answers(asked, examples(suite, rows))
+    return suite.outcome(asked, answered), answered, notes
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_zero_shot_finds_what_is_there(tok, devices):
     rows = [{"first": (c, s), "label": f"{WORDS[c]} {WORDS[s]}"} for c in (0, 1) for s in (2, 3) for _ in range(3)]
     rows[0]["label"] = "blue dog"  # which it is not
-    outcome, answered, asked = scores(ZeroShot(), Knows(tok), tok, rows, devices=jax.devices()[:devices])
+    outcome, answered, notes = scores(ZeroShot(), Knows(tok), tok, rows, devices=jax.devices()[:devices])
     assert outcome.scores["accuracy"] == pytest.approx(11 / 12) and outcome.scores["chance"] == 0.25
-    assert outcome.scores["top5"] == 1.0 and asked.notes["classes"]["count"] == 4
+    assert outcome.scores["top5"] == 1.0 and notes["classes"]["count"] == 4
     assert next(t for t, _ in answered[0][1].n_best) == "red cat"
 
 
 def test_prompts_are_averaged_at_length_one(tok):
     asked = engine(Knows(tok), tok)
     templates = ("{a} {name}", "{} dog", "is it {}?")
-    vectors = class_vectors(asked, ("red", "blue cat"), templates)
+    vectors, _ = class_vectors(asked, ("red", "blue cat"), templates)
     one = np.asarray([[1, 0, 0, 0], [2**-0.5, 0, 0, 2**-0.5], [1, 0, 0, 0]]).mean(0)
     np.testing.assert_allclose(vectors[0], one / np.linalg.norm(one), atol=1e-6)
 
@@ -123,6 +112,60 @@ def test_retrieval_of_the_whole_set(tok):
     assert len(scores(first, Knows(tok), tok, rows)[1][0][0]["ranks"]["to_image"]) == 1
 
 
+class Colours(Knows):
+    """Its vectors know colours alone; `score_pair` looks at the image and the text together."""
+
+    def capabilities(self):
+        return {**super().capabilities(), "score_pair": self.score_pair}
+
+    def embed_text(self, params, extra, batch):
+        return super().embed_text(params, extra, batch) * (jnp.arange(len(WORDS)) < 2)
+
+
+def test_the_most_similar_are_ranked_again_by_matching(tok):
+    rows = [{"first": (c, s), "captions": [f"a {WORDS[c]} {WORDS[s]}"]} for c in (0, 1) for s in (2, 3)]
+    for rerank, right in ((0, 0.0), (1, 0.25), (2, 1.0), (100, 1.0)):
+        suite = Retrieval(rerank=rerank)
+        outcome, answered, notes = scores(suite, Colours(tok), tok, rows, batch_size=3)
+        # of two that share a colour and tie, the first alone is scored where one is ranked again, and comes before the other
+        found = {k: v for k, v in outcome.scores.items() if k.endswith("_r1")}
+        assert found["image_to_text_r1"] == found["text_to_image_r1"] == (0.5 if rerank == 1 else right)
+        assert notes.get("reranked", 0) == rerank
+    assert [a.text for _, a in answered] == [r["captions"][0] for r in rows]
+    asked = engine(Colours(tok), tok)
+    (entry, _), _ = evaluate(asked, "retrieval", Retrieval(), examples(Retrieval(), rows), 1, say=lambda _: None)
+    assert entry["remarks"] == ["the most similar, ranked again by score_pair: 16"]
+    assert entry["provenance"]["notes"] == {"reranked": 16}
+    assert "reranked" not in scores(Retrieval(), Knows(tok), tok, rows)[2]  # which has no score of pairs
+
+
+def test_chosen_pairs_come_before_all_others():
+    alike = np.asarray([[0.9, 0.8, 0.1], [0.2, 0.7, 0.6]], np.float32)
+    chosen = np.asarray([[True, True, False], [False, True, True]])
+    found = in_front(alike, np.asarray([[-5, -3, 9], [9, 1, 1]], np.float32), chosen)
+    assert np.argsort(-found, axis=1, kind="stable").tolist() == [[1, 0, 2], [1, 2, 0]]
+    assert found[1, 1] == found[1, 2] and found[1, 0] == np.float64(alike[1, 0])  # ties stay ties
+    np.testing.assert_array_equal(in_front(alike, alike, np.zeros((2, 3), bool)), alike)
+
+
+def test_a_generative_classifier_by_images_or_texts(tok):
+    """Of a red cat: by texts alone the longer name loses, by images the right one wins."""
+    rows = [{"first": (0, 2), "label": "red cat"}, {"first": (1, 3), "label": "blue dog"}]
+    suite = GenerativeClassifier(by="image", samples=64, template="{name}")
+    outcome, answered, notes = scores(suite, Judge(tok, noise=0.5), tok, rows)
+    assert outcome.scores["accuracy"] == 1 and notes["by"] == "score_image" and notes["classes"]["count"] == 2
+    best = dict(answered[0][1].n_best)
+    assert best["red cat"] - best["blue dog"] == pytest.approx(4, abs=1e-3)  # the draws are those of the image
+    outcome, _, notes = scores(GenerativeClassifier(template="{name}"), Judge(tok, 0.5), tok, rows)
+    assert outcome.scores["accuracy"] == 1 and notes["by"] == "score_text"
+    only = Judge(tok, 0.5, able=("score_image",))
+    assert scores(GenerativeClassifier(template="{name}"), only, tok, rows)[2]["by"] == "score_image"
+    with pytest.raises(MissingCapability, match="needs score_image, which Stub lacks"):
+        scores(suite, Stub(tok), tok, rows)
+    with pytest.raises(ValueError, match="by text or image, not 'sound'"):
+        GenerativeClassifier(by="sound")
+
+
 def test_ranks_by_sorting():
     rng = np.random.default_rng(0)
     owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))
@@ -146,7 +189,11 @@ def test_neighbours_vote(tok, tmp_path, monkeypatch):
     def answer(**how):
         suite = NearestNeighbours(path="somewhere", **how)
         asked = engine(Stub(tok, 3), tok)
-        return suite.answers(asked, make_examples(suite, "test", sources["test"], Pixels(8), 0, 0.05, None))[0][1].text
+        return (
+            suite.answers(asked, make_examples(suite, "test", sources["test"], Pixels(8), 0, 0.05, None))
+            .values[0][1]
+            .text
+        )
 
     assert answer(neighbours=1) == "a" and answer(temperature=10.0) == "b" and answer(temperature=0.005) == "a"
     sources["test"].key = lambda index: "row-0"
@@ -201,17 +248,19 @@ class Believes(Knows):
 def test_compositional_probes_by_either_score(tok):
     rows = [make_example("captions", "test", i, 32, 16, 0) for i in range(32)]
     rows = [{"first": 0, "scene": r["scene"], "captions": r["captions"]} for r in rows]
-    outcome, answered, asked = scores(Compositional(), Believes(tok), tok, rows)
-    assert asked.notes["by"] == "similarity" and {e["kind"] for e, _ in answered} == set(KINDS)
+    outcome, answered, notes = scores(Compositional(), Believes(tok), tok, rows)
+    assert notes["by"] == "similarity" and {e["kind"] for e, _ in answered} == set(KINDS)
     assert outcome.scores["accuracy_attribute"] < 0.5  # as many words: a tie, or as many pieces
     model = Believes(tok)
     able = {**model.capabilities(), "score_text": model.score_text}
     model.capabilities = lambda: able
-    other, _, asked = scores(Compositional(by="likelihood"), model, tok, rows)
-    assert asked.notes["by"] == "likelihood"
+    other, _, notes = scores(Compositional(by="likelihood"), model, tok, rows)
+    assert notes["by"] == "likelihood"
     right = {i.example["key"] + i.example["kind"]: i.right for i in outcome.items}
     told = {i.example["key"] + i.example["kind"]: i.right for i in other.items}
     assert not any(right[k] and told[k] for k in right)  # one likes long texts, one short ones, and ties are wrong
+    able = {**able, "score_pair": model.score_pair}
+    assert scores(Compositional(), model, tok, rows)[2]["by"] == "matching"
     with pytest.raises(ValueError, match="not 'taste'"):
         Compositional(by="taste")
 
@@ -273,7 +322,7 @@ def test_a_slice_of_what_was_learned_from_is_not_asked(tok):
         probe = LinearProbe(path=path, **how)
         return probe.answers(
             engine(Stub(tok, 3), tok), make_examples(probe, "test", open_source(path, split), Pixels(8), 0, 0.05, None)
-        )
+        ).values
 
     for split in ("validation[:50%]", "validation[50%:]", "train[4:]"):
         with pytest.raises(ValueError, match="asked about what it has learned from"):
@@ -294,8 +343,10 @@ def test_names_that_the_data_does_not_use_are_told(tok):
     rows = [{"first": (0, 2), "label": "n0123"}, {"first": (1, 3), "label": "blue dog"}]
     suite = ZeroShot(classes=("red cat", "blue dog"))
     asked = engine(Knows(tok), tok)
-    _, outcome = evaluate(asked, "zero_shot", suite, examples(suite, rows), 1, controls=False, say=lambda text: None)
-    assert outcome.scores["accuracy"] == 0.5 and asked.notes["truths_not_among_classes"] == 1
+    (entry,), outcome = evaluate(
+        asked, "zero_shot", suite, examples(suite, rows), 1, controls=False, say=lambda _: None
+    )
+    assert outcome.scores["accuracy"] == 0.5 and entry["provenance"]["notes"]["truths_not_among_classes"] == 1
 
 
 def test_a_suite_with_data_of_its_own_is_validated_on_it(tmp_path):
@@ -335,8 +386,8 @@ def test_a_split_of_several_names_is_one_split(tok, tmp_path):
         assert own_validation(ZeroShot(path=str(here), splits={"test": "train"})) is not None
         probe = LinearProbe(path=str(here))
         asked = engine(Stub(tok, 3), tok)
-        probe.answers(asked, make_examples(probe, "val", val, Pixels(8), 0, 0.05, None))
-        assert list(asked.notes["probe"]["learned_from"]) == ["train"]
+        notes = probe.answers(asked, make_examples(probe, "val", val, Pixels(8), 0, 0.05, None)).notes
+        assert list(notes["probe"]["learned_from"]) == ["train"]
 
 
 def test_real_labelled_pictures(shared):

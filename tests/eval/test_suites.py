@@ -49,7 +49,7 @@ def test_the_last_batch_counts_each_row_once(tok, devices, count, batch_size):
     rows = [{"first": i % 3, "question": "is it red?", "answer": LABELS[0], "kind": "ab"[i % 2]} for i in range(count)]
     suite = classification(tok)
     asked = engine(Stub(tok, 3), tok, LABELS, batch_size, jax.devices()[:devices])
-    answered = suite.answers(asked, examples(suite, rows))
+    answered = suite.answers(asked, examples(suite, rows)).values
     assert [a.text for _, a in answered] == [LABELS[i % 3] for i in range(count)]
     outcome = suite.outcome(asked, answered)
     assert outcome.scores["accuracy"] == pytest.approx(len(range(0, count, 3)) / count)
@@ -83,7 +83,7 @@ def test_few_rows_are_not_filled_up_to_a_large_batch(tok):
         seen.clear()
         asked = engine(Stub(tok), tok, (), batch_size, jax.devices()[:2])
         for n in counts:
-            assert asked.over("twice", twice, {"x": np.arange(n)}).tolist() == list(range(0, 2 * n, 2))
+            assert asked.over(twice, {"x": np.arange(n)}).tolist() == list(range(0, 2 * n, 2))
         return seen
 
     assert calls(60_000, 1) == [2] and calls(60_000, 5, 1, 8, 3) == [8]
@@ -96,7 +96,7 @@ def test_answers_outside_the_list_are_wrong_and_counted_apart(tok):
         {"first": i % 2, "question": "what colour?", "answer": a} for i, a in enumerate(("yes", "no", "blue", "blue"))
     ]
     suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS)
-    scores = suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores
+    scores = suite.outcome(asked, suite.answers(asked, examples(suite, rows)).values).scores
     assert scores == {"accuracy": 0.5, "accuracy_in_list": 1.0, "accuracy_out_of_list": 0.0}
 
 
@@ -104,7 +104,9 @@ def test_ten_people_are_scored_as_vqa_scores_them(tok):
     people = ["yes"] * 2 + ["no"] * 8
     rows = [{"first": 0, "question": "is it red?", "answers": people}, {"first": 1, "question": "?", "answers": people}]
     suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS)
-    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["accuracy"] == pytest.approx(0.8)
+    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows)).values).scores["accuracy"] == pytest.approx(
+        0.8
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_few_people_are_no_ten(tok, people, worth):
     """Leaving one out of three, even what all say would be worth 2/3. A class stands for all its spellings."""
     suite, asked = classification(tok), engine(Stub(tok, 3), tok, LABELS)
     rows = [{"first": 0, "question": "is it red?", "answers": people}]
-    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["accuracy"] == worth
+    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows)).values).scores["accuracy"] == worth
 
 
 def test_generated_and_ranked_answers(tok):
@@ -129,10 +131,10 @@ def test_generated_and_ranked_answers(tok):
     rows = [{"first": i, "question": "what colour?" * (1 + 9 * i), "answer": a} for i, a in enumerate(says)]
     asked = engine(Stub(tok, says=says), tok, ("yes", "blue", "a red dog"), 2)
     for suite in (Generation(how=Decoding(max_length=10)), Ranking(), Ranking(shortlist=2), Ranking(per_piece=True)):
-        answered = suite.answers(asked, examples(suite, rows))
+        answered = suite.answers(asked, examples(suite, rows)).values
         assert [a.text for _, a in answered] == list(says), suite
         assert suite.outcome(asked, answered).scores["accuracy"] == 1
-    scores = asked.likelihoods(np.zeros((1, 1, 8, 8, 3), np.uint8), ["is it red?"], ["yes", "blue"])[0]
+    scores = asked.likelihoods(np.zeros((1, 1, 8, 8, 3), np.uint8), ["is it red?"], ["yes", "blue"]).values[0]
     ids = [*tok.encode("yes"), tok.vocabulary.eos]
     normaliser = np.log(np.exp(4) + tok.vocabulary.size - 1)
     assert scores[0] == pytest.approx(4 * len(ids) - len(ids) * normaliser, rel=1e-5)
@@ -148,8 +150,8 @@ def test_a_generative_classifier_divides_by_what_is_likely_anyway(tok):
     classes = ("yes", "red")
     plain = GenerativeClassifier(template="{name}", prior="none", classes=classes)
     gain = GenerativeClassifier(template="{name}", classes=classes)
-    scores = [dict(a.n_best) for _, a in gain.answers(asked, examples(gain, rows))]
-    raw = [dict(a.n_best) for _, a in plain.answers(asked, examples(plain, rows))]
+    scores = [dict(a.n_best) for _, a in gain.answers(asked, examples(gain, rows)).values]
+    raw = [dict(a.n_best) for _, a in plain.answers(asked, examples(plain, rows)).values]
     assert scores[0] == pytest.approx({"yes": 0, "red": 0}, abs=1e-4)  # the image says what grey says: no gain
     assert scores[1]["yes"] > scores[1]["red"]
     assert scores[1]["red"] == pytest.approx(raw[1]["red"] - raw[0]["red"], abs=1e-4)
@@ -183,9 +185,9 @@ def test_a_caption_is_what_follows_the_prompt_and_a_forced_start_is_part_of_it(t
     rows = [{"first": 0, "captions": ["x"]}]
     asked = engine(Stub(tok, says=("blue",)), tok)
     prompted = Captioning(prompt="a red", how=Decoding(max_length=6))
-    assert prompted.answers(asked, examples(prompted, rows))[0][1].text == "blue"
+    assert prompted.answers(asked, examples(prompted, rows)).values[0][1].text == "blue"
     forced = Captioning(forced="a red", how=Decoding(max_length=12))
-    assert forced.answers(asked, examples(forced, rows))[0][1].text.startswith("a red")
+    assert forced.answers(asked, examples(forced, rows)).values[0][1].text.startswith("a red")
     with pytest.raises(ValueError, match="leaves room for"):
         long = Captioning(prompt="a red", how=Decoding(max_length=99))
         long.answers(asked, examples(long, rows))
@@ -194,7 +196,7 @@ def test_a_caption_is_what_follows_the_prompt_and_a_forced_start_is_part_of_it(t
 def test_translation(tok):
     rows = [{"first": i, "source": "a red dog", "target": t} for i, t in enumerate(("a red dog", "a blue cat"))]
     suite, asked = Translation(how=Decoding(max_length=12)), engine(Stub(tok, says=("a red dog", "a red cat")), tok)
-    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows))).scores["exact"] == 0.5
+    assert suite.outcome(asked, suite.answers(asked, examples(suite, rows)).values).scores["exact"] == 0.5
 
 
 def test_a_missing_capability_is_named(tok):
@@ -325,14 +327,14 @@ def test_a_bad_row_costs_no_suite_its_evaluation(tok):
         (Translation(how=Decoding(max_length=12)), {"first": 0, "source": "a"}),
         (GenerativeClassifier(template="{name}"), {"first": 0, "question": "x"}),
     ):
-        assert len(suite.answers(asked, examples(suite, [*good, bad]))) == 30, suite
+        assert len(suite.answers(asked, examples(suite, [*good, bad])).values) == 30, suite
 
 
 def test_classes_are_those_of_the_whole_source(tok):
     rows = [{"first": 0, "label": name} for name in ("red", "blue", "yes")]
     suite, asked = GenerativeClassifier(template="{name}"), engine(Stub(tok), tok)
-    answered = suite.answers(asked, make_examples(suite, "test", ListSource(rows), Pixels(8), 1, 0.05, None))
-    assert len(answered) == 1 and asked.notes["classes"]["count"] == 3
+    answered, notes = suite.answers(asked, make_examples(suite, "test", ListSource(rows), Pixels(8), 1, 0.05, None))
+    assert len(answered) == 1 and notes["classes"]["count"] == 3
 
 
 def test_hallucination_by_hand(tok):
@@ -391,10 +393,11 @@ def test_a_linear_probe_learns_from_other_examples_than_it_is_asked_about(tok, m
         with pytest.raises(ValueError, match="asked about what it has learned from"):
             suite.answers(asked, found)
         return
-    outcome = suite.outcome(asked, suite.answers(asked, found))
+    answered, notes = suite.answers(asked, found)
+    outcome = suite.outcome(asked, answered)
     assert outcome.scores["accuracy"] > 0.93 and set(outcome.scores) == {"accuracy"}
     learned = {"train"} if kind == "no validation" else {"train", "validation"}
-    assert asked.notes["probe"]["classes"] == 3 and set(asked.notes["probe"]["learned_from"]) == learned
+    assert notes["probe"]["classes"] == 3 and set(notes["probe"]["learned_from"]) == learned
 
 
 def test_differences_of_provenance():
