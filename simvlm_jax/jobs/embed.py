@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from simvlm_jax.core.files import (
 from simvlm_jax.core.schema import check
 from simvlm_jax.data.sources import Source, ranges
 from simvlm_jax.data.tables import TABLE_SUFFIXES
+from simvlm_jax.infer.prefetch import prefetched
 from simvlm_jax.run.progress import Countdown
 
 MANIFEST = "manifest.json"
@@ -75,16 +76,89 @@ def embed_parts(
     mine: Callable[[int], bool] = lambda part: True,
     chunk: int = 64,
 ) -> list[tuple[str, str]]:
-    """Makes those parts that are `mine` and are not there; returns the pictures that could not be read, and why.
+    """Makes those parts that are `mine` and are not there; returns (key, error) of the pictures that could not be read.
 
-    embed: images [n,M,Y,X,C] uint8 to vectors [n,...]. about: what else the vectors depend on. rows: of a part. chunk: images
-    that are held at once.
+    embed: images [n,M,Y,X,C] uint8 to vectors [n,...] fp32. about: what else the vectors depend on. rows: pictures of a part.
+    chunk: images of a call of `embed`; the next ones are read meanwhile.
 
     Raises:
       ValueError: the folder holds parts of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {**_of_what(source, about), "rows": rows}
+    _check_manifest(folder, {**_of_what(source, about), "rows": rows})
+    parts = [part for part in range(-(-len(source) // rows)) if mine(part) and not _path(folder, part).exists()]
+    pace = Countdown("pictures", sum(len(_rows_of(source, part, rows)) for part in parts))
+    reader, done, unread = _Reader(source, pixels, chunk), 0, []
+    for part in parts:
+        keys: list[str] = []
+        found: list[np.ndarray] = []
+        errors: list[tuple[str, str]] = []
+        for read in prefetched(reader.chunks(_rows_of(source, part, rows))):
+            if read.images is not None:
+                found.append(embed(read.images))
+            keys += read.keys
+            errors += read.errors
+            done += len(read.keys) + len(read.errors)
+            pace.at(done)
+        write_arrays(
+            _path(folder, part),
+            embeddings=np.concatenate(found) if found else np.zeros((0,), np.float32),
+            keys=np.asarray(keys, str),
+            errors=np.asarray(errors, str).reshape(-1, 2),
+        )
+        unread += errors
+    pace.close()
+    return unread
+
+
+class _Chunk(NamedTuple):
+    """Pictures [n,M,Y,X,C] uint8 (None: none could be read) with their keys, and (key, error) of the others."""
+
+    images: np.ndarray | None
+    keys: list[str]
+    errors: list[tuple[str, str]]
+
+
+class _Reader:
+    """Reads pictures of a source in chunks; all must have as many images as the first."""
+
+    def __init__(self, source: Source, pixels: Callable[[dict[str, Any], Any], dict[str, Any]], size: int):
+        self._source, self._pixels, self._size, self._images = source, pixels, size, 0
+
+    def chunks(self, indices: range) -> Iterator[_Chunk]:
+        """Yields chunks of `size` readable pictures; the last may have fewer."""
+        made: list[np.ndarray] = []
+        keys: list[str] = []
+        errors: list[tuple[str, str]] = []
+        for i in indices:
+            try:
+                image, key = self._read(i)
+                made.append(image)
+                keys.append(key)
+            except Exception as e:  # people's files fail in any way they like
+                errors.append((str(self._source.key(i))[:LONGEST_KEY], f"{type(e).__name__}: {e}"[:1000]))
+            if len(made) == self._size:
+                yield _Chunk(np.stack(made), keys, errors)
+                made, keys, errors = [], [], []
+        if made or errors:
+            yield _Chunk(np.stack(made) if made else None, keys, errors)
+
+    def _read(self, index: int) -> tuple[np.ndarray, str]:
+        image, key = self._pixels(self._source[index], None)["image"], str(self._source.key(index))
+        self._images = self._images or len(image)
+        if len(image) != self._images:
+            raise ValueError(f"it has {len(image)} images, where others have {self._images}")
+        if len(key) > LONGEST_KEY:
+            raise ValueError(f"its key has {len(key):,} characters, more than {LONGEST_KEY:,}")
+        return image, key
+
+
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes what the parts of a folder are of, or compares it with what is written.
+
+    Raises:
+      ValueError: the folder holds parts of something else.
+    """
     path = folder / MANIFEST
     begun = any(folder.glob("part-*.npz"))  # asked first: whoever writes a part has written the manifest before it
     if begun and not path.exists():
@@ -99,46 +173,10 @@ def embed_parts(
         raise ValueError(
             f"{folder} holds parts made otherwise ({', '.join(changed)} differs); remove it, or write elsewhere"
         )
-    parts = [part for part in range(-(-len(source) // rows)) if mine(part) and not _path(folder, part).exists()]
-    pace = Countdown("pictures", sum(len(_rows_of(source, part, rows)) for part in parts))
-    done, unread, images = 0, [], 0
-    for part in parts:
-        keys: list[str] = []
-        found: list[np.ndarray] = []
-        errors: list[tuple[str, str]] = []
-        waiting: list[np.ndarray] = []
-        for i in _rows_of(source, part, rows):
-            try:
-                made, key = pixels(source[i], None)["image"], str(source.key(i))
-                images = images or len(made)
-                if len(made) != images:
-                    raise ValueError(f"it has {len(made)} images, where others have {images}")
-                if len(key) > LONGEST_KEY:
-                    raise ValueError(f"its key has {len(key):,} characters, more than {LONGEST_KEY:,}")
-                waiting.append(made)
-                keys.append(key)
-            except Exception as e:  # people's files fail in any way they like
-                errors.append((str(source.key(i))[:LONGEST_KEY], f"{type(e).__name__}: {e}"[:1000]))
-            done += 1
-            if len(waiting) == chunk:
-                found.append(embed(np.stack(waiting)))
-                waiting = []
-                pace.at(done)
-        if waiting:
-            found.append(embed(np.stack(waiting)))
-        write_arrays(
-            _path(folder, part),
-            embeddings=np.concatenate(found) if found else np.zeros((0,), np.float32),
-            keys=np.asarray(keys, str),
-            errors=np.asarray(errors, str).reshape(-1, 2),
-        )
-        unread += errors
-    pace.close()
-    return unread
 
 
 def merge(folder: Path, out: Path) -> int | None:
-    """One file of all parts, a part in memory at a time, and the end of the folder; the number of vectors.
+    """Merges all parts into one file, a part in memory at a time, and removes the folder; returns the number of vectors.
 
     None while parts are missing, or while another process does it.
 
@@ -186,7 +224,7 @@ def merge(folder: Path, out: Path) -> int | None:
 
 
 def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) -> int | None:
-    """The number of vectors in `out` if it holds just what is asked for. The folder of parts that `out` was made of is removed."""
+    """Counts the vectors in `out` if it holds just what is asked for. The folder of parts that `out` was made of is removed."""
     shutil.rmtree(_ended(folder), ignore_errors=True)  # of a process that was killed while it was at that
     try:
         _, keys, before = read_vectors(out)
@@ -200,7 +238,7 @@ def made_before(out: Path, folder: Path, source: Source, about: dict[str, Any]) 
 
 
 def stamp(path: str, out: Path) -> str:
-    """A number of the names, sizes and times of all files that a path names, where it is one of files: "" of a TFDS name.
+    """Hashes the names, sizes and times of all files that a path names; "" of a TFDS name.
 
     Of a table, those of its folder, where its pictures are. `out`, where vectors are written, does not count, nor do hidden
     files.
@@ -228,7 +266,7 @@ def _of_what(source: Source, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """(vectors [N,...], keys [N], what they depend on) of a file that `merge` wrote.
+    """Reads (vectors [N,...] fp32, keys [N], what they depend on) from a file that `merge` wrote.
 
     Raises:
       ValueError: it is no such file.
@@ -282,7 +320,7 @@ def _check_members(path: Path) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz, whole or not at all.
+    """Writes arrays as an .npz, whole or not at all.
 
     Raises:
       OSError: it could not be written; the message names it.
@@ -314,7 +352,7 @@ def _written(path: Path) -> Iterator[Path]:
 
 
 def _end(folder: Path) -> None:
-    """Removes a folder of parts, all at once for whoever looks: a process that comes by must not meet half of it."""
+    """Removes a folder of parts, all at once for whoever looks: a process that comes by must not find half of it."""
     shutil.rmtree(_ended(folder), ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.rename(_ended(folder))
