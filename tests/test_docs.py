@@ -7,14 +7,24 @@ import functools
 import importlib
 import re
 import shlex
+import sys
+import types
 import urllib.parse
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 
+from configs import parts
 from simvlm_jax.cli import COMMANDS
-from simvlm_jax.core.build import assign, assign_flags, load_config, variants_of
+from simvlm_jax.core.build import assign, assign_flags, build, load_config, spec, variants_of
+from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.data.transforms import Pixels
+from simvlm_jax.eval.suite import Examples
 from simvlm_jax.eval.suites import known
 from tests.conftest import ROOT
+from tests.eval import stub
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "benchmarks").glob("*.md"))
@@ -212,6 +222,84 @@ def test_links_lead_somewhere(page):
             continue
         assert there.exists(), target
         assert not link.fragment or link.fragment in anchors(there), target
+
+
+@pytest.fixture(scope="module")
+def walk_through(tmp_path_factory):
+    """The files of the walk-throughs, written as the pages have them, and `mylab` importable as a named config makes it."""
+    home = tmp_path_factory.mktemp("walk")
+    for page in sorted((ROOT / "docs" / "extend").glob("*.md")):
+        for path, code in re.findall(
+            r'^```python title="([^"]+)"\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            (home / path).parent.mkdir(parents=True, exist_ok=True)
+            (home / path).write_text(code)
+    load_config(f"{home}/mylab/words.py:smoke")
+    yield home
+    for module in [m for m in sys.modules if m.split(".")[0] == "mylab"]:
+        del sys.modules[module]
+
+
+def test_a_model_in_three_files(walk_through):
+    """Its config builds and its step has a loss; its own test passes."""
+    config = load_config(f"{walk_through}/mylab/words.py")
+    model = build(config.model, vocabulary=Vocabulary(320, 24), image_size=config.data.image_size)
+    rows = {"image": ((1, 64, 64, 3), np.uint8), "text": ((24,), np.int32), "text_mask": ((24,), bool)}
+    made = {k: np.ones((2, *shape), kind) for k, (shape, kind) in rows.items()} | {"weight": np.ones(2, np.float32)}
+    batch = {"pairs": made}
+    params = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), batch)[0]))
+    how = dict(step=0, train=True)
+
+    def terms(params):
+        features, first, _ = model.per_example(params, {}, batch, rngs=jax.random.key(0), **how)
+        return {**first, **model.across_batch(params, {}, features, **how)[0]}
+
+    assert set(jax.eval_shape(terms, params)) == {"contrastive"}
+    assert set(model.capabilities()) >= {"embed_image", "embed_text", "similarity"}
+    test = importlib.import_module("mylab.test_words")
+    checks = [check for name, check in vars(test).items() if name.startswith("test_")]
+    assert checks
+    for check in checks:
+        check()
+
+
+def test_a_suite(walk_through):
+    suite = build(spec("mylab.diversity:Diversity", how=parts.decoding(), path="x"))
+    tokenizer = stub.tokenizer()
+    engine = stub.engine(stub.Stub(tokenizer, says=("red", "a red dog")), tokenizer)
+    rows = [{"first": i, "captions": ("a",)} for i in range(4)]
+    answered = suite.answers(engine, Examples("test", stub.ListSource(rows), Pixels(8)))
+    assert suite.outcome(engine, answered.values).scores == {"words": 2.0, "distinct_1": 3 / 8, "distinct_2": 0.5}
+
+
+def test_a_reader(walk_through, tmp_path):
+    file = walk_through / "simvlm_jax" / "data" / "readers" / "lists.py"
+    module = types.ModuleType("lists")
+    exec(compile(file.read_text(), str(file), "exec"), vars(module))
+    assert not module.accepts(tmp_path)
+    (tmp_path / "pictures.lst").write_text("a.jpg\nb.jpg\na.jpg\n")
+    (tmp_path / "sentences.lst").write_text("one\ntwo\nthree\n")
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    source = module.read_folder(tmp_path, "train")
+    assert module.accepts(tmp_path) and len(source) == 2
+    assert source[0] == {"key": "a.jpg", "image": b"picture", "captions": ["one", "three"]}
+    (tmp_path / "sentences.lst").write_text("one\n")
+    with pytest.raises(ValueError, match="must be of one length"):
+        module.read_folder(tmp_path, "train")
+
+
+def test_a_task(walk_through):
+    config = load_config(f"{walk_through}/mylab/cloze_scenes.py")
+    tokenizer = stub.tokenizer(16)
+    example = {"key": "k", "image": np.zeros((8, 8, 3), np.uint8), "captions": ["a red dog"]}
+    row = dict(example)
+    for transform in config.data.parts.pairs.transforms:
+        row = build(transform, tokenizer=tokenizer)(row, np.random.default_rng(0))
+    assert set(row) == {"image", "text", "text_mask", "prefix_length", "seed"}
+    assert 0 < row["prefix_length"] < row["text_mask"].sum()
+    suite = build(config.eval.suites.cloze)
+    asked = [(e["question"], e["answer"]) for e in suite.expand(example)]
+    assert asked == [("_ red dog", "a"), ("a _ dog", "red"), ("a red _", "dog")]
 
 
 def test_every_room_is_on_the_map():
