@@ -4,6 +4,7 @@ All arrays are [B,T] of a fixed T, whatever is given or predicted: a random pref
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,3 +114,43 @@ def span_layout(text: jax.Array, valid: jax.Array, seed: jax.Array, vocabulary: 
         predicted=predicted,
         aligned=False,
     )
+
+
+class Prompt(NamedTuple):
+    """A prompt before any piece is predicted: what the encoder is given, and what the decoder is fed first.
+
+    tokens, given [B,T]: the encoder's. inputs, fed [B,S]: the decoder's, of which those count that are `fed`. position [B]: of
+    the decoder's first input.
+    """
+
+    tokens: jax.Array
+    given: jax.Array
+    inputs: jax.Array
+    fed: jax.Array
+    position: jax.Array
+
+
+def lay_out_prompt(text: jax.Array, valid: jax.Array, objective: str, vocabulary: Vocabulary) -> Prompt:
+    """Lay a prompt [B,T] (pieces where `valid`, without EOS) out as the objective saw text in training.
+
+    "prefix_lm": in the encoder. "lm": no text ever stood there, so the decoder is fed the prompt after BOS. "span_corruption": in
+    the encoder, with one masked span for all that follows.
+    """
+    B, T = text.shape
+    pieces = valid.sum(1).astype(jnp.int32)
+    inputs, fed = jnp.full((B, 1), vocabulary.bos, jnp.int32), jnp.ones((B, 1), bool)
+    position = jnp.zeros((B,), jnp.int32)
+    if objective == "lm":
+        inputs, fed = jnp.concatenate([inputs, text], axis=1), jnp.concatenate([fed, valid], 1)
+        text, valid = text[:, :0], valid[:, :0]
+    elif objective == "span_corruption":
+        slots = jnp.arange(T + 1)
+        text = jnp.where(slots == pieces[:, None], vocabulary.size, jnp.pad(text, ((0, 0), (0, 1))))
+        valid = slots <= pieces[:, None]
+        inputs = jnp.concatenate([inputs, jnp.full((B, 1), vocabulary.size, jnp.int32)], axis=1)
+        fed = jnp.ones(inputs.shape, bool)
+    else:
+        position = pieces
+    if not text.shape[1]:  # keep one masked slot, so that shapes without prompt or image stay valid
+        text, valid = jnp.zeros((B, 1), jnp.int32), jnp.zeros((B, 1), bool)
+    return Prompt(text, valid, inputs, fed, position)

@@ -36,7 +36,7 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term, Vocabulary
 from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
-from simvlm_jax.families.text_layout import SENTINELS, TextLayout, prefix_layout, span_layout
+from simvlm_jax.families.text_layout import SENTINELS, TextLayout, lay_out_prompt, prefix_layout, span_layout
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches
@@ -393,36 +393,19 @@ class SimVLM(LanguageModel):
         return {k: np.asarray(v) for k, v in vars(layout).items() if k != "aligned"}
 
     def read(self, params, batch, max_length):
-        text, valid = batch["text"], batch["text_mask"]
-        B, T = text.shape
-        size = valid.sum(1).astype(jnp.int32)
-        start, fed = jnp.full((B, 1), self.vocabulary.bos, jnp.int32), jnp.ones((B, 1), bool)
-        first = jnp.zeros((B,), jnp.int32)
-        if self.objective == "lm":  # no text ever stands in the prefix: the prompt is forced on the decoder
-            start, fed = jnp.concatenate([start, text], axis=1), jnp.concatenate([fed, valid], 1)
-            text, valid = text[:, :0], valid[:, :0]
-        elif self.objective == "span_corruption":  # the rest of the text is one masked span
-            slots = jnp.arange(T + 1)
-            text = jnp.where(slots == size[:, None], self.vocabulary.size, jnp.pad(text, ((0, 0), (0, 1))))
-            valid = slots <= size[:, None]
-            start = jnp.concatenate([start, jnp.full((B, 1), self.vocabulary.size, jnp.int32)], axis=1)
-            fed = jnp.ones(start.shape, bool)
-        else:
-            first = size
-        if not text.shape[1]:  # keep one masked slot, so that shapes without prompt or image stay valid
-            text, valid = jnp.zeros((B, 1), jnp.int32), jnp.zeros((B, 1), bool)
-        image = batch.get("image")
-        positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        given = (image, batch.get("image_mask"), text, positions, bidirectional(valid))
-        room = start.shape[1] + max_length
+        prompt = lay_out_prompt(batch["text"], batch["text_mask"], self.objective, self.vocabulary)
+        image, (B, T) = batch.get("image"), prompt.tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        given = (image, batch.get("image_mask"), prompt.tokens, positions, bidirectional(prompt.given))
+        room = prompt.inputs.shape[1] + max_length
         if self.decoder_only:
-            room += text.shape[1] + (0 if image is None else self.grid[0] * self.grid[1])
-        slots, dtype = empty_slots(B, room, first), self.compute.activation_dtype
+            room += T + (0 if image is None else self.grid[0] * self.grid[1])
+        slots, dtype = empty_slots(B, room, prompt.position), self.compute.activation_dtype
         layers = {"decoder": empty_layers(B, self.stacks["decoder"], room, self.sizes.decoder, dtype)}
         apply = functools.partial(self.network.apply, {"params": params})
         if self.decoder_only:
-            return Reading(start, fed, *apply(*given, slots, layers, method="read_prefix"), {})
-        return Reading(start, fed, slots, layers, apply(*given, method="read_context"))
+            return Reading(prompt.inputs, prompt.fed, *apply(*given, slots, layers, method="read_prefix"), {})
+        return Reading(prompt.inputs, prompt.fed, slots, layers, apply(*given, method="read_context"))
 
     def attention(self, params, extra, batch):
         """Where each predicted piece looks: [B,T,P], the last decoder layer's weights on image tokens, mean over heads.
