@@ -4,6 +4,7 @@ Results are numpy arrays and texts on every process. They never depend on the ba
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,6 +102,18 @@ class Engine:
         """Outputs [N,...] of `function(params, extra, batch, *whole)` over rows [N,...]; see `Programs.over`."""
         return self.programs.over(self.mesh, function, self.params, self.extra, rows, whole, self.batch_size)
 
+    @functools.cached_property
+    def decoding_params(self) -> Any:
+        """The parameters as decoding reads them fastest, laid out once for these weights; see `decode.generate`."""
+        if not self.has("decoding_params"):
+            return self.params
+        lay_out = self.programs.compiled(self.mesh, Capability(self.model, "decoding_params"), whole=False)
+        return lay_out(self.params, self.extra)
+
+    def _decoded(self, function: Computation, rows: Rows, *whole: Array) -> Any:
+        """As `over`, with the parameters that are laid out for decoding."""
+        return self.programs.over(self.mesh, function, self.decoding_params, self.extra, rows, whole, self.batch_size)
+
     # ---- writing -------------------------------------------------------------------------------------------------
 
     def generate(
@@ -162,7 +175,7 @@ class Engine:
             )
         start = tuple(self.tokenizer.encode(forced))
         function = Generate(self.model, self.vocabulary, decoding, start)
-        tokens, scores = self.over(function, {**rows, "id": np.asarray(ids, np.int64)}, np.uint32(self.seed))
+        tokens, scores = self._decoded(function, {**rows, "id": np.asarray(ids, np.int64)}, np.uint32(self.seed))
         _check_likelihoods(scores[:, 0])
         texts = [
             [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, row, strict=True) if np.isfinite(s)]
@@ -187,7 +200,7 @@ class Engine:
         rows, notes = prompt_rows(self.tokenizer, prompts, width)
         room = self.vocabulary.length - rows["text"].shape[1]
         table = candidate_table(self.tokenizer, candidates, room)
-        scores = self.over(Likelihoods(self.model, shortlist), _with_images(rows, images), *table)
+        scores = self._decoded(Likelihoods(self.model, shortlist), _with_images(rows, images), *table)
         _check_likelihoods(scores.max(1))
         return Answered(scores, notes)
 

@@ -54,12 +54,12 @@ class Programs:
         self._compiled: dict[Any, Callable] = {}
         self._sizes: dict[Any, set[int]] = {}
 
-    def compiled(self, mesh: jax.sharding.Mesh, function: Computation) -> Callable:
-        """The compiled `function`, whose outputs lie whole on every device of the mesh."""
-        key = function, mesh
+    def compiled(self, mesh: jax.sharding.Mesh, function: Computation, whole: bool = True) -> Callable:
+        """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
+        key = function, mesh, whole
         if key not in self._compiled:
             laid_out = with_layout(layout_of(mesh), lambda *args: function(*args))
-            self._compiled[key] = jax.jit(laid_out, out_shardings=replicated(mesh))
+            self._compiled[key] = jax.jit(laid_out, out_shardings=replicated(mesh) if whole else None)
         return self._compiled[key]
 
     def over(

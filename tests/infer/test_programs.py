@@ -60,6 +60,33 @@ def test_another_seed_and_other_weights_compile_nothing_and_other_decoding_does(
     assert model.traced == 3
 
 
+class LaidOut(Counted):
+    """Decodes with parameters that were laid out for it, and with no others."""
+
+    def capabilities(self):
+        return {**super().capabilities(), "decoding_params": self.decoding_params}
+
+    def decoding_params(self, params, extra):
+        self.laid_out = getattr(self, "laid_out", 0) + ("ready" not in params)
+        return {**params, "ready": jnp.zeros(())}
+
+    def prefill(self, params, extra, batch, max_length):
+        assert "ready" in params
+        return super().prefill(params, extra, batch, max_length)
+
+
+def test_weights_are_laid_out_for_decoding_once(tok):
+    model = LaidOut(tok, says=("yes", "red"))
+    asked, how = engine(model, tok), Decoding(max_length=6)
+    for weights in ({"w": np.zeros(3)}, {"w": np.ones(3)}):
+        now = asked.with_weights(weights, {})
+        for _ in range(2):
+            assert now.generate(IMAGES, [""] * 5, np.arange(5), how).values[1][0][0] == "red"
+            now.likelihoods(IMAGES, ["?"] * 5, ("yes", "red"))
+        np.testing.assert_array_equal(now.decoding_params["w"], weights["w"])
+    assert model.laid_out == 1 and model.traced == 2
+
+
 def test_capabilities_are_told_apart_by_model_and_name(tok):
     a, b = Stub(tok, 2), Stub(tok, 3)
     assert Capability(a, "classify") == Capability(a, "classify") != Capability(a, "features")
