@@ -210,9 +210,10 @@ def check_config_file(file: str) -> None:
 
 
 def add_config_folder(file: str) -> None:
-    """Lets a config import the modules of its own folder, as in `from configs import parts`, and nothing else beside it.
+    """Lets a config import the modules of its own folder, as in `from configs import parts`, and those of the built-in configs.
 
-    That is the folder `configs/` the file lies in, at any depth, else the folder of the file.
+    That is the folder `configs/` the file lies in, at any depth, else the folder of the file. What lies beside a folder `configs/`
+    elsewhere, such as `models/x.py`, can be named as `models.x`; what is installed goes before it.
     """
     path = Path(file).resolve()
     home = ([p for p in path.parents if p.name == "configs"] or [path.parent])[-1]
@@ -226,7 +227,10 @@ def add_config_folder(file: str) -> None:
         add_config_folder(str(_BUILT_IN / "parts.py"))  # a config from elsewhere may build on those beside this package
     if known is None and name.isidentifier() and (name == "configs" or importlib.util.find_spec(name) is None):
         package = types.ModuleType(name, "The folder of the config that was named.")
-        package.__path__ = [str(home)]
+        elsewhere = name == "configs" and home != _BUILT_IN
+        package.__path__ = [str(home), *([str(_BUILT_IN)] if elsewhere and (_BUILT_IN / "parts.py").is_file() else [])]
+        if elsewhere and str(home.parent) not in sys.path:
+            sys.path.append(str(home.parent))
         package.__spec__ = importlib.machinery.ModuleSpec(
             name, None, is_package=True
         )  # by which core/trust.py finds it
