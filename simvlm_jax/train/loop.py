@@ -95,7 +95,7 @@ def train(
     # ---- what a step does and costs ------------------------------------------------------------------------------
     train_step = ready.step(options.accumulate)
     flops, peak = model.train_flops(_whole(first, pipeline.share), ready.flags), peak_flops() * mesh.size
-    images = round(len(first["image"]) / pipeline.share) if "image" in first else 0
+    images = round(sum(len(rows["image"]) for rows in first.values() if "image" in rows) / pipeline.share)
     stop, any_stop, stopping = _StopSignal(), SharedFlag(mesh), False
     retries = options.retries
     batches = pipeline.iterate(step, options.steps, threads)

@@ -50,7 +50,7 @@ class Drift(BaseModel):
         return {**extra, "slow": {"image": params["image"]}}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        rows = batch.get("pairs", batch)
+        rows = batch["pairs"]
         features = {
             "text": self.embed_text(params, extra, rows),
             "image": self.embed_image(params, extra, rows),
