@@ -5,6 +5,7 @@ step, greedy and with four beams, and of the prefill; the temporary memory of th
 Engine does it once. The flags are those of the command line. See beside.py.
 """
 
+import importlib.util
 import time
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def measure(case: str) -> dict[str, float]:
     example = {**rows, "text": np.zeros((ROWS, length), np.int32), "text_mask": np.ones((ROWS, length), bool)}
     example["prefix_length"] = np.zeros(ROWS, np.int32)
     draw = np.random.default_rng(0)
-    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), example)[0])
+    parted = importlib.util.find_spec("simvlm_jax.core.parts") is not None  # an earlier state has batches without parts
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), {"pairs": example} if parted else example)[0])
     params = jax.tree.map(lambda x: jnp.asarray(0.02 * draw.standard_normal(x.shape, np.float32)), shapes)
     able, how = model.capabilities(), Decoding(max_length=STEPS, min_length=STEPS - 1)
     keys = jax.random.split(jax.random.key(0), ROWS)

@@ -39,6 +39,12 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
     return spec("simvlm_jax.eval.captioning:Captioning", prompt=prompt, how=decoding(**how))
 
 
+def packed_transforms():
+    """Of a part with packed=True: several texts a row, each a segment of its own."""
+    rows = keep("text", "text_mask", "target_mask", "segment", "position")
+    return (spec("simvlm_jax.data.packing:LayOutPacked"), rows)
+
+
 def pair_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0):
     """Pixels first, then one caption as text: what contrastive models read."""
     pixels = spec(f"{TRANSFORMS}:Pixels", size=image_size, smallest=smallest, mirror=mirror)
@@ -69,7 +75,8 @@ def part(path: str | None = None, rows: int | None = None, sources: dict | None 
     where = dict(
         path=config_dict.placeholder(str) if path is None else path, split="train", columns="", truncated=False
     )
-    rest = dict(images=True, transforms=(), cache=False, sources={k: source(**v) for k, v in (sources or {}).items()})
+    fixed = dict(images=True, packed=False, chunked=True, transforms=(), cache=False)
+    rest = dict(fixed, sources={k: source(**v) for k, v in (sources or {}).items()})
     return {**where, **rest, "rows": number, **fields}
 
 

@@ -19,7 +19,7 @@ from simvlm_jax.core.schema import check
 from simvlm_jax.core.types import Extra, Model, Params
 from simvlm_jax.data import assemble
 from simvlm_jax.data.pipeline import Pipeline
-from simvlm_jax.data.sources import Source
+from simvlm_jax.data.source import Source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
 from simvlm_jax.eval.suite import Suite

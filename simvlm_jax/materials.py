@@ -14,7 +14,7 @@ from simvlm_jax.core.types import Batch, Model
 from simvlm_jax.data import assemble
 from simvlm_jax.data.pipeline import Pipeline
 from simvlm_jax.data.shapes import abstract_batch, stand_in_labels, stand_in_tokenizer
-from simvlm_jax.data.sources import Source, understood
+from simvlm_jax.data.source import Source, understood
 from simvlm_jax.parallel.hosts import main_process_first, require_equal
 from simvlm_jax.run.directory import RunDir
 from simvlm_jax.run.load import build_model

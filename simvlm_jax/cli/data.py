@@ -63,7 +63,7 @@ def _prepare(args) -> int:
 
 def _tokenizer(args) -> int:
     from simvlm_jax.data.assemble import texts_of
-    from simvlm_jax.data.sources import without_pictures
+    from simvlm_jax.data.source import without_pictures
     from simvlm_jax.run.directory import not_of_a_run
     from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.core.files import can_be_written, printable, read_text
     from simvlm_jax.core.lock import held
     from simvlm_jax.data.assemble import eval_pixels
-    from simvlm_jax.data.sources import open_asked, understood
+    from simvlm_jax.data.source import understood
+    from simvlm_jax.data.sources import open_asked
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.infer.engine import load_engine
     from simvlm_jax.jobs.embed import (

@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def show(args) -> int:
     """Prints what was understood on stderr and the rows on stdout; returns 1 if a row of those shown cannot be read."""
-    from simvlm_jax.data.sources import Source, open_asked, understood, without_pictures
+    from simvlm_jax.data.source import Source, understood, without_pictures
+    from simvlm_jax.data.sources import open_asked
 
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit} must not be negative")

@@ -26,6 +26,17 @@ def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
     return [(name, batch[name]) for name in ordered(batch)]
 
 
+def check_unpacked(rows: Rows, part: str, model: str) -> None:
+    """Raises:
+    ValueError: several examples stand in a row, of a model that would take them for one.
+    """
+    if "segment" in rows:
+        raise ValueError(
+            f"{model} takes a row for one example, and the rows of {part!r} are packed (they have `segment`); set "
+            f"config.data.parts.{part}.packed=False, and transforms for texts of their own"
+        )
+
+
 def only_part(batch: Batch, name: str, model: str) -> Rows:
     """The rows of the one part that a model learns from.
 
@@ -42,4 +53,5 @@ def only_part(batch: Batch, name: str, model: str) -> Rows:
             f"{model} learns from the part {name!r} alone, and this batch has {', '.join(others)} too; set "
             f"config.data.parts.{others[0]}.rows=0"
         )
+    check_unpacked(found[name], name, model)
     return found[name]

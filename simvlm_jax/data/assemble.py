@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from simvlm_jax.core.build import build
 from simvlm_jax.core.parts import ordered
 from simvlm_jax.data.mixture import Mixture
+from simvlm_jax.data.packing import Packed
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
-from simvlm_jax.data.sources import Cached, HashSplit, Source, open_source, open_split, without_pictures
+from simvlm_jax.data.source import Cached, HashSplit, Source, without_pictures
+from simvlm_jax.data.sources import open_source, open_split
 from simvlm_jax.data.splits import Refused, group_of, is_of
 from simvlm_jax.data.transforms import Pixels, answers_of, is_answered, most_frequent
 from simvlm_jax.text.tokenizer import Tokenizer
@@ -279,17 +281,17 @@ def make_pipeline(
             build(t, f"config.data.parts.{name}.transforms[{i}]", tokenizer=tokenizer, labels=labels)
             for i, t in enumerate(part.transforms)
         ]
+        if part.get("packed"):
+            source = _each(source, lambda s, p=part: Packed(s, tokenizer, chunked=bool(p.get("chunked", True))))
         if part.get("cache"):  # the first transform draws nothing, so its result can be kept
-            source, steps = cached(source, steps[:1]), steps[1:]
+            source, steps = _each(source, lambda s, first=steps[:1]: Cached(s, first)), steps[1:]
         made.append(Part(name, source, steps, rows_of(config, part)))
     return Pipeline(made, seed, Quarantine(data.quarantine, record), mine)
 
 
-def cached(source: Source, transforms: Sequence[Callable]) -> Source:
-    """A source whose transformed examples stay in memory, those of a mixture source by source."""
-    if isinstance(source, Mixture):
-        return source.with_each(lambda one: Cached(one, transforms))
-    return Cached(source, transforms)
+def _each(source: Source, change: Callable[[Source], Source]) -> Source:
+    """A source changed; of a mixture each of its sources, so that the weights stay those of rows."""
+    return source.with_each(change) if isinstance(source, Mixture) else change(source)
 
 
 def constant_captions(sources: Mapping[str, Source], count: int = 200) -> Iterator[str]:

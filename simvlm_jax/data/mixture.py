@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.data.rows import Understood
-from simvlm_jax.data.sources import Source, understood, without_pictures
+from simvlm_jax.data.source import Source, understood, without_pictures
 
 LONGEST_PERIOD = 100_000
 """Rows after which the order of the sources repeats."""

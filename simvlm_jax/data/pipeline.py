@@ -17,7 +17,7 @@ import numpy as np
 from simvlm_jax.core.parts import PAIRS
 from simvlm_jax.core.types import Batch, Rows
 from simvlm_jax.data.mixture import Mixture
-from simvlm_jax.data.sources import Source
+from simvlm_jax.data.source import Source
 from simvlm_jax.data.transforms import BadTransforms, Keep
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from simvlm_jax.data.sources import Source, open_source, open_split
+from simvlm_jax.data.source import Source
+from simvlm_jax.data.sources import open_source, open_split
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.metrics.bootstrap import intervals, numbered

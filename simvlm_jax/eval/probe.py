@@ -11,7 +11,8 @@ import numpy as np
 
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.data.sources import open_source, origin
+from simvlm_jax.data.source import origin
+from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import answers_of
 from simvlm_jax.eval.answering import Classes

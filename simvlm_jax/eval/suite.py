@@ -13,7 +13,7 @@ import numpy as np
 
 from simvlm_jax.core.schema import Count
 from simvlm_jax.data.pipeline import TooManyBadExamples
-from simvlm_jax.data.sources import Source, without_pictures
+from simvlm_jax.data.source import Source, without_pictures
 from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
 from simvlm_jax.eval.metrics.bootstrap import Sums
 from simvlm_jax.infer.answered import Answered

@@ -31,7 +31,8 @@ from simvlm_jax.core.files import (
     write_whole,
 )
 from simvlm_jax.core.schema import check
-from simvlm_jax.data.sources import Source, ranges
+from simvlm_jax.data.source import Source
+from simvlm_jax.data.sources import ranges
 from simvlm_jax.data.tables import TABLE_SUFFIXES
 from simvlm_jax.infer.prefetch import prefetched
 from simvlm_jax.run.progress import Countdown

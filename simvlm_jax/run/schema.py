@@ -37,7 +37,8 @@ class Part(Struct):
     """A part of the batches: what config.data.parts holds by name.
 
     path (with split, columns and truncated), or in its place several `sources` by name. rows: in a batch, 0 for none, None for
-    train.batch_size. images: whether files are read as pictures with what is said of them, or as texts alone.
+    train.batch_size. images: whether files are read as pictures with what is said of them, or as texts alone. packed: several texts
+    a row (data/packing.py); chunked: texts longer than a row are several, or lose their end.
     """
 
     path: Path | None = None
@@ -47,6 +48,8 @@ class Part(Struct):
     sources: dict[str, PartSource] = {}
     rows: Annotated[int, Meta(ge=0, le=2**24)] | None = None
     images: bool = True
+    packed: bool = False
+    chunked: bool = True
     transforms: list[dict[str, Any]] = []
     cache: bool = False
 

@@ -26,6 +26,8 @@ _FIELDS = {
     "sources": {},
     "rows": 0,
     "images": True,
+    "packed": False,
+    "chunked": True,
     "cache": False,
 }
 """Of a part, as they were before each had all of them."""

@@ -642,7 +642,7 @@ def test_a_column_of_pictures_may_have_any_name(tmp_path):
 
 
 def test_keys_that_are_not_utf_8(tmp_path):
-    from simvlm_jax.data.sources import HashSplit
+    from simvlm_jax.data.source import HashSplit
 
     for i in range(40):
         put(tmp_path, f"{'ab'[i % 2]}/{i}" + os.fsdecode(b"\xe9.png"), pic(i))

@@ -5,7 +5,7 @@ import pytest
 
 from simvlm_jax.data.mixture import Mixture, interleave
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
-from simvlm_jax.data.sources import Cached
+from simvlm_jax.data.source import Cached
 from simvlm_jax.data.transforms import Keep
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine, TooManyBadExamples
-from simvlm_jax.data.sources import Cached, HashSplit
+from simvlm_jax.data.source import Cached, HashSplit
 from simvlm_jax.data.transforms import BadTransforms, DrawPrefix, DrawSeed, Keep, Tokenize
 from simvlm_jax.text.tokenizer import Tokenizer
 

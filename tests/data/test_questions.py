@@ -183,7 +183,7 @@ def test_the_answer_list_is_spelt_as_people_mostly_spell():
 
 
 def test_held_out_examples_share_no_picture(tmp_path):
-    from simvlm_jax.data.sources import HashSplit
+    from simvlm_jax.data.source import HashSplit
 
     rows = [{"image": f"{i % 20}.png", "question": f"what is {i}?", "answer": "x"} for i in range(200)]
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -225,7 +225,7 @@ def test_bad_tables_of_questions(tmp_path, table, message):
 
 def test_a_column_that_no_transform_made_stays_out_of_the_batch(tmp_path, tok):
     from simvlm_jax.data.pipeline import Part, Pipeline
-    from simvlm_jax.data.sources import Cached
+    from simvlm_jax.data.source import Cached
     from simvlm_jax.data.transforms import Keep
 
     keep = Keep(("image", "text", "text_mask", "prefix_length"))

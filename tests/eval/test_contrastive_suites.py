@@ -16,7 +16,8 @@ from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import HELD_OUT, SHAPES, Scene
 from simvlm_jax.data.scenes.judge import judge
 from simvlm_jax.data.scenes.twins import KINDS, twins
-from simvlm_jax.data.sources import open_source, origin
+from simvlm_jax.data.source import origin
+from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.compositional import Compositional
