@@ -23,31 +23,35 @@ TEXT_FIELDS = ("text", "question", "answer", "hypothesis", "sentence", "source",
 """Fields of an example that hold one text."""
 
 
+Section = Any
+"""A section of a config: a ConfigDict, of whose fields a type checker knows nothing."""
+
+
 def is_scenes(path: str) -> bool:
     """Whether a path names the built-in data set (and not a folder of that name)."""
     return path.split("/")[0] == "scenes" and not Path(path).exists()
 
 
-def parts_in(config: ConfigDict) -> dict[str, ConfigDict]:
+def parts_in(config: ConfigDict) -> dict[str, Section]:
     """The parts of a config's batches that have rows, by name: pairs first.
 
     Raises:
       ValueError: there is none.
     """
-    parts = config.data.parts
+    parts: Section = config.data.parts
     found = {name: parts[name] for name in ordered(parts) if rows_of(config, parts[name])}
     if not found:
         raise ValueError("no part has rows, so there is nothing to train on; set config.data.parts.pairs.rows")
     return found
 
 
-def rows_of(config: ConfigDict, part: ConfigDict) -> int:
+def rows_of(config: Any, part: Section) -> int:
     """How many rows of a part a batch has: its own `rows`, or where it states none train.batch_size."""
-    rows = part.get("rows")
-    return int(config.train.batch_size if rows is None else rows)
+    rows, usual = part.get("rows"), config.train.batch_size
+    return int(usual if rows is None else rows)
 
 
-def _places(name: str, part: ConfigDict) -> dict[str, ConfigDict]:
+def _places(name: str, part: Section) -> dict[str, Section]:
     """{name: fields} of a part's sources: those in `sources`, else that of its `path`, under the name ""."""
     several = part.get("sources") or {}
     if bool(several) == bool(part.path):
@@ -56,12 +60,12 @@ def _places(name: str, part: ConfigDict) -> dict[str, ConfigDict]:
     return {k: several[k] for k in sorted(several)} if several else {"": part}
 
 
-def _main_part(config: ConfigDict) -> tuple[str, ConfigDict]:
+def _main_part(config: ConfigDict) -> tuple[str, Section]:
     """The part that is evaluated where no data is named for it, and that labels are of."""
     return next(iter(parts_in(config).items()))
 
 
-def eval_path(config: ConfigDict) -> str:
+def eval_path(config: Any) -> str:
     """The data that is evaluated: its own, or (a part of) the training data, the first of several sources."""
     return config.data.eval.path or next(iter(_places(*_main_part(config)).values())).path
 
@@ -71,7 +75,7 @@ def _where(config: ConfigDict, name: str) -> str:
     return ", ".join(repr(p.path) for p in _places(name, config.data.parts[name]).values())
 
 
-def _opened(how: ConfigDict, path: str, split: str, usual: str, images: bool = True) -> Source:
+def _opened(how: Section, path: str, split: str, usual: str, images: bool = True) -> Source:
     """The source of a path, read as a section of the config says; data that tells no splits apart has the `usual` one alone."""
     named = group_of(split.partition("[")[0]) != usual  # what the built-in data is cut to is usual too
     open_ = open_split if named else open_source
@@ -98,7 +102,7 @@ def part_sources(config: ConfigDict) -> dict[str, Source]:
     return out
 
 
-def _learned(config: ConfigDict, part: ConfigDict, place: ConfigDict, held: bool) -> Source:
+def _learned(config: Any, part: Section, place: Section, held: bool) -> Source:
     """A source as a part learns from it."""
     source = _opened(place, place.path, place.split, "train", bool(part.get("images", True)))
     if held and not is_scenes(place.path):
@@ -111,7 +115,8 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
 
     Where no data is named, what is held out of the training data: of several sources each under its name.
     """
-    data, path = config.data, eval_path(config)
+    data: Section = config.data
+    path = eval_path(config)
     name, part = _main_part(config)
     places = _places(name, part)
     if data.eval.path is None and any(not is_scenes(p.path) for p in places.values()):

@@ -73,7 +73,8 @@ def abstract_batch(config: ConfigDict, tokenizer: Any, labels: tuple[str, ...]) 
         one.data.parts[name].update(rows=1, cache=False)
     images = config.model.get("images", 1)
     source: Any = _MadeUp(config.data.image_size, images, labels[0] if labels else "text")
-    batch = assemble.make_pipeline(one, tokenizer, labels, dict.fromkeys(rows, source)).batch(0)
+    sources: Any = dict.fromkeys(rows, source)
+    batch = assemble.make_pipeline(one, tokenizer, labels, sources).batch(0)
 
     def abstract(v: np.ndarray, n: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((n, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))
