@@ -26,10 +26,15 @@ def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
     return [(name, batch[name]) for name in ordered(batch)]
 
 
-def check_unpacked(rows: Rows, part: str, model: str) -> None:
+def check_plain(rows: Rows, part: str, model: str) -> None:
     """Raises:
-    ValueError: several examples stand in a row, of a model that would take them for one.
+    ValueError: several examples stand in a row, or images among the text, of a model that knows of neither.
     """
+    if "image_index" in rows:
+        raise ValueError(
+            f"{model} takes images before a text, and the rows of {part!r} have them anywhere (`image_index`); use other "
+            f"transforms in config.data.parts.{part}"
+        )
     if "segment" in rows:
         raise ValueError(
             f"{model} takes a row for one example, and the rows of {part!r} are packed (they have `segment`); set "
@@ -53,5 +58,5 @@ def only_part(batch: Batch, name: str, model: str) -> Rows:
             f"{model} learns from the part {name!r} alone, and this batch has {', '.join(others)} too; set "
             f"config.data.parts.{others[0]}.rows=0"
         )
-    check_unpacked(found[name], name, model)
+    check_plain(found[name], name, model)
     return found[name]

@@ -68,7 +68,7 @@ class Keep:
         return row
 
 
-@buildable("transforms")
+@buildable("transforms", "pixels")
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """`image` bytes, or several `images`, to uint8 [M,size,size,3].

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.layout import constrain, in_use
-from simvlm_jax.core.parts import PAIRS, check_unpacked, parts_of
+from simvlm_jax.core.parts import PAIRS, check_plain, parts_of
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Term, Vocabulary
@@ -310,7 +310,7 @@ class SimVLM(LanguageModel):
                 more, measured = class_terms(self._class_logits(params, group, streams), group)
                 terms, aux = {**terms, **more}, {**aux, **measured}
                 continue
-            check_unpacked(group, part, "SimVLM")
+            check_plain(group, part, "SimVLM")
             if "text" not in group:
                 raise ValueError(
                     f"SimVLM learns from texts, and the rows of {part!r} have none; keep text and text_mask"
