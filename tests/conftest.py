@@ -17,8 +17,13 @@ os.environ["TFDS_DATA_DIR"] = _TFDS.name
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from simvlm_jax.core.build import variants_of  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("parts", "__init__"))
+VARIANTS = [f"{p.name}{':' + v if v else ''}" for p in CONFIGS for v in variants_of(str(p))]
+"""Every config with every variant, "FILE.py" or "FILE.py:VARIANT"."""
 SCENES = "scenes/captions-80_8_32_16"
 
 

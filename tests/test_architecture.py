@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from simvlm_jax.core.build import build, load_config, spec, variants_of
+from simvlm_jax.core.build import build, load_config, spec
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.run.load import build_model
-from tests.conftest import ROOT
+from tests.conftest import CONFIGS, ROOT, VARIANTS
 
 PACKAGE = ROOT / "simvlm_jax"
 EVERYTHING = {"core", "objectives", "parallel", "text", "data", "run", "train", "decode", "infer", "eval"}
@@ -38,8 +38,6 @@ ARROWS = {
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("parts", "__init__"))
-VARIANTS = [f"{p.name}{':' + v if v else ''}" for p in CONFIGS for v in variants_of(str(p))]
 ORDINARY = {
     "clip": {
         ".clip",
