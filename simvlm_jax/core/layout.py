@@ -77,6 +77,12 @@ def constrain(x: jax.Array, letters: Letters) -> jax.Array:
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.activation(letters, x.shape))
 
 
+def activation_sharding(letters: Letters, shape: Sequence[int]) -> jax.sharding.NamedSharding | None:
+    """Where an activation lies; None where every device has arrays to itself."""
+    layout = _LAYOUT.get()
+    return None if layout is None else layout.activation(letters, shape)
+
+
 def constrain_gradient(x: jax.Array, letters: Letters) -> jax.Array:
     """A parameter's gradient, or a part of it, laid out as the parameter is kept: summed over devices into its shards."""
     layout = _LAYOUT.get()

@@ -122,7 +122,7 @@ class Network(DecoderNetwork):
         x = jnp.concatenate([self.embed(inputs, jnp.broadcast_to(jnp.arange(T), (B, T))), self.cls(B)], axis=1)
         end = Sight(jnp.full((B, 1), T, jnp.int32), jnp.zeros((B, 1), jnp.int32))
         sight = join(causal(valid), end)
-        x = self.lower(x, Shared(self_mask(sight)))
+        x = self.lower(x, Shared(self_mask(sight, Kind("causal"))))
         return x[:, :T], unit(self.cls_norm(x[:, T]))
 
     def together(self, pixels, inputs, valid):

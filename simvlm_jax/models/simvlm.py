@@ -165,7 +165,7 @@ class Network(DecoderNetwork):
         unseen = bidirectional(jnp.zeros(empty.shape, bool))
         if self.model.decoder_only:
             x, sight = self.embed(image, None, empty, empty, unseen)
-            x = self.decoder_norm(self.decoder(x, Shared(self_mask(sight))))
+            x = self.decoder_norm(self.decoder(x, Shared(self_mask(sight, Kind("full", "right")))))
         else:
             x, _ = self.encode(image, None, empty, empty, unseen)
         return x[:, :-1].astype(statistics_dtype(x.dtype)).mean(1)
@@ -180,7 +180,8 @@ class Network(DecoderNetwork):
         given = bidirectional(layout.given)
         if self.model.decoder_only:
             x, sight = self.embed(image, image_mask, *layout.one_sequence())
-            x = self.decoder(x, Shared(self_mask(sight)), image_tokens=image is not None)
+            mask = self_mask(sight, Kind("prefix", self._padding(image_mask), None))
+            x = self.decoder(x, Shared(mask), image_tokens=image is not None)
             return x[:, -layout.targets.shape[1] :]
         context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
         x, sight = self.embed_text(layout.inputs, layout.input_positions), causal(layout.predicted)

@@ -26,14 +26,15 @@ class Sight(NamedTuple):
 class Kind(NamedTuple):
     """What the vectors of a mask are known to say, whatever their values.
 
-    order: "full" (the blocks allow every pair), "causal" (T = S, query t may see keys 0..t), "prefix" (the same, and all may
-    see the first `prefix` keys), or "any". padding: "none" (one segment, nothing is padding), "right" (one segment of
-    queries and one of keys, padding after it), or "any".
+    order: "full" (the blocks allow every pair), "causal" (T = S, query t may see keys 0..t), "prefix" (the same, and the
+    prefix sees all of itself), or "any". padding: "none" (one segment, nothing is padding), "right" (one segment, with
+    padding anywhere among queries, and after the last of the keys), or "any". prefix: how many positions at the front of
+    every row are the prefix; None where it is those in block 0, in each row its own.
     """
 
     order: str = "any"
     padding: str = "any"
-    prefix: int = 0
+    prefix: int | None = 0
 
 
 DENSE = Kind()
