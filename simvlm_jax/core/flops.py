@@ -109,6 +109,10 @@ def _inside(eqn: Any) -> tuple[list[Any], list[Any], float]:
         times = float(params["length"])
     elif eqn.primitive.name == "shard_map":  # written for one device, run by each of the mesh
         times = float(params["mesh"].size)
+    elif (
+        eqn.primitive.name == "pallas_call"
+    ):  # written for a block; what a mask skips counts, as it does in a dense product
+        times = float(math.prod(params["grid_mapping"].grid))
     called = [v for k, v in params.items() if k in ("jaxpr", "call_jaxpr", "body_jaxpr", "fun_jaxpr")]
     opened = [[getattr(j, "jaxpr", j) for j in some] for some in (called, params.get("branches", ()))]
     return opened[0], opened[1], times

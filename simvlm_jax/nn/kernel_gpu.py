@@ -56,5 +56,4 @@ def _attention(q, k, v, implementation, causal=False, lengths=None):
     """One call; lengths: of queries and keys, [B] int32 both."""
     queries, keys = lengths or (None, None)
     call = functools.partial(jax.nn.dot_product_attention, implementation=implementation, is_causal=causal)
-    with jax.numpy_dtype_promotion("standard"):
-        return call(q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys)
+    return call(q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys)

@@ -6,6 +6,7 @@ The ids of padded queries and padded keys differ (-1 and -2): the kernel lets eq
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def splash(
 
 
 def _of_device(q, k, v, mask: Mask | None, interpret: bool):
-    """The attention of the rows and heads that one device has."""
+    """Return the attention of the rows and heads that one device has."""
     if mask is None:
         return _call(q, k, v, "full", interpret=interpret)
     (query, key), kind = (mask.query, mask.key), mask.kind
@@ -77,12 +78,10 @@ def _call(q, k, v, order, prefix=0, ids=None, interpret=False):
     q = _lengthened(q * jnp.asarray(K**-0.5, q.dtype), long).swapaxes(1, 2)
     k, v = (_lengthened(x, wide).swapaxes(1, 2) for x in (k, v))
     kernel = _kernel(order, prefix, H, long, wide, block_q, block_k, interpret)
-    with jax.numpy_dtype_promotion("standard"):
-        if ids is None:
-            out = jax.vmap(kernel)(q, k, v)
-        else:
-            ids = SegmentIds(_lengthened(ids[0], long, -1), _lengthened(ids[1], wide, -2))
-            out = jax.vmap(kernel)(q, k, v, ids)
+    if ids is None:
+        out = jax.vmap(kernel)(q, k, v)
+    else:
+        out = jax.vmap(kernel)(q, k, v, SegmentIds(_lengthened(ids[0], long, -1), _lengthened(ids[1], wide, -2)))
     return out.swapaxes(1, 2)[:, :T]
 
 
@@ -109,7 +108,7 @@ def _kernel(order: str, prefix: int, heads: int, T: int, S: int, block_q: int, b
         mask = NumpyMask(np.tril(np.ones((T, S), bool)) | (np.arange(S) < prefix))
     # one block of keys: the backward kernel makes all gradients in one pass over the logits
     fused = block_k == S
-    own = {} if fused else dict(block_q_dq=block_q, block_kv_dq=block_k)
+    own: Any = {} if fused else dict(block_q_dq=block_q, block_kv_dq=block_k)
     sizes = BlockSizes(
         block_q=block_q, block_kv=block_k, block_q_dkv=block_q, block_kv_dkv=block_k, use_fused_bwd_kernel=fused, **own
     )  # fmt: skip
