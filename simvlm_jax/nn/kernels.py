@@ -18,9 +18,10 @@ HIDDEN = -1e30
 """The logit of a key that is not seen: finite, so that a row without any visible key has no NaN in its gradient."""
 
 SPLASH_LOGITS = 256 * 256
-"""From how many logits a head on (T times S) TPUs take the splash kernel, which keeps none of them in memory. At 256 tokens a
-layer's temporaries are a third to a half of those of dense attention, by TPU's compiler (benchmarks/attention_kernels.md); below,
-the lengths that the kernel rounds up to 128 waste what it saves.
+"""From how many logits a head on (T times S) TPUs take the splash kernel, which keeps none of them in memory.
+
+By TPU's own compiler (benchmarks/attention_kernels.md), a layer's temporaries are the same at 196 tokens, which the kernel rounds
+up to 256, a third to a half of those of dense attention at 256 and a third at 452.
 """
 
 
