@@ -65,26 +65,51 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_config, tmp_path_factory):
-    """A run directory of a few steps, with everything a run leaves; only to be read. One worker makes it for all."""
-    from simvlm_jax import experiment
-
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: the folder that `make(path)` fills, made by the first worker that comes and read by all others."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    path, claim, ended = base / "finished" / "tiny", base / "finished.claim", base / "finished.ended"
-    try:
-        claim.mkdir()
-    except FileExistsError:
-        waited_until = time.monotonic() + 900
-        while not ended.exists() and time.monotonic() < waited_until:
-            time.sleep(0.2)
-        assert (path / "results.json").exists(), "the worker that makes the finished run has failed; see its error"
+
+    def folder(name: str, make) -> Path:
+        path, claim, ended = base / "made" / name, base / f"{name}.claim", base / f"{name}.ended"
+        try:
+            claim.mkdir()
+        except FileExistsError:
+            waited_until = time.monotonic() + 900
+            while not ended.exists() and time.monotonic() < waited_until:
+                time.sleep(0.2)
+            assert ended.read_text() == "made", f"the worker that makes {name} has failed; see its error"
+            return path
+        made = "failed"
+        try:
+            make(path)
+            made = "made"
+        finally:
+            partial = ended.with_suffix(".partial")
+            partial.write_text(made)
+            partial.replace(ended)
         return path
-    try:
-        experiment.run(tiny_config(), str(path))
-    finally:
-        ended.touch()
-    return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config, made_once):
+    """A run directory of four steps of SimVLM, with everything a run leaves; only to be read."""
+    from simvlm_jax import experiment
+
+    return made_once("tiny", lambda path: experiment.run(tiny_config(), str(path)))
+
+
+@pytest.fixture(scope="session")
+def clip_run(made_once):
+    """A run directory of four steps of CLIP, scored; only to be read."""
+    from simvlm_jax import experiment
+    from simvlm_jax.core.build import load_config
+
+    config = load_config(f"{ROOT / 'configs' / 'clip.py'}:smoke")
+    config.train.steps = 4
+    return made_once("clip", lambda path: experiment.run(config, str(path)))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import simvlm_jax
 from simvlm_jax.cli import main
 from simvlm_jax.data.images import BadImage
 from simvlm_jax.infer.engine import MissingCapability
-from tests.conftest import ROOT, SCENES
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,8 @@ def captioner(finished_run):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    from simvlm_jax.core.build import load_config
-    from simvlm_jax.experiment import run
-
-    path = tmp_path_factory.mktemp("api") / "clip"
-    config = load_config(str(ROOT / "configs" / "clip.py") + ":smoke")
-    config.data.parts.pairs.path = SCENES
-    config.train.steps = 2
-    run(config, str(path))
-    return simvlm_jax.load(path)
+def pair(clip_run):
+    return simvlm_jax.load(clip_run)
 
 
 @pytest.fixture(scope="module")

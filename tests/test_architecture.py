@@ -172,17 +172,19 @@ def test_an_unknown_field_lists_the_fields():
         build(spec("simvlm_jax.decode.sampling:Smpler"))
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import simvlm_jax",
-        "from simvlm_jax.cli import main; main(['--help'])",
-        "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
-        "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep, simvlm_jax.cli.plan",
-        "import simvlm_jax.cli.embed, simvlm_jax.cli.classify, simvlm_jax.cli.search",
-    ],
+LIGHT = (
+    "import simvlm_jax",
+    "from simvlm_jax.cli import main; main(['--help'])",
+    "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
+    "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep, simvlm_jax.cli.plan",
+    "import simvlm_jax.cli.embed, simvlm_jax.cli.classify, simvlm_jax.cli.search",
 )
-def test_light_imports(code):
+
+
+def test_light_imports():
     heavy = "('jax', 'tensorflow', 'torch', 'flax', 'tensorflow_datasets')"
-    check = f"import sys; {code}; bad = [m for m in {heavy} if m in sys.modules]; sys.exit(str(bad) if bad else 0)"
-    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    check = f"bad = [m for m in {heavy} if m in sys.modules]"
+    lines = [f"{code}\n{check}\nif bad: sys.exit(f'{{bad}} loaded by: ' + {code!r})" for code in LIGHT]
+    words = [sys.executable, "-c", "\n".join(["import sys", *lines])]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from simvlm_jax.cli import main
-from simvlm_jax.core.build import load_config
 from simvlm_jax.data.sources import open_source
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.infer.engine import load_engine
@@ -19,15 +18,9 @@ from tests.conftest import ROOT, SCENES
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(clip_run):
     """A CLIP of four steps; only to be read."""
-    from simvlm_jax import experiment
-
-    path = tmp_path_factory.mktemp("pairs") / "clip"
-    config = load_config(f"{ROOT / 'configs' / 'clip.py'}:smoke")
-    config.train.steps = 4
-    experiment.run(config, str(path))
-    return path
+    return clip_run
 
 
 @pytest.fixture(scope="module")
