@@ -32,6 +32,7 @@ from simvlm_jax.run import schema
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, recorded
 from simvlm_jax.run.load import belongs_to, build_model
+from simvlm_jax.text.tokenizer import Tokenizer
 from simvlm_jax.train.init_from import initialiser
 from simvlm_jax.train.loop import Interrupted, LoopOptions, train
 from simvlm_jax.train.optimizer import Optimizer
@@ -248,15 +249,15 @@ def fit(materials: Materials) -> Weights:
     m, t = materials, materials.training
     if t is None:
         raise ValueError(f"{m.directory.path} was opened to be scored; open it with training=True")
-    data, length = m.data, m.data.tokenizer.vocabulary.length
+    data, words = m.data, m.data.tokenizer.vocabulary if isinstance(m.data.tokenizer, Tokenizer) else None
     t.pipeline.batch(0)
-    for cut in t.pipeline.report_cuts():
-        m.say(f"{cut} at {length} pieces, in the first batch; raise config.text.length")
+    for cut in t.pipeline.report_cuts() if words else ():
+        m.say(f"{cut} at {words.length} pieces, in the first batch; raise config.text.length")
     if data.changes:
         m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
-    pieces = data.tokenizer.vocabulary.size
+    pieces = f", {words.size} pieces" if words else ""
     counts = ", ".join(f"{len(source):,} {name}" for name, source in data.parts.items())
-    m.say(f"{counts}, {pieces} pieces; compiling ...")
+    m.say(f"{counts}{pieces}; compiling ...")
     params, extra = train(
         m.model,
         t.pipeline,
@@ -272,8 +273,8 @@ def fit(materials: Materials) -> Weights:
         evaluate=t.validate,
         heartbeat=m.heartbeat,
     )
-    for cut in t.pipeline.report_cuts():
-        m.say(f"{cut} at {length} pieces, in this training")
+    for cut in t.pipeline.report_cuts() if words else ():
+        m.say(f"{cut} at {words.length} pieces, in this training")
     return Weights(t.options.steps, params, extra)
 
 

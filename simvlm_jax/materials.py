@@ -17,8 +17,8 @@ from simvlm_jax.data.shapes import abstract_batch, stand_in_labels, stand_in_tok
 from simvlm_jax.data.source import Source, understood
 from simvlm_jax.parallel.hosts import main_process_first, require_equal
 from simvlm_jax.run.directory import RunDir
-from simvlm_jax.run.load import build_model
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.run.load import build_model, load_tokenizer
+from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 from simvlm_jax.train.init_from import tokenizer_of
 from simvlm_jax.train.optimizer import Optimizer
 
@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
     parts: dict[str, Source]
     evaluation: dict[str, Source]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | NoTokenizer
     labels: tuple[str, ...]
     changes: list[str]
 
@@ -63,16 +63,17 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
                 say(f"{name}: {understood(source).line()}")
         changes = directory.moved() if training and begun else []
         if begun or not first_process:
-            tokenizer, labels = Tokenizer.load(directory.tokenizer), directory.labels()
+            tokenizer, labels = load_tokenizer(directory, config.text is not None), directory.labels()
         else:
-            if origin and not config.text.model:
+            if origin and config.text is not None and not config.text.model:
                 say(f"the tokenizer is that of {origin.parent}, as the weights are")
             tokenizer, labels = make_tokenizer_and_labels(config, parts, origin, say)
         if training:
             directory.start(config, variant)
         if training and first_process and not begun:
             directory.write_labels(labels)
-            tokenizer.save(directory.tokenizer)
+            if isinstance(tokenizer, Tokenizer):
+                tokenizer.save(directory.tokenizer)
     read = repr([*parts.values(), *evaluation.values(), tokenizer.sha256])
     require_equal(zlib.crc32(read.encode()) >> 1, "data (each is told by a number made of its files' names and sizes)")
     return Data(parts, evaluation, tokenizer, labels, changes)
@@ -80,8 +81,13 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
 
 def make_tokenizer_and_labels(
     config: ConfigDict, parts: dict[str, Source], origin: Any, say: Say = lambda text: None
-) -> tuple[Tokenizer, tuple[str, ...]]:
-    """Makes the tokenizer and the answer list of a run that begins; origin: tokenizer folder of the run it starts from."""
+) -> tuple[Tokenizer | NoTokenizer, tuple[str, ...]]:
+    """Makes the tokenizer (none where `config.text` is None) and the answer list of a run that begins.
+
+    origin: tokenizer folder of the run it starts from.
+    """
+    if config.text is None:
+        return NoTokenizer(), assemble.make_labels(config, parts)
     return assemble.make_tokenizer(config, parts, origin=origin, say=say), assemble.make_labels(config, parts)
 
 
@@ -92,7 +98,8 @@ def make_pipeline(
     rows: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
     """Builds the training pipeline; record: takes bad examples; rows: which of the n rows of a part this process makes."""
-    return assemble.make_pipeline(config, data.tokenizer, data.labels, data.parts, record, rows)
+    tokenizer: Any = data.tokenizer  # transforms that read text are the ones to need one
+    return assemble.make_pipeline(config, tokenizer, data.labels, data.parts, record, rows)
 
 
 def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None = None) -> Outline:
@@ -101,7 +108,8 @@ def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None =
     tokenizer: anything with a `vocabulary`; by default that of a run of the config, for which its texts may be read.
     labels: by default as many answers as the config allows.
     """
-    tokenizer = tokenizer or stand_in_tokenizer(config)
+    if tokenizer is None:
+        tokenizer = NoTokenizer() if config.text is None else stand_in_tokenizer(config)
     labels = stand_in_labels(config) if labels is None else labels
     model = build_model(config, tokenizer, labels)
     return Outline(model, build(config.optimizer, "config.optimizer"), abstract_batch(config, tokenizer, labels))

@@ -101,6 +101,9 @@ class RunDir:
         if not self.begun:
             return
         a, b = flat(self.record()), flat(recorded(config, variant))
+        for one, other in ((a, b), (b, a)):  # None, it has no fields that could differ
+            if one.get("text", "") is None:
+                other.setdefault("text", "a tokenizer")
         known = {k for k in {*a, *b} if k in a or k.endswith(".target")}
         changed = [k for k in sorted(known) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
         if changed:
@@ -287,7 +290,7 @@ def not_of_a_run(path: str | Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "tokenizer").is_dir()
+    return (folder / "config.json").is_file() and any((folder / name).is_dir() for name in ("tokenizer", "checkpoints"))
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ from simvlm_jax.core.types import Model
 from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, flat, recorded
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Loaded:
     """A model and what belongs to it."""
 
     config: ConfigDict
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | NoTokenizer
     labels: tuple[str, ...]
     model: Model
     params: Any
@@ -47,18 +47,18 @@ def recorded_config(run: RunDir) -> ConfigDict:
     return ConfigDict(config)
 
 
-def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
+def belongs_to(config: ConfigDict, tokenizer: Tokenizer | NoTokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
     """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model."""
     listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
     model = {f"model.{k}": v for k, v in flat(recorded(config)["model"]).items()}
     pixels = {"data.image_size": config.data.image_size, "data.whole": bool(config.data.get("whole", False))}
-    return {
-        "tokenizer": tokenizer.sha256,
-        "text.length": tokenizer.vocabulary.length,
-        "labels": listed,
-        **pixels,
-        **model,
-    }
+    text = {} if isinstance(tokenizer, NoTokenizer) else {"text.length": tokenizer.vocabulary.length}
+    return {"tokenizer": tokenizer.sha256, **text, "labels": listed, **pixels, **model}
+
+
+def load_tokenizer(run: RunDir, reads_text: bool) -> Tokenizer | NoTokenizer:
+    """Loads a run's tokenizer, checked against its contract; of a run that reads no text, what says so when it is used."""
+    return Tokenizer.load(run.tokenizer) if reads_text else NoTokenizer()
 
 
 def tokenizer_hash(run: RunDir) -> str:
@@ -66,9 +66,11 @@ def tokenizer_hash(run: RunDir) -> str:
     return Tokenizer.load(run.tokenizer).sha256
 
 
-def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
-    """The model of a config, for a tokenizer's vocabulary, the config's image size and the run's answers."""
-    known = dict(vocabulary=tokenizer.vocabulary, image_size=config.data.image_size, classes=len(labels))
+def build_model(config: ConfigDict, tokenizer: Tokenizer | NoTokenizer, labels: tuple[str, ...] = ()) -> Model:
+    """Builds the model of a config, for a tokenizer's vocabulary (if there is one), the image size and the run's answers."""
+    known: dict[str, Any] = dict(image_size=config.data.image_size, classes=len(labels))
+    if not isinstance(tokenizer, NoTokenizer):
+        known["vocabulary"] = tokenizer.vocabulary
     return build({k: v for k, v in config.model.items() if k not in known}, "config.model", **known)
 
 
@@ -112,7 +114,7 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     """
     run = RunDir(path)
     config = recorded_config(run)
-    tokenizer = Tokenizer.load(run.tokenizer)
+    tokenizer = load_tokenizer(run, config.get("text", {}) is not None)
     if not run.checkpoints.is_dir():
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
     labels = run.labels()
@@ -125,5 +127,6 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     model = build_model(config, tokenizer, labels)
     params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
-    check_shapes(params, model, config, tokenizer.vocabulary.length, str(run.checkpoints / str(chosen)))
+    length = 1 if isinstance(tokenizer, NoTokenizer) else tokenizer.vocabulary.length
+    check_shapes(params, model, config, length, str(run.checkpoints / str(chosen)))
     return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)

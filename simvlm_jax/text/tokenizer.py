@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from msgspec import Meta, Struct
 
@@ -182,6 +182,23 @@ class Tokenizer:
 
 _SPACE = re.compile(r"\s+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class NoTokenizer:
+    """Stands in the place of a tokenizer in a run that reads no text (`config.text` is None); its hash is "".
+
+    Raises:
+      ValueError: from any other use; it says so.
+    """
+
+    sha256 = ""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # of protocols such as copying
+            raise AttributeError(name)
+        raise ValueError(
+            "this run reads no text (its config.text is None), so there is no tokenizer; give config.text its fields"
+        )
 
 
 def spelt(text: str, spelling: str) -> str:

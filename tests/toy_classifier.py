@@ -1,0 +1,27 @@
+"""A model that reads no text: the mean colour of an image, mapped linearly to answers."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+
+from simvlm_jax.core.trust import buildable
+from simvlm_jax.core.types import BaseModel, Term
+
+
+@buildable("model")
+@dataclasses.dataclass(frozen=True)
+class ColourClassifier(BaseModel):
+    """`classes` answers from image [B,M,Y,X,C]."""
+
+    classes: int
+
+    def init(self, rng, batch):
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.3), ("C", "A"))
+        return {"kernel": init(rng, (3, self.classes), jnp.float32)}, {}
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        colour = batch["image"].astype(jnp.float32).mean((1, 2, 3)) / 255
+        losses = optax.softmax_cross_entropy_with_integer_labels(colour @ params["kernel"], batch["label"])
+        return {}, {"label": Term((losses * batch["weight"]).sum(), batch["weight"].sum())}, {}
