@@ -100,15 +100,22 @@ def check(sweep: Any, path: str) -> None:
 
 
 def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0) -> list[Trial]:
-    """All trials, seed by seed, so that a sweep cut short has whole comparisons.
+    """Returns all trials, seed by seed, so that a sweep cut short has whole comparisons.
 
-    The steps of a stage are those that cost as much as the baseline's, by the models' analytic FLOPs. An arm that leaves
+    The steps of a stage are those that cost as much as the baseline's, by the models' FLOPs (core/flops.py). An arm that leaves
     stages out is cheaper, unless it is to `spend_all` on its last one.
     """
+    costs: dict[tuple[str, str], float] = {}
+
+    def cost(stage: Any, arm: Any, config: ConfigDict) -> float:  # the same for every seed, and seconds to count
+        key = (arm.name, stage.name)
+        costs[key] = costs[key] if key in costs else step_flops(config)
+        return costs[key]
+
     whole: dict[str, float] = {}
     for stage in sweep.stages:
         config = _stage_config(stage, sweep.arms[0], 0, None, tokenizer)
-        whole[stage.name] = step_flops(config) * config.train.steps
+        whole[stage.name] = cost(stage, sweep.arms[0], config) * config.train.steps
     out = []
     for seed in sweep.seeds:
         for arm in sweep.arms:
@@ -118,7 +125,7 @@ def trials(sweep: Any, folder: Path, tokenizer: Path, steps_factor: float = 1.0)
                     continue
                 start = stages[-1].path if stages else None
                 config = _stage_config(stage, arm, seed, start, tokenizer)
-                each = step_flops(config)
+                each = cost(stage, arm, config)
                 budget = whole[stage.name]
                 if arm.get("spend_all") and stage is sweep.stages[-1]:
                     budget = sum(whole.values()) - sum(s.flops for s in stages)
