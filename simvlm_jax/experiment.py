@@ -32,7 +32,7 @@ from simvlm_jax.run import schema
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, recorded
 from simvlm_jax.run.load import belongs_to, build_model
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.text.tokenizer import NoTokenizer
 from simvlm_jax.train.init_from import initialiser
 from simvlm_jax.train.loop import Interrupted, LoopOptions, train
 from simvlm_jax.train.optimizer import Optimizer
@@ -249,7 +249,7 @@ def fit(materials: Materials) -> Weights:
     m, t = materials, materials.training
     if t is None:
         raise ValueError(f"{m.directory.path} was opened to be scored; open it with training=True")
-    data, words = m.data, m.data.tokenizer.vocabulary if isinstance(m.data.tokenizer, Tokenizer) else None
+    data, words = m.data, None if isinstance(m.data.tokenizer, NoTokenizer) else m.data.tokenizer.vocabulary
     t.pipeline.batch(0)
     for cut in t.pipeline.report_cuts() if words else ():
         m.say(f"{cut} at {words.length} pieces, in the first batch; raise config.text.length")

@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
     parts: dict[str, Source]
     evaluation: dict[str, Source]
-    tokenizer: Tokenizer | NoTokenizer
+    tokenizer: Tokenizer
     labels: tuple[str, ...]
     changes: list[str]
 
@@ -72,7 +72,7 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
             directory.start(config, variant)
         if training and first_process and not begun:
             directory.write_labels(labels)
-            if isinstance(tokenizer, Tokenizer):
+            if not isinstance(tokenizer, NoTokenizer):
                 tokenizer.save(directory.tokenizer)
     read = repr([*parts.values(), *evaluation.values(), tokenizer.sha256])
     require_equal(zlib.crc32(read.encode()) >> 1, "data (each is told by a number made of its files' names and sizes)")
@@ -81,7 +81,7 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
 
 def make_tokenizer_and_labels(
     config: ConfigDict, parts: dict[str, Source], origin: Any, say: Say = lambda text: None
-) -> tuple[Tokenizer | NoTokenizer, tuple[str, ...]]:
+) -> tuple[Tokenizer, tuple[str, ...]]:
     """Makes the tokenizer (none where `config.text` is None) and the answer list of a run that begins.
 
     origin: tokenizer folder of the run it starts from.
@@ -98,8 +98,7 @@ def make_pipeline(
     rows: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
     """Builds the training pipeline; record: takes bad examples; rows: which of the n rows of a part this process makes."""
-    tokenizer: Any = data.tokenizer  # transforms that read text are the ones to need one
-    return assemble.make_pipeline(config, tokenizer, data.labels, data.parts, record, rows)
+    return assemble.make_pipeline(config, data.tokenizer, data.labels, data.parts, record, rows)
 
 
 def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None = None) -> Outline:

@@ -13,7 +13,7 @@ from simvlm_jax.core.types import BaseModel, Term
 @buildable("model")
 @dataclasses.dataclass(frozen=True)
 class ColourClassifier(BaseModel):
-    """`classes` answers from image [B,M,Y,X,C]."""
+    """`classes` answers from the images [B,M,Y,X,C] of the part `pairs`."""
 
     classes: int
 
@@ -22,6 +22,7 @@ class ColourClassifier(BaseModel):
         return {"kernel": init(rng, (3, self.classes), jnp.float32)}, {}
 
     def per_example(self, params, extra, batch, *, rngs, step, train):
-        colour = batch["image"].astype(jnp.float32).mean((1, 2, 3)) / 255
-        losses = optax.softmax_cross_entropy_with_integer_labels(colour @ params["kernel"], batch["label"])
-        return {}, {"label": Term((losses * batch["weight"]).sum(), batch["weight"].sum())}, {}
+        rows = batch["pairs"]
+        colour = rows["image"].astype(jnp.float32).mean((1, 2, 3)) / 255
+        losses = optax.softmax_cross_entropy_with_integer_labels(colour @ params["kernel"], rows["label"])
+        return {}, {"label": Term((losses * rows["weight"]).sum(), rows["weight"].sum())}, {}

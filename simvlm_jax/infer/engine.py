@@ -22,7 +22,7 @@ from simvlm_jax.infer.prompts import Rows, candidate_table, prompt_rows, text_ro
 from simvlm_jax.infer.requests import Request, rows_of_requests
 from simvlm_jax.parallel.mesh import row_shards
 from simvlm_jax.run.load import Loaded, load_run
-from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
+from simvlm_jax.text.tokenizer import Tokenizer
 
 Hypotheses = list[tuple[str, float]]
 """Generated texts of a row with their scores, the best first."""
@@ -47,7 +47,7 @@ class Engine:
     """
 
     model: Model
-    tokenizer: Tokenizer | NoTokenizer
+    tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
     params: Any = None
     extra: Any = None

@@ -25,7 +25,7 @@ class Loaded:
     """A model and what belongs to it."""
 
     config: ConfigDict
-    tokenizer: Tokenizer | NoTokenizer
+    tokenizer: Tokenizer
     labels: tuple[str, ...]
     model: Model
     params: Any
@@ -47,7 +47,7 @@ def recorded_config(run: RunDir) -> ConfigDict:
     return ConfigDict(config)
 
 
-def belongs_to(config: ConfigDict, tokenizer: Tokenizer | NoTokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
+def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
     """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model."""
     listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
     model = {f"model.{k}": v for k, v in flat(recorded(config)["model"]).items()}
@@ -56,7 +56,7 @@ def belongs_to(config: ConfigDict, tokenizer: Tokenizer | NoTokenizer, labels: t
     return {"tokenizer": tokenizer.sha256, **text, "labels": listed, **pixels, **model}
 
 
-def load_tokenizer(run: RunDir, reads_text: bool) -> Tokenizer | NoTokenizer:
+def load_tokenizer(run: RunDir, reads_text: bool) -> Tokenizer:
     """Loads a run's tokenizer, checked against its contract; of a run that reads no text, what says so when it is used."""
     return Tokenizer.load(run.tokenizer) if reads_text else NoTokenizer()
 
@@ -66,7 +66,7 @@ def tokenizer_hash(run: RunDir) -> str:
     return Tokenizer.load(run.tokenizer).sha256
 
 
-def build_model(config: ConfigDict, tokenizer: Tokenizer | NoTokenizer, labels: tuple[str, ...] = ()) -> Model:
+def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """Builds the model of a config, for a tokenizer's vocabulary (if there is one), the image size and the run's answers."""
     known: dict[str, Any] = dict(image_size=config.data.image_size, classes=len(labels))
     if not isinstance(tokenizer, NoTokenizer):

@@ -184,14 +184,19 @@ _SPACE = re.compile(r"\s+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class NoTokenizer:
+class NoTokenizer(Tokenizer):
     """Stands in the place of a tokenizer in a run that reads no text (`config.text` is None); its hash is "".
 
     Raises:
-      ValueError: from any other use; it says so.
+      ValueError: from any use; it says so.
     """
 
-    sha256 = ""
+    def __init__(self):
+        pass
+
+    @property
+    def sha256(self) -> str:
+        return ""
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):  # of protocols such as copying
