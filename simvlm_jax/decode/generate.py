@@ -9,27 +9,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Batch, Vocabulary
+from simvlm_jax.core.types import Batch, Extra, Params, Vocabulary
 from simvlm_jax.decode.beam import beam_search
-from simvlm_jax.decode.constraints import constrain
+from simvlm_jax.decode.constraints import apply_rules
 from simvlm_jax.decode.decoding import Decoding
 
 
 class Generated(NamedTuple):
-    """The N best hypotheses of each row, the best first.
+    """The J best hypotheses of each row, the best first.
 
-    tokens [B,N,max_length] int32 ended by EOS then pad; a forced prefix is part of them. score [B,N] fp32: the
+    tokens [B,J,U] int32 ended by EOS then pad, U = max_length; a forced prefix is part of them. score [B,J] fp32: the
     log-likelihood in nats, forced pieces left out, EOS included; divided by length^length_penalty in a beam search.
     """
 
-    tokens: Any
-    score: Any
+    tokens: jax.Array
+    score: jax.Array
 
 
 def generate(
     capabilities: dict[str, Callable],
-    params,
-    extra,
+    params: Params,
+    extra: Extra,
     batch: Batch,
     *,
     vocabulary: Vocabulary,
@@ -61,8 +61,8 @@ def generate(
     return Generated(tokens[:, None], total[:, None])
 
 
-def decoding_params(capabilities: dict[str, Callable], params, extra) -> Any:
-    """Parameters as decoding reads them fastest, where the model knows how: made once for many steps.
+def decoding_params(capabilities: dict[str, Callable], params: Params, extra: Extra) -> Params:
+    """Lay parameters out as decoding reads them fastest, where the model knows how; worth it for many steps.
 
     A caller with many batches makes them once for all: parameters that are laid out already stay what they are.
     """
@@ -70,20 +70,31 @@ def decoding_params(capabilities: dict[str, Callable], params, extra) -> Any:
     return lay_out(params, extra) if lay_out else params
 
 
-def one_by_one(extend, logits, cache, keys, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]):
-    """Greedy or sampled: (tokens [B,L], log-likelihood [B]), the likelihood being the model's own, without any rule."""
-    B, L = logits.shape[0], decoding.max_length
-    tokens = jnp.full((B, L), vocabulary.pad, jnp.int32)
+def one_by_one(
+    extend: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
+    logits: jax.Array,
+    cache: Any,
+    keys: jax.Array,
+    vocabulary: Vocabulary,
+    decoding: Decoding,
+    forced: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Generate greedily or by sampling: (tokens [B,U], log-likelihood [B] by the model itself, without any rule).
+
+    extend: `(cache, tokens [B]) -> (logits [B,V], cache)`; logits [B,V] and cache are those after the prompt. keys [B]: typed.
+    """
+    B, U = logits.shape[0], decoding.max_length
+    tokens = jnp.full((B, U), vocabulary.pad, jnp.int32)
     start = (jnp.zeros((), jnp.int32), logits, cache, tokens, jnp.zeros((B,)), jnp.zeros((B,), bool))
 
     def unfinished(carry):
         i, _, _, _, _, done = carry
-        return (i < L) & ~done.all()
+        return (i < U) & ~done.all()
 
     def step(carry):
         i, logits, cache, tokens, total, done = carry
         logits = logits.astype(jnp.float32)
-        allowed = constrain(logits, tokens, i, decoding, vocabulary, forced)
+        allowed = apply_rules(logits, tokens, i, decoding, vocabulary, forced)
         chosen = decoding.sampler(allowed, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         likely = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], 1)[:, 0]
         chosen = jnp.where(done, vocabulary.pad, chosen)

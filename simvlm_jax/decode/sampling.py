@@ -27,15 +27,15 @@ class Sampler:
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise ValueError(f"{self}: top_k and top_p act on sampling alone; set temperature too")
 
-    def __call__(self, logits_BV, keys_B):
-        """Token ids [B] int32; each row draws from its own key."""
+    def __call__(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        """Choose token ids [B] int32; each row draws from its own key."""
         if self.temperature == 0:
             return logits_BV.argmax(-1).astype(jnp.int32)
         kept = self.filter(logits_BV)
         return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
 
-    def filter(self, logits_BV):
-        """Logits divided by the temperature, those outside top-k and nucleus at -inf."""
+    def filter(self, logits_BV: jax.Array) -> jax.Array:
+        """Return logits divided by the temperature, those outside top-k and nucleus at -inf."""
         logits = logits_BV.astype(jnp.float32) / self.temperature
         if self.top_k and self.top_k < logits.shape[-1]:
             smallest = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
