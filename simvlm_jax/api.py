@@ -75,9 +75,8 @@ class Run:
         _check(prompt, str, "prompt")
         _check(seed, Seed, "seed")
         made, one = self._pictures(images)
-        engine = dataclasses.replace(self.engine, seed=int(seed))
         ids = np.asarray([zlib.crc32(row.tobytes()) for row in made], np.int64)
-        found = self._warned(engine.generate(made, [prompt] * len(made), ids, decoding))
+        found = self._warned(self.engine.generate(made, [prompt] * len(made), ids, decoding, seed=int(seed)))
         texts = [f"{prompt} {answers[0][0]}".strip() for answers in found]
         return texts[0] if one else texts
 

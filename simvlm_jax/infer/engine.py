@@ -15,7 +15,7 @@ import numpy as np
 from simvlm_jax.core.schema import Seed, check
 from simvlm_jax.core.types import Model, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.infer.answered import Answered, counts
+from simvlm_jax.infer.answered import Answered, Notes, counts
 from simvlm_jax.infer.computations import Generate, Likelihoods, ScoreImage, SimilarityOfRows
 from simvlm_jax.infer.programs import Array, Capability, Computation, Gathered, Programs, padded, place_whole
 from simvlm_jax.infer.prompts import Rows, candidate_table, prompt_rows, text_rows
@@ -124,18 +124,19 @@ class Engine:
         decoding: Decoding,
         forced: str = "",
         width: int | None = None,
+        seed: int | None = None,
     ) -> Answered[list[Hypotheses]]:
         """Continues the prompt of each row; ids [N] choose a row's draws where there are any.
 
         forced: how every answer begins; it is part of the answer. width: pieces of prompt there is room for, by default
-        those of the longest; a longer prompt loses its beginning (note `prompts_cut`). Answers that `max_length` ended are
-        noted (`answers_cut`).
+        those of the longest; a longer prompt loses its beginning (note `prompts_cut`). seed: of the draws, by default the
+        engine's. Answers that `max_length` ended are noted (`answers_cut`).
 
         Raises:
           ValueError: no room for the answer, or likelihoods that are not finite.
         """
         rows, notes = prompt_rows(self.tokenizer, prompts, width)
-        return self._generated(_with_images(rows, images), dict(notes), ids, decoding, forced)
+        return self._generated(_with_images(rows, images), notes, ids, decoding, forced, seed)
 
     def complete(
         self,
@@ -144,6 +145,7 @@ class Engine:
         decoding: Decoding,
         forced: str = "",
         width: int | None = None,
+        seed: int | None = None,
     ) -> Answered[list[Hypotheses]]:
         """Continues requests, lists of texts and images; see `requests` for what a model takes, and `generate` for the rest.
 
@@ -156,14 +158,14 @@ class Engine:
         texts: list[Hypotheses] = [[] for _ in requests]
         notes: Counter[str] = Counter()
         for places, rows, noted in groups:
-            made, noted = self._generated(rows, dict(noted), np.asarray(ids)[places], decoding, forced)
+            made, noted = self._generated(rows, noted, np.asarray(ids)[places], decoding, forced, seed)
             notes.update(noted)
             for place, hypotheses in zip(places, made, strict=True):
                 texts[place] = hypotheses
         return Answered(texts, notes)
 
     def _generated(
-        self, rows: Rows, notes: dict[str, Any], ids: np.ndarray, decoding: Decoding, forced: str
+        self, rows: Rows, notes: Notes, ids: np.ndarray, decoding: Decoding, forced: str, seed: int | None
     ) -> Answered[list[Hypotheses]]:
         self.require("generation", "prefill", "extend")
         room = self.vocabulary.length - rows["text"].shape[1]
@@ -175,7 +177,8 @@ class Engine:
             )
         start = tuple(self.tokenizer.encode(forced))
         function = Generate(self.model, self.vocabulary, decoding, start)
-        tokens, scores = self._decoded(function, {**rows, "id": np.asarray(ids, np.int64)}, np.uint32(self.seed))
+        drawn = np.uint32(self.seed if seed is None else seed)
+        tokens, scores = self._decoded(function, {**rows, "id": np.asarray(ids, np.int64)}, drawn)
         _check_likelihoods(scores[:, 0])
         texts = [
             [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, row, strict=True) if np.isfinite(s)]

@@ -50,7 +50,8 @@ def test_another_seed_and_other_weights_compile_nothing_and_other_decoding_does(
     asked, how = engine(model, tok), Decoding(max_length=6, sampler=Sampler(3.0))
     texts = []
     for seed in (0, 1, 2**32 - 1, 0):
-        texts.append(dataclasses.replace(asked, seed=seed).generate(IMAGES, [""] * 5, np.arange(5), how).values)
+        texts.append(asked.generate(IMAGES, [""] * 5, np.arange(5), how, seed=seed).values)
+    assert dataclasses.replace(asked, seed=1).generate(IMAGES, [""] * 5, np.arange(5), how).values == texts[1]
     assert model.traced == 1 and texts[0] == texts[3] and texts[0] != texts[1] != texts[2]
     asked.with_weights({"w": np.zeros(3)}, {}).generate(IMAGES, [""] * 5, np.arange(5), how)
     assert model.traced == 2  # a tree of another structure, not other values
