@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Batch, Model, Vocabulary
+from simvlm_jax.core.types import Model, Rows, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import Generated, generate
 from simvlm_jax.decode.rank import likelihoods
@@ -21,7 +21,7 @@ class Generate:
     decoding: Decoding
     forced: tuple[int, ...]
 
-    def __call__(self, params: Any, extra: Any, batch: Batch, seed: jax.Array) -> Generated:
+    def __call__(self, params: Any, extra: Any, batch: Rows, seed: jax.Array) -> Generated:
         return generate(
             self.model.capabilities(),
             params,
@@ -41,7 +41,7 @@ class Likelihoods:
     model: Model
     shortlist: int
 
-    def __call__(self, params: Any, extra: Any, batch: Batch, candidates: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, params: Any, extra: Any, batch: Rows, candidates: jax.Array, mask: jax.Array) -> jax.Array:
         able = self.model.capabilities()
         return likelihoods(able, params, extra, batch, candidates, mask, self.shortlist)
 
@@ -52,7 +52,7 @@ class SimilarityOfRows:
 
     model: Model
 
-    def __call__(self, params: Any, extra: Any, batch: Batch) -> jax.Array:
+    def __call__(self, params: Any, extra: Any, batch: Rows) -> jax.Array:
         similarity = self.model.capabilities()["similarity"]
 
         def one(image, text):
@@ -68,7 +68,7 @@ class ScoreImage:
     model: Model
     samples: int
 
-    def __call__(self, params: Any, extra: Any, batch: Batch, seed: jax.Array) -> jax.Array:
+    def __call__(self, params: Any, extra: Any, batch: Rows, seed: jax.Array) -> jax.Array:
         score_image = self.model.capabilities()["score_image"]
         rows = {k: v for k, v in batch.items() if k != "id"}
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), batch["id"].astype(jnp.uint32))

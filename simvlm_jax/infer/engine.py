@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from simvlm_jax.core.schema import Seed, check
-from simvlm_jax.core.types import Model, Vocabulary
+from simvlm_jax.core.types import Model, Rows, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.infer.answered import Answered, Notes, counts
 from simvlm_jax.infer.computations import Generate, Likelihoods, ScoreImage, SimilarityOfRows
 from simvlm_jax.infer.programs import Array, Capability, Computation, Gathered, Programs, padded, place_whole
-from simvlm_jax.infer.prompts import Rows, candidate_table, prompt_rows, text_rows
+from simvlm_jax.infer.prompts import candidate_table, prompt_rows, text_rows
 from simvlm_jax.infer.requests import Request, rows_of_requests
 from simvlm_jax.parallel.mesh import row_shards
 from simvlm_jax.run.load import Loaded, load_run

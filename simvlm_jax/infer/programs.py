@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from simvlm_jax.core.layout import with_layout
-from simvlm_jax.core.types import Batch, Model
+from simvlm_jax.core.types import Model, Rows
 from simvlm_jax.parallel.mesh import layout_of, place_everywhere, replicated, row_shards
 
 Computation = Callable[..., Any]
@@ -130,7 +130,7 @@ def padded(rows: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
 
-def _call(program: Callable, function: Computation, params: Any, extra: Any, batch: Batch, whole: tuple) -> Any:
+def _call(program: Callable, function: Computation, params: Any, extra: Any, batch: Rows, whole: tuple) -> Any:
     """Dispatches a call; what its rows lack is named."""
     try:
         return program(params, extra, batch, *whole)

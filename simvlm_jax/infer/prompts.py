@@ -1,19 +1,16 @@
 """Texts as rows of token ids: prompts that an answer follows, whole texts as in training, candidate answers.
 
-Arrays are int32 `text` [N,T] and bool `text_mask` [N,T]; see core.types.Batch.
+Arrays are int32 `text` [N,T] and bool `text_mask` [N,T]; see core.types.Rows.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.core.types import Rows, Vocabulary
 from simvlm_jax.infer.answered import Answered, counts
 from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer, clean
-
-Rows = dict[str, np.ndarray]
-"""Arrays [N,...] by the keys of a row."""
 
 
 def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None = None) -> Answered[Rows]:

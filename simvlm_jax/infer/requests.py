@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simvlm_jax.core.types import Rows
 from simvlm_jax.infer.answered import Notes
-from simvlm_jax.infer.prompts import Rows, prompt_rows
+from simvlm_jax.infer.prompts import prompt_rows
 from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer, clean
 

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from simvlm_jax.core.layout import Letters
 from simvlm_jax.core.letters import SCANNED, Letterbook
 from simvlm_jax.core.trees import path_name
-from simvlm_jax.core.types import Batch
+from simvlm_jax.core.types import Batch, Rows
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
 PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,), "N": (FSDP,)}
@@ -196,15 +196,15 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     return jax.tree.map(place, batch)
 
 
-def place_everywhere(mesh: Mesh, batch: Batch) -> Batch:
-    """A whole batch that every process holds, as global arrays, rows over devices."""
+def place_everywhere(mesh: Mesh, rows: Rows) -> Rows:
+    """Places rows that every process holds as global arrays, split over the devices."""
 
     def place(x):
         x = np.asarray(x)
         _check_rows(x.shape[0], mesh)
         return jax.make_array_from_callback(x.shape, by_row(mesh), lambda index: x[index])
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(place, rows)
 
 
 def check_parts(rows: int, mesh: Mesh, accumulate: int) -> None:
