@@ -20,6 +20,7 @@ from configs import parts
 from simvlm_jax.cli import COMMANDS
 from simvlm_jax.core.build import assign, assign_flags, build, load_config, spec, variants_of
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.suite import Examples
 from simvlm_jax.eval.suites import known
@@ -276,16 +277,19 @@ def test_a_reader(walk_through, tmp_path):
     file = walk_through / "simvlm_jax" / "data" / "readers" / "lists.py"
     module = types.ModuleType("lists")
     exec(compile(file.read_text(), str(file), "exec"), vars(module))
-    assert not module.accepts(tmp_path)
+    how = How("train")
+    assert not module.accepts(tmp_path, how)
     (tmp_path / "pictures.lst").write_text("a.jpg\nb.jpg\na.jpg\n")
     (tmp_path / "sentences.lst").write_text("one\ntwo\nthree\n")
     (tmp_path / "a.jpg").write_bytes(b"picture")
-    source = module.read_folder(tmp_path, "train")
-    assert module.accepts(tmp_path) and len(source) == 2
+    source = module.read(tmp_path, how)
+    assert (
+        module.accepts(tmp_path, how) and not module.accepts(tmp_path, How("train", images=False)) and len(source) == 2
+    )
     assert source[0] == {"key": "a.jpg", "image": b"picture", "captions": ["one", "three"]}
     (tmp_path / "sentences.lst").write_text("one\n")
     with pytest.raises(ValueError, match="must be of one length"):
-        module.read_folder(tmp_path, "train")
+        module.read(tmp_path, how)
 
 
 def test_a_task(walk_through):

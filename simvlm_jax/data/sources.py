@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import BadFile
-from simvlm_jax.data.folders import PICTURES, visible, walk
-from simvlm_jax.data.readers import annotations, classes, flickr, published, sidecars, tfds
-from simvlm_jax.data.readers.tables import from_tables
-from simvlm_jax.data.readers.tars import WebDatasetSource
-from simvlm_jax.data.readers.texts import TextSource
+from simvlm_jax.data.folders import PICTURES, visible
+from simvlm_jax.data.reader import How
+from simvlm_jax.data.readers import annotations, classes, flickr, published, sidecars, tables, tars, texts, tfds
 from simvlm_jax.data.source import Source
 from simvlm_jax.data.splits import (
     SPLITS,
@@ -22,16 +19,27 @@ from simvlm_jax.data.splits import (
     folders_of,
     group_of,
     is_of,
-    of_split,
     split_named,
-    split_told,
-    unnamed,
 )
-from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import TABLE_SUFFIXES
 
 MOST_SHARDS = 100_000
 """Files that a pattern may stand for."""
+
+FILES: tuple[Any, ...] = (tars, flickr, texts, tables, annotations)
+"""Readers of a file, in the order they are asked."""
+MARKED: tuple[Any, ...] = (tfds, published, classes.IMAGENET_SAMPLES)
+"""Readers of a folder that is known by a file of its own, in the order they are asked."""
+LAYOUTS: dict[str, Any] = {
+    "a caption a line": flickr,
+    "tars": tars,
+    "tables": tables,
+    "pictures with texts beside them": sidecars,
+    "annotations in JSON": annotations,
+}
+"""Readers of a folder by its files: all are asked, and two that accept it are refused by these names."""
+CLASSES: tuple[Any, ...] = (classes.ARCHIVES, classes.FOLDERS)
+"""Readers of what has no text at all, asked last."""
 
 
 def open_source(
@@ -56,7 +64,7 @@ def open_source(
     Raises:
       Refused: what lies there is no layout that is known, or could be two. NoSuchSplit, FileNotFoundError, ValueError.
     """
-    how = _How(split, images, columns, truncated)
+    how = How(split, images, columns, truncated)
     if any(c in path for c in "*?[{") and not Path(path).expanduser().exists():
         return _of_pattern(path, how)
     here = Path(path).expanduser()
@@ -107,99 +115,46 @@ def open_asked(path: str, split: str | None, **how: Any) -> Source:
         return found[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _How:
-    """How a path is to be read: the arguments of `open_source`."""
-
-    split: str
-    images: bool
-    columns: str
-    truncated: bool
-
-
-def _of_pattern(path: str, how: _How) -> Source:
+def _of_pattern(path: str, how: How) -> Source:
     files = [p for pattern in ranges(str(Path(path).expanduser())) for p in _glob(Path(pattern))]
-    tars = [p for p in files if p.suffix.lower() == ".tar"]
-    tables = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES]
-    if tars and tables:
+    found = {reader: [p for p in files if reader.accepts(p, how)] for reader in (tars, tables)}
+    if all(found.values()):
         raise Refused(f"path {path!r} matches tars and tables; name one kind, as in '*.tar'")
-    if tars and how.images:
-        return _of_tars(tars, Path(path), _named(tars, how))
-    if tables:
-        return _of_tables(tables, tables[0], _named(tables, how))
+    for reader, mine in found.items():
+        if mine:
+            return reader.read_files(mine, Path(path) if reader is tars else mine[0], how)
     raise FileNotFoundError(f"path {path!r} matches no .tar file (or table); expected shards like train-0000.tar")
 
 
-def _of_file(here: Path, how: _How) -> Source:
-    suffix = here.suffix.lower()
-    if suffix == ".tar" and how.images:
-        return _of_tars([here], here, _named([here], how))
-    if how.images and not how.columns and flickr.kind_of(here):
-        return flickr.read_file(here, how.split)
-    if suffix == ".txt" and not how.images:
-        return TextSource(here)
-    if suffix in TABLE_SUFFIXES:
-        return _of_tables([here], here, _named([here], how))
-    if suffix == ".json" and how.images:
-        return annotations.read_file(here, how.split)
+def _of_file(here: Path, how: How) -> Source:
+    for reader in FILES:
+        if reader.accepts(here, how):
+            return reader.read(here, how)
     text = "" if how.images else "a .txt, "
     raise ValueError(
         f"path {str(here)!r} is neither {text}a .tar nor a table (*{', *'.join((*TABLE_SUFFIXES, '.json'))})"
     )
 
 
-def _named(files: list[Path], how: _How) -> _How:
-    """How files that were named are read: where all names tell one split it is that, whatever was asked."""
-    return dataclasses.replace(how, split=split_told(files) or how.split)
-
-
-def _of_tars(tars: list[Path], here: Path, how: _How) -> Source:
-    """Those of the tars that are of the split."""
-    found, name, rest = of_split(tars, how.split, here)
-    source = WebDatasetSource(found, name, how.truncated)
-    source.understood.left_out.update(unnamed(rest, "tars"))
-    return source
-
-
-def _of_tables(tables: list[Path], here: Path, how: _How) -> Source:
-    """Those of the tables, or of their rows where a column tells, that are of the split."""
-    folder = here if here.is_dir() else here.parent
-    try:
-        found, name, rest = of_split(tables, how.split, here)
-    except NoSuchSplit:
-        read = [read_table(p, how.columns) for p in tables]
-        if not how.images or not any("split" in t.columns for t in read):
-            raise
-        source = from_tables(folder, read, asked=how.split)
-        if not is_of(source.split, how.split):
-            raise
-        return source
-    read = [read_table(p, how.columns) for p in found]
-    source = from_tables(folder, read, name, asked=how.split) if how.images else TextSource(here, read, name)
-    source.understood.left_out.update(unnamed(rest, "tables"))
-    return source
-
-
-def _of_folder(here: Path, how: _How) -> Source:
+def _of_folder(here: Path, how: How) -> Source:
     """The source in a folder: what is known by a file of its own first, then the one layout that its files have.
 
     Raises:
       Refused: they have none, or two.
     """
-    if tfds.accepts(here):
-        return tfds.TfdsSource(str(here), how.split)
-    if known := published.known(here):
-        return known(here, how.split)
-    if how.images and classes.holds_imagenet_samples(here):
-        return classes.imagenet_samples(here, how.split)
-    entries = visible(here)
-    folders = [p for p in entries if p.is_dir()]
-    found = _layouts(here, entries, how)
+    for reader in MARKED:
+        if reader.accepts(here, how):
+            return reader.read(here, how)
+    found: dict[str, tuple[str, Any]] = {}
+    for name, reader in LAYOUTS.items():
+        if file := reader.accepts(here, dataclasses.replace(how, alone=not found)):
+            found[name] = file, reader
     if len(found) > 1:
         told = " and ".join(f"{kind} ({name})" for kind, (name, _) in found.items())
         raise Refused(f"{str(here)!r} holds {told}; name the file that is meant, or '*.tar', or move the others away")
     if found:
-        return next(iter(found.values()))[1]()
+        return next(iter(found.values()))[1].read(here, how)
+    folders = [p for p in visible(here) if p.is_dir()]
     if inner := _split_folder(here, folders, how):
         inside = _of_folder(inner[0], how)
         if inner[1]:
@@ -208,62 +163,16 @@ def _of_folder(here: Path, how: _How) -> Source:
         return inside
     if len(folders) == 1 and not split_named(folders[0].name) and not _holds_pictures(folders[0]):
         return _of_folder(folders[0], how)
-    if how.images and classes.holds_class_archives(here):
-        return classes.class_archive(here, how.split)
-    if how.images and classes.holds_class_folders(here):
-        if strange := _strange(here):
-            raise Refused(
-                f"{str(here)!r} holds {strange}, which no reader understands, beside folders of pictures; name what is meant, or "
-                "move it away if the folders are classes"
-            )
-        return classes.class_folders(here, how.split)
+    for reader in CLASSES:
+        if reader.accepts(here, how):
+            return reader.read(here, how)
     raise Refused(
         f"path {str(here)!r} holds neither .tar shards, nor a table of captions, nor a folder a class, nor any other layout of "
         "docs/data.md"
     )
 
 
-def _layouts(here: Path, entries: list[Path], how: _How) -> dict[str, tuple[str, Callable[[], Source]]]:
-    """{layout: (a file of it, how to read it)} of all that a folder's files may be."""
-    files = [p for p in entries if p.is_file()]
-    lines = flickr.files_in(here) if how.images and not how.columns else []
-    tables = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES and p not in lines]
-    tars = [p for p in files if p.suffix.lower() == ".tar"] if how.images else []
-    if how.images:  # img2dataset's tables beside its pictures tell what became of their addresses
-        fetched = {p for p in tables if p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists()}
-        if tars or any((here / p.stem).is_dir() for p in fetched):
-            tables = [p for p in tables if p not in fetched]
-    found: dict[str, tuple[str, Callable[[], Source]]] = {}
-    if len(lines) > 1:
-        raise Refused(f"{str(here)!r} holds {' and '.join(p.name for p in lines)}; name the file that is meant")
-    if lines:
-        found["a caption a line"] = lines[0].name, lambda: flickr.read_file(lines[0], how.split)
-    if tars:
-        found["tars"] = tars[0].name, lambda: _of_tars(tars, here, how)
-    if tables:
-        found["tables"] = tables[0].name, lambda: _of_tables(tables, here, how)
-    if how.images and (beside := sidecars.accepts(here)):
-        found["pictures with texts beside them"] = beside, lambda: sidecars.read_folder(here, how.split)
-    if how.images and (notes := annotations.files_in(here) if not found else annotations.known_in(here)):
-        found["annotations in JSON"] = notes[0].name, lambda: annotations.read_folder(here, how.split)
-    return found
-
-
-_DATA_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".xml", ".arrow", ".txt", ".tar", ".zip", ".pkl", ".token", ".mat")
-_ABOUT = re.compile(r"readme|licen[cs]e|classes|classnames|labels?\b|notice|citation|wordnet|templates", re.IGNORECASE)
-
-
-def _strange(here: Path) -> str:
-    """A file of data that would be passed over if folders of pictures were taken for classes."""
-    for where, names in walk(here, 3):
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in _DATA_SUFFIXES and not (suffix in (".txt", ".json") and _ABOUT.match(name)):
-                return str((where / name).relative_to(here))
-    return ""
-
-
-def _split_folder(here: Path, folders: list[Path], how: _How) -> tuple[Path, str] | None:
+def _split_folder(here: Path, folders: list[Path], how: How) -> tuple[Path, str] | None:
     """(the folder of a split, its name) where splits are folders with data of their own in them, else None.
 
     A folder with pictures by class has its own reader; a lone folder `data` is looked into.
@@ -292,7 +201,7 @@ def _holds_data(folder: Path, images: bool) -> bool:
     with os.scandir(folder) as found:
         if any(os.path.splitext(e.name)[1].lower() in (*TABLE_SUFFIXES, ".tar") and e.is_file() for e in found):
             return True
-    return images and bool(sidecars.accepts(folder) or annotations.accepts(folder))
+    return images and bool(sidecars.example_in(folder) or annotations.files_in(folder))
 
 
 def ranges(path: str) -> list[str]:

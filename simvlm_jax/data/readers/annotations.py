@@ -11,6 +11,7 @@ from typing import Any
 
 from simvlm_jax.core.files import MOST_TABLE, read_json
 from simvlm_jax.data.folders import PICTURES, visible
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tables import as_table, from_tables
 from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
 from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, names_of, of_split, part_of, split_told, unnamed
@@ -39,9 +40,18 @@ def files_in(folder: Path) -> list[Path]:
     ]
 
 
-def accepts(folder: Path) -> bool:
-    """Whether a folder holds JSON files of annotations."""
-    return bool(files_in(folder))
+def accepts(path: Path, how: How) -> str:
+    """The name of a JSON file of annotations, or of the first in a folder; beside another layout, of those of a known kind alone."""
+    if not how.images:
+        return ""
+    if not path.is_dir():
+        return path.name if path.suffix.lower() == ".json" else ""
+    return next((p.name for p in (files_in(path) if how.alone else known_in(path))), "")
+
+
+def read(path: Path, how: How) -> Rows:
+    """A file of annotations, or the split of a folder of them."""
+    return read_folder(path, how.split) if path.is_dir() else read_file(path, how.split)
 
 
 def known_in(folder: Path) -> list[Path]:

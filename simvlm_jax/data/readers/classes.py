@@ -7,10 +7,12 @@ from pathlib import Path
 
 from simvlm_jax.core.files import open_regular, read_bytes
 from simvlm_jax.data.folders import PICTURES, visible, walk
+from simvlm_jax.data.reader import How, Reader
 from simvlm_jax.data.readers.published import unpacked
 from simvlm_jax.data.rows import Rows, Understood
 from simvlm_jax.data.splits import SPLITS, NoSuchSplit, Refused, folders_of, names_of, needed, split_named, split_of
 from simvlm_jax.data.table_files import read_table
+from simvlm_jax.data.tables import TABLE_SUFFIXES
 
 _NO_CLASS = re.compile(r"images?|imgs?|pictures?|pics?|photos?|jpegimages|data|files", re.IGNORECASE)
 _SHARD = re.compile(r"\d{5,}")
@@ -125,3 +127,40 @@ def holds_imagenet_samples(folder: Path) -> bool:
     with open_regular(table) as file:
         first = (file.read(4096) or b"").decode("utf-8", "replace").partition("\n")[0]
     return {"file", "clip_class_name"} <= set(first.strip().split(","))
+
+
+_DATA_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".xml", ".arrow", ".txt", ".tar", ".zip", ".pkl", ".token", ".mat")
+_ABOUT = re.compile(r"readme|licen[cs]e|classes|classnames|labels?\b|notice|citation|wordnet|templates", re.IGNORECASE)
+
+
+def _strange(here: Path) -> str:
+    """A file of data that would be passed over if folders of pictures were taken for classes."""
+    for where, names in walk(here, 3):
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in _DATA_SUFFIXES and not (suffix in (".txt", ".json") and _ABOUT.match(name)):
+                return str((where / name).relative_to(here))
+    return ""
+
+
+def _folders(path: Path, how: How) -> Rows:
+    """Folders a class, unless something else lies beside them.
+
+    Raises:
+      Refused: it does.
+    """
+    if strange := _strange(path):
+        raise Refused(
+            f"{str(path)!r} holds {strange}, which no reader understands, beside folders of pictures; name what is meant, or "
+            "move it away if the folders are classes"
+        )
+    return class_folders(path, how.split)
+
+
+def _where(holds: Callable[[Path], bool]) -> Callable[[Path, How], str]:
+    return lambda path, how: path.name if how.images and path.is_dir() and holds(path) else ""
+
+
+IMAGENET_SAMPLES = Reader(_where(holds_imagenet_samples), lambda path, how: imagenet_samples(path, how.split))
+ARCHIVES = Reader(_where(holds_class_archives), lambda path, how: class_archive(path, how.split))
+FOLDERS = Reader(_where(holds_class_folders), _folders)

@@ -14,8 +14,9 @@ from typing import Any
 from simvlm_jax.core.files import decoded, open_regular, read_text
 from simvlm_jax.data.delimited import unquoted
 from simvlm_jax.data.folders import PICTURES, visible
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.rows import Pictures, Rows, Understood, by_picture
-from simvlm_jax.data.splits import NoSuchSplit, group_of
+from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of
 from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
 
@@ -52,6 +53,27 @@ def files_in(folder: Path) -> list[Path]:
     pictures = {p.stem for p in there if p.suffix.lower() in PICTURES}
     found = [p for p in there if p.stem not in pictures and p.is_file() and kind_of(p)]
     return [p for p in found if not re.search(r"lemma|expert|crowd", p.name, re.IGNORECASE)] or found
+
+
+def accepts(path: Path, how: How) -> str:
+    """The name of a file of captions, or of the one in a folder.
+
+    Raises:
+      Refused: a folder has several.
+    """
+    if not how.images or how.columns:
+        return ""
+    if not path.is_dir():
+        return path.name if kind_of(path) else ""
+    found = files_in(path)
+    if len(found) > 1:
+        raise Refused(f"{str(path)!r} holds {' and '.join(p.name for p in found)}; name the file that is meant")
+    return found[0].name if found else ""
+
+
+def read(path: Path, how: How) -> Rows:
+    """The captions of a file, or of that in a folder."""
+    return read_file(files_in(path)[0] if path.is_dir() else path, how.split)
 
 
 def read_file(path: Path, split: str, folder: Path | None = None) -> Rows:

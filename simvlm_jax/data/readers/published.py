@@ -18,6 +18,7 @@ from PIL import Image
 from simvlm_jax.core.files import MOST_BYTES, MOST_UNPACKED, BadFile, open_regular, read_json, read_text
 from simvlm_jax.data.folders import PICTURES
 from simvlm_jax.data.images import decode
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tar_headers import check_headers
 from simvlm_jax.data.rows import Rows, Understood
 from simvlm_jax.data.splits import needed
@@ -128,6 +129,18 @@ def known(folder: Path) -> Callable[[Path, str], Rows] | None:
     if found is easy_vqa and not (folder / "train_images.tar.gz").exists():
         return None  # others name their questions so too
     return found
+
+
+def accepts(path: Path, how: How) -> str:
+    """The file by which a folder is known to hold one of these data sets, else ""."""
+    return next((marker for marker in KNOWN if (path / marker).exists()), "") if path.is_dir() and known(path) else ""
+
+
+def read(path: Path, how: How) -> Rows:
+    """The split of such a data set."""
+    make = known(path)
+    assert make is not None  # the folder has been accepted
+    return make(path, how.split)
 
 
 def _archive(path: Path) -> Callable[[str], bytes]:

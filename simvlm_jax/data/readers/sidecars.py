@@ -14,6 +14,7 @@ from typing import Any
 
 from simvlm_jax.core.files import read_bytes
 from simvlm_jax.data.folders import PICTURES, visible, walk
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tars import not_fetched, read_texts
 from simvlm_jax.data.rows import Understood
 from simvlm_jax.data.splits import NoSuchSplit, group_of, split_named
@@ -63,7 +64,17 @@ def _told(key: str, path: Path, beside: list[str]) -> dict[str, Any]:
     return read_texts(key, members, lambda suffix: read_bytes(path.with_suffix(suffix)))  # pyright: ignore
 
 
-def accepts(folder: Path) -> str:
+def accepts(path: Path, how: How) -> str:
+    """A picture of a folder if it has texts beside its pictures, else ""."""
+    return example_in(path) if how.images and path.is_dir() else ""
+
+
+def read(path: Path, how: How) -> "Sidecars":
+    """The split of a folder of pictures with texts beside them."""
+    return read_folder(path, how.split)
+
+
+def example_in(folder: Path) -> str:
     """A picture of a folder (or of those in it) if its first pictures have texts beside them that tell something, else ""."""
     looked = [(path, _beside(path, names)) for path, names in itertools.islice(_walk(folder), 200)]
     found = [(path, beside) for path, beside in looked if beside]

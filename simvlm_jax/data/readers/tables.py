@@ -11,9 +11,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from simvlm_jax.data.folders import visible
+from simvlm_jax.data.reader import How
+from simvlm_jax.data.readers import flickr
+from simvlm_jax.data.readers.texts import TextSource
 from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
-from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, is_of, part_of, split_named
-from simvlm_jax.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Table, caption_columns, captions_of, listed
+from simvlm_jax.data.source import Source
+from simvlm_jax.data.splits import (
+    NoSuchSplit,
+    Refused,
+    group_of,
+    is_of,
+    of_split,
+    part_of,
+    split_named,
+    split_told,
+    unnamed,
+)
+from simvlm_jax.data.table_files import read_table
+from simvlm_jax.data.tables import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    TABLE_SUFFIXES,
+    Table,
+    caption_columns,
+    captions_of,
+    listed,
+)
 
 _ONE_TEXT = ("question", "hypothesis", "instruction")
 _SPEAKERS = {
@@ -23,6 +47,52 @@ _SPEAKERS = {
 }
 _KEPT = ("label", "domain", "kind")
 """Columns that stay beside captions."""
+
+
+def accepts(path: Path, how: How) -> str:
+    """The name of a table, or of the first in a folder."""
+    return next((p.name for p in _tables(path, how)), "")
+
+
+def read(path: Path, how: How) -> Source:
+    """A table, or those of a folder that are of the split."""
+    return read_files(_tables(path, how), path, how)
+
+
+def read_files(tables: list[Path], here: Path, how: How) -> Source:
+    """Those of the tables, or of their rows where a column tells, that are of the split; of those that were named and all tell
+    one split it is that, whatever was asked."""
+    split = how.split if here.is_dir() else split_told(tables) or how.split
+    folder = here if here.is_dir() else here.parent
+    try:
+        found, name, rest = of_split(tables, split, here)
+    except NoSuchSplit:
+        opened = [read_table(p, how.columns) for p in tables]
+        if not how.images or not any("split" in t.columns for t in opened):
+            raise
+        source = from_tables(folder, opened, asked=split)
+        if not is_of(source.split, split):
+            raise
+        return source
+    opened = [read_table(p, how.columns) for p in found]
+    source = from_tables(folder, opened, name, asked=split) if how.images else TextSource(here, opened, name)
+    source.understood.left_out.update(unnamed(rest, "tables"))
+    return source
+
+
+def _tables(path: Path, how: How) -> list[Path]:
+    """The tables of a folder, but for captions a line each, and img2dataset's, which tell what became of its addresses."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
+    files = [p for p in visible(path) if p.is_file()]
+    lines = flickr.files_in(path) if how.images and not how.columns else []
+    found = [p for p in files if p.suffix.lower() in TABLE_SUFFIXES and p not in lines]
+    if not how.images:
+        return found
+    fetched = {p for p in found if p.suffix == ".parquet" and p.with_name(f"{p.stem}_stats.json").exists()}
+    if any(p.suffix.lower() == ".tar" for p in files) or any((path / p.stem).is_dir() for p in fetched):
+        found = [p for p in found if p not in fetched]
+    return found
 
 
 def asks(columns: set[str]) -> bool:

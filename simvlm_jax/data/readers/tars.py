@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from simvlm_jax.core.files import MOST_BYTES, BadFile, decoded, open_regular, parse_json, read_json, read_text
-from simvlm_jax.data.folders import PICTURES
+from simvlm_jax.data.folders import PICTURES, visible
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tar_headers import check_tar
 from simvlm_jax.data.rows import Understood
+from simvlm_jax.data.splits import of_split, split_told, unnamed
 from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import captions_of
 from simvlm_jax.text.lines import lines_of
@@ -30,6 +32,30 @@ CUT = "members cut at the end of a tar"
 
 Member = tuple[Path, int, int]
 """A file inside a tar: the tar, offset and size in bytes."""
+
+
+def accepts(path: Path, how: How) -> str:
+    """The name of a tar, or of the first in a folder; "" of texts alone, which are in no tar."""
+    return next((p.name for p in _tars(path)), "") if how.images else ""
+
+
+def read(path: Path, how: How) -> "WebDatasetSource":
+    """A tar, or those of a folder that are of the split."""
+    return read_files(_tars(path), path, how)
+
+
+def read_files(tars: list[Path], here: Path, how: How) -> "WebDatasetSource":
+    """Those of the tars that are of the split; where all that were named tell one split it is that, whatever was asked."""
+    split = how.split if here.is_dir() else split_told(tars) or how.split
+    found, name, rest = of_split(tars, split, here)
+    source = WebDatasetSource(found, name, how.truncated)
+    source.understood.left_out.update(unnamed(rest, "tars"))
+    return source
+
+
+def _tars(path: Path) -> list[Path]:
+    found = visible(path) if path.is_dir() else [path]
+    return [p for p in found if p.suffix.lower() == ".tar" and p.is_file()]
 
 
 class WebDatasetSource:

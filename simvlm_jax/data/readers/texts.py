@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import read_text
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.rows import Understood
 from simvlm_jax.data.tables import CAPTION_COLUMNS, Table, caption_columns, captions_of
 from simvlm_jax.text.lines import lines_of
 from simvlm_jax.text.tokenizer import clean
+
+
+def accepts(path: Path, how: How) -> str:
+    """The name of a .txt, where texts are wanted and not pictures."""
+    return path.name if not how.images and path.suffix.lower() == ".txt" and path.is_file() else ""
+
+
+def read(path: Path, how: How) -> "TextSource":
+    """A document a line."""
+    return TextSource(path)
 
 
 class TextSource:

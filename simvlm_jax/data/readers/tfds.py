@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simvlm_jax.core.files import BadFile, read_json
+from simvlm_jax.data.reader import How
 from simvlm_jax.data.rows import Understood
 from simvlm_jax.data.splits import NoSuchSplit
 from simvlm_jax.data.tables import texts
@@ -141,9 +142,15 @@ def _prepared(name: str) -> Any:
         ) from e
 
 
-def accepts(folder: Path) -> bool:
-    """Whether a folder is a prepared data set."""
-    return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
+def accepts(path: Path, how: How) -> str:
+    """The file by which a folder is known to be a prepared data set, else ""."""
+    prepared = (path / "dataset_info.json").is_file() and (path / "features.json").is_file()
+    return "dataset_info.json" if prepared else ""
+
+
+def read(path: Path, how: How) -> "TfdsSource":
+    """The split of a prepared data set."""
+    return TfdsSource(str(path), how.split)
 
 
 def check_features(folder: Path) -> None:
