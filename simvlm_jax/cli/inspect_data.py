@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field of the config, such as data.train.path=DIR",
+        help="a field of the config, such as data.parts.pairs.path=DIR",
     )
     parser.add_argument("--no-picture", action="store_true")
 
@@ -32,8 +32,7 @@ def inspect(args) -> int:
     from simvlm_jax.data.assemble import part_sources
     from simvlm_jax.materials import Data, make_pipeline, make_tokenizer_and_labels
     from simvlm_jax.run.directory import RunDir
-    from simvlm_jax.run.load import build_model, recorded_config
-    from simvlm_jax.text.tokenizer import Tokenizer
+    from simvlm_jax.run.load import build_model, load_tokenizer, recorded_config
     from simvlm_jax.train.init_from import tokenizer_of
 
     is_run = Path(args.config).is_dir()
@@ -45,7 +44,7 @@ def inspect(args) -> int:
         raise ValueError(f"--rows {args.rows} and --step {args.step} must not be negative")
     sources = part_sources(config)
     if is_run:
-        tokenizer, labels = Tokenizer.load(run.tokenizer), run.labels()
+        tokenizer, labels = load_tokenizer(run, config.text is not None), run.labels()
     else:
         origin = tokenizer_of(config.train.init_from)
         tokenizer, labels = make_tokenizer_and_labels(config, sources, origin)
@@ -86,8 +85,6 @@ def describe(
     picture: bool,
 ) -> tuple[list[str], bool]:
     """(lines that describe one row, whether anything is trained by it)."""
-    import numpy as np
-
     out: list[str] = []
     if "image" in row and picture:
         for pixels in row["image"]:
@@ -95,19 +92,8 @@ def describe(
     if "image" in row:
         images, height, width, _ = row["image"].shape
         out.append(f"image    {images} x {height} x {width} px, mean {row['image'].mean():.0f}")
-    pieces = [_shown(p) for p in tokenizer.pieces(row["text"])]
-    real = row["text_mask"]
-    prefix = int(row.get("prefix_length", 0))
-    given = real & (np.arange(len(real)) < prefix)
-    out.append(f"text     {tokenizer.decode(row['text'])!r}")
-    out.append(
-        f"pieces   {''.join(p for p, m in zip(pieces, real, strict=True) if m)}   ({int(real.sum())} of {len(real)} slots)"
-    )
-    out.append(
-        f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {prefix})"
-    )
-    if real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
-        out.append("         the text is longer than config.text.length and has lost its end")
+    if "text" in row:
+        out += _text(row, tokenizer)
     trains = bool(row.get("weight", 1) > 0)
     labels = tuple(map(printable, labels))
     if "label" in row:
@@ -134,8 +120,30 @@ def describe(
     )
     marks = zip(layout["given"], layout["predicted"], strict=True)
     slots = "".join("b" if g and p else "p" if g else "T" if p else "." for g, p in marks).rstrip(".")
-    out.append(f"slots    {slots}   (p prefix, T target, b both; then {len(real) - len(slots)} of padding)")
+    out.append(
+        f"slots    {slots}   (p prefix, T target, b both; then {len(layout['predicted']) - len(slots)} of padding)"
+    )
     return out, trains and predicted > 0
+
+
+def _text(row: dict[str, Any], tokenizer: Any) -> list[str]:
+    """Lines that describe the text of a row."""
+    import numpy as np
+
+    pieces = [_shown(p) for p in tokenizer.pieces(row["text"])]
+    real = row["text_mask"]
+    prefix = int(row.get("prefix_length", 0))
+    given = real & (np.arange(len(real)) < prefix)
+    out = [f"text     {tokenizer.decode(row['text'])!r}"]
+    out.append(
+        f"pieces   {''.join(p for p, m in zip(pieces, real, strict=True) if m)}   ({int(real.sum())} of {len(real)} slots)"
+    )
+    out.append(
+        f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {prefix})"
+    )
+    if real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
+        out.append("         the text is longer than config.text.length and has lost its end")
+    return out
 
 
 def _pieces(tokenizer: Any, ids: Any) -> list[str]:

@@ -53,9 +53,11 @@ def describe(name: str) -> dict[str, Any]:
     from simvlm_jax.core.types import Vocabulary
     from simvlm_jax.data.shapes import StandIn, abstract_batch, stand_in_labels
     from simvlm_jax.run.load import build_model
+    from simvlm_jax.text.tokenizer import NoTokenizer
 
     config: Any = load_config(name)
-    tokenizer: Any = StandIn(Vocabulary(config.text.vocabulary, config.text.length or 32))
+    text = config.text
+    tokenizer: Any = NoTokenizer() if text is None else StandIn(Vocabulary(text.vocabulary, text.length or 32))
     labels = stand_in_labels(config)
     model: Any = build_model(config, tokenizer, labels)
     batch = abstract_batch(config, tokenizer, labels)

@@ -10,11 +10,13 @@ from simvlm_jax.core.types import Batch, Vocabulary
 from simvlm_jax.data import assemble
 from simvlm_jax.data.scenes.graph import sample_scene
 from simvlm_jax.data.scenes.tasks import CURTAINS
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 
 
 class StandIn:
     """A tokenizer whose texts are one piece: shapes do not depend on what a text says."""
+
+    sha256 = "stand-in"
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
@@ -33,6 +35,7 @@ class _MadeUp:
         Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(file, "PNG")
         picture = {"images": [file.getvalue()] * images} if images > 1 else {"image": file.getvalue()}
         texts = dict.fromkeys(assemble.TEXT_FIELDS, "text") | {"answer": answer, "label": answer}
+        texts |= {"text": "<image>" * images + "text"}  # a mark for each, for transforms that look for them
         seen = {"scene": sample_scene(np.random.default_rng(0), 1).to_json(), "curtain": next(iter(CURTAINS))}
         self._example = {"key": "made up", "captions": ["text"], **texts, **picture, **seen}
 
@@ -49,9 +52,11 @@ class _MadeUp:
 def stand_in_tokenizer(config: ConfigDict) -> Any:
     """A tokenizer with the vocabulary and text length that a run of the config would have.
 
-    Where the config leaves either to the data or to a file, that is read.
+    Where the config leaves either to the data or to a file, that is read. A config that reads no text has none.
     """
     text = config.text
+    if text is None:
+        return NoTokenizer()
     if text.model or not text.length:
         found: Tokenizer = assemble.make_tokenizer(config, assemble.part_sources(config))
         return StandIn(found.vocabulary)

@@ -103,3 +103,24 @@ def test_a_config_packs_a_part_and_a_model_of_whole_rows_refuses_it(tmp_path):
         ValueError, match=r"the rows of 'documents' are packed.*config\.data\.parts\.documents\.packed=False"
     ):
         only_part(batch, "documents", "Model")
+
+
+def test_the_shapes_of_packed_and_interleaved_rows_are_known_without_data():
+    from configs import parts
+    from simvlm_jax.core.build import spec
+    from simvlm_jax.core.types import Vocabulary
+    from simvlm_jax.data.shapes import StandIn, abstract_batch
+
+    config = parts.base()
+    config.model = {"images": 2}
+    config.data.parts.documents.update(rows=6, packed=True)
+    config.data.parts.documents.transforms = parts.packed_transforms()
+    pixels = spec("simvlm_jax.data.transforms:Pixels", size=8)
+    config.data.parts.pairs.transforms = (
+        spec("simvlm_jax.data.interleaved:SplitAtImages"),
+        spec("simvlm_jax.data.interleaved:Interleave", pixels=pixels, images=3, tokens=4),
+        parts.keep("image", "image_mask", "image_index", "text", "text_mask", "target_mask"),
+    )
+    batch = abstract_batch(config, StandIn(Vocabulary(50, 32)), ())
+    assert batch["pairs"]["image"].shape == (64, 3, 8, 8, 3) and batch["pairs"]["image_index"].shape == (64, 32)
+    assert batch["documents"]["segment"].shape == (6, 32)

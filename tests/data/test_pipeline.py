@@ -219,3 +219,26 @@ def test_a_list_of_transforms_ends_with_the_keys_it_keeps(tokenizer):
     for keys in ((), ("text", "text"), ("text", "weight")):
         with pytest.raises(BadTransforms, match="name each key once"):
             Keep(keys)
+
+
+def test_a_config_that_reads_no_text_has_shapes_and_rows_without_a_tokenizer():
+    from simvlm_jax.cli.inspect_data import describe
+    from simvlm_jax.core.build import load_config
+    from simvlm_jax.data import assemble
+    from simvlm_jax.data.shapes import abstract_batch, stand_in_tokenizer
+
+    config = load_config("configs/coca.py:probe")
+    config.data.parts.pairs.path = "scenes/classes-80_8_32_16"
+    config.text = None
+    tokenizer = stand_in_tokenizer(config)
+    shapes = abstract_batch(config, tokenizer, ("a", "b"))
+    assert set(shapes["pairs"]) == {"image", "label", "id", "weight"} and shapes["pairs"]["label"].shape == (128,)
+    sources = assemble.part_sources(config)
+    labels = assemble.make_labels(config, sources)
+    rows = assemble.make_pipeline(config, tokenizer, labels, sources).batch(0)["pairs"]
+    lines, trains = describe({k: v[0] for k, v in rows.items()}, tokenizer, labels, None, False, False)
+    assert trains and [line.split()[0] for line in lines] == ["image", "label"]
+    config.data.parts.pairs.transforms = load_config("configs/clip.py").data.parts.pairs.transforms
+    config.data.parts.pairs.path = "scenes/captions-80_8_32_16"
+    with pytest.raises(ValueError, match=r"config\.text is None"):
+        assemble.make_pipeline(config, tokenizer, labels, assemble.part_sources(config)).batch(0)
