@@ -8,7 +8,7 @@ import inspect
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,7 @@ from simvlm_jax.core.trust import check_arguments
 
 TARGET = "target"
 """The field of a spec that names its constructor, "package.module:Name"."""
+_PLAIN = bool | int | float | str | tuple | None
 
 
 def spec(target: str, **kwargs: Any) -> ConfigDict:
@@ -25,31 +26,63 @@ def spec(target: str, **kwargs: Any) -> ConfigDict:
     Keywords not given are written out at the constructor's defaults, so that a config shows every field and the command
     line can set it. Those without a default, and records, are left for `build`'s caller.
     """
-    plain = bool | int | float | str | tuple | None
     fields = inspect.signature(resolve(target)).parameters.items()
-    defaults = {k: p.default for k, p in fields if p.default is not p.empty and isinstance(p.default, plain)}
+    defaults = {k: p.default for k, p in fields if p.default is not p.empty and isinstance(p.default, _PLAIN)}
     return ConfigDict({TARGET: target, **defaults, **kwargs})
 
 
-def build(config: Any, name: str = "", /, **extra: Any) -> Any:
-    """Imports and calls what a spec names. `extra` are keywords that only the caller knows.
+class Fact(NamedTuple):
+    """A value that a run has and its outermost spec may not contradict, and where it comes from."""
 
-    Nested specs get them too. Keywords in `extra` that a constructor does not take are left out; unknown keywords of the
-    spec are an error. name: of the field the spec stands in, for messages.
+    value: Any
+    source: str
+
+
+def build(config: Any, name: str = "", /, **supplied: Any) -> Any:
+    """Imports and calls what a spec names; nested specs are built first.
+
+    Every constructor, at any depth, gets those of the `supplied` keywords that it takes; the others are left out. What the
+    config says goes before them, and they go before a constructor's default: a field that stands at its default says nothing,
+    for `spec` writes all defaults out.
+
+    Args:
+      config: a spec, as ConfigDict or dict.
+      name: of the field the spec stands in, for messages.
+      supplied: what only the caller knows, such as the run's tokenizer. A `Fact` must be agreed with: where the spec itself
+        says something else it is an error. Specs inside it may differ, for a part can be meant for other images or texts than
+        the whole.
+
+    Raises:
+      ValueError: a field the constructor does not have or lacks a value for, or one that contradicts a fact.
     """
     target = config[TARGET]
     name = name or str(target).rpartition(":")[2]
-    kwargs = {k: _built(v, extra, f"{name}.{k}") for k, v in config.items() if k != TARGET}
+    values = {k: v.value if isinstance(v, Fact) else v for k, v in supplied.items()}
     constructor = resolve(target)
     fields = inspect.signature(constructor).parameters
-    if unknown := sorted(set(kwargs) - set(fields)):
+    given = {k: v for k, v in config.items() if k != TARGET}
+    if unknown := sorted(set(given) - set(fields)):
         raise ValueError(f"{target} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
-    kwargs = {**{k: v for k, v in extra.items() if k in fields}, **kwargs}
+    told = {k: v for k, v in given.items() if k not in values or not _is_default(v, fields[k])}
+    kwargs = {k: v for k, v in values.items() if k in fields}
+    kwargs |= {k: _built(v, values, f"{name}.{k}") for k, v in told.items()}
     missing = [k for k, p in fields.items() if p.default is p.empty and k not in kwargs and p.kind != p.VAR_KEYWORD]
     if missing:
         raise ValueError(f"{target} needs {', '.join(missing)}; its fields are {', '.join(fields)}")
+    for k, fact in supplied.items():
+        if isinstance(fact, Fact) and k in told and kwargs[k] != fact.value:
+            raise ValueError(
+                f"{name}.{k} is {kwargs[k]!r:.80}, and {fact.source} is {fact.value!r:.80}; take {name}.{k} out of the config, "
+                "or make the two agree"
+            )
     check_arguments(constructor, kwargs, name)
     return constructor(**kwargs)
+
+
+def _is_default(value: Any, field: inspect.Parameter) -> bool:
+    """Whether a field of a config stands at its constructor's default (in JSON a tuple is a list)."""
+    value = tuple(value) if isinstance(value, list) else value
+    return isinstance(value, _PLAIN) and field.default is not field.empty and value == field.default
 
 
 def check_specs(config: Any, name: str = "config") -> None:
@@ -93,13 +126,13 @@ def resolve(target: str) -> Any:
         raise ValueError(f"config names {target!r}, which cannot be imported: {e}") from e
 
 
-def _built(value: Any, extra: dict[str, Any], name: str) -> Any:
+def _built(value: Any, supplied: dict[str, Any], name: str) -> Any:
     if isinstance(value, ConfigDict | dict):  # configs read back from JSON hold plain dicts in their lists
         if TARGET in value:
-            return build(value, name, **extra)
-        return {k: _built(v, extra, f"{name}.{k}") for k, v in value.items()}
+            return build(value, name, **supplied)
+        return {k: _built(v, supplied, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_built(v, extra, f"{name}[{i}]") for i, v in enumerate(value))
+        return tuple(_built(v, supplied, f"{name}[{i}]") for i, v in enumerate(value))
     return value
 
 

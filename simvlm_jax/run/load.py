@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simvlm_jax.core.build import build
+from simvlm_jax.core.build import Fact, build
 from simvlm_jax.core.parts import PAIRS
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
@@ -68,10 +68,13 @@ def tokenizer_hash(run: RunDir) -> str:
 
 def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """Builds the model of a config, for a tokenizer's vocabulary (if there is one), the image size and the run's answers."""
-    known: dict[str, Any] = dict(image_size=config.data.image_size, classes=len(labels))
+    known = {
+        "image_size": Fact(config.data.image_size, "config.data.image_size"),
+        "classes": Fact(len(labels), "the number of the run's answers (config.data.labels)"),
+    }
     if not isinstance(tokenizer, NoTokenizer):
-        known["vocabulary"] = tokenizer.vocabulary
-    return build({k: v for k, v in config.model.items() if k not in known}, "config.model", **known)
+        known["vocabulary"] = Fact(tokenizer.vocabulary, "that of the run's tokenizer")
+    return build(config.model, "config.model", **known)
 
 
 def check_shapes(params: Any, model: Model, config: ConfigDict, length: int, where: str) -> None:
