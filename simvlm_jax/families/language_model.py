@@ -15,7 +15,7 @@ from simvlm_jax.core.types import FIXED, BaseModel, Vocabulary
 from simvlm_jax.nn.cache import write
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.stack import unstacked
-from simvlm_jax.objectives.cross_entropy import vocabulary_logits
+from simvlm_jax.objectives.cross_entropy import token_log_likelihood, vocabulary_logits
 
 OUTPUT = "output_kernel"
 """The softmax's weights [D,V] among parameters that are laid out for decoding."""
@@ -37,9 +37,14 @@ class Reading(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What a decoder says of a whole text: logits [B,T,V] fp32, the targets [B,T] and whether each is predicted [B,T]."""
+    """What a decoder says of a whole text.
 
-    logits: jax.Array
+    states [B,T,D] after the last norm and table [V,D], whose product the logits are; targets [B,T]; whether each is predicted
+    [B,T].
+    """
+
+    states: jax.Array
+    table: jax.Array
     targets: jax.Array
     predicted: jax.Array
 
@@ -56,6 +61,10 @@ class DecoderNetwork(nn.Module):
             kernel, precise = self.get_variable("params", OUTPUT), statistics_dtype(x.dtype)
             return constrain(jnp.einsum("BTD,DV->BTV", x, kernel, preferred_element_type=precise), "BTV")
         return vocabulary_logits(x, self.output_table())
+
+    def head(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What logits are products of: states after the last norm [B,T,D], and the table [V,D]."""
+        return self.last_norm(states), self.output_table()
 
 
 class LanguageModel(BaseModel):
@@ -144,9 +153,8 @@ class LanguageModel(BaseModel):
 
     def score_text(self, params, extra, batch):
         """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
-        logits, targets, predicted = self.teacher_forced(params, batch)
-        likely = jax.nn.log_softmax(logits.astype(statistics_dtype(logits.dtype)), axis=-1)
-        chosen = jnp.take_along_axis(likely, targets[..., None], axis=-1)[..., 0]
+        states, table, targets, predicted = self.teacher_forced(params, batch)
+        chosen = token_log_likelihood(states, table, targets)
         wanted = predicted & (jnp.arange(targets.shape[1]) >= batch["prefix_length"][:, None])
         return jnp.where(wanted, chosen, 0).sum(1)
 

@@ -44,7 +44,7 @@ from simvlm_jax.nn.sizes import TOWERS, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
 from simvlm_jax.nn.vit import ViT
 from simvlm_jax.objectives.contrastive import softmax_pairs
-from simvlm_jax.objectives.cross_entropy import cross_entropy
+from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
 
 
 class Sizes(NamedTuple):
@@ -134,8 +134,8 @@ class Network(DecoderNetwork):
         return jnp.take_along_axis(self.norm(x), last[:, None, None], axis=1)[:, 0]
 
     def predict(self, states, valid, queries):
-        """The upper half: logits [B,T,V] in fp32 (or wider) of what follows each slot."""
-        return self.logits(self._look(states, valid, queries))
+        """The upper half: `head` of what follows each slot."""
+        return self.head(self._look(states, valid, queries))
 
     def _look(self, states, valid, queries):
         """The upper half's states [B,T,D], before the last norm."""
@@ -151,13 +151,13 @@ class Network(DecoderNetwork):
         return in_use(table, "VD", self.model.compute.activation_dtype)
 
     def both(self, pixels, inputs, valid):
-        """One pass: (image vectors [B,D], text vectors [B,D], logits [B,T,V])."""
+        """One pass: (image vectors [B,D], text vectors [B,D], `head` of the captions)."""
         queries, image = self.poolers(self.encode(pixels))
         states, text = self.read(inputs, valid)
         return image, text, self.predict(states, valid, queries)
 
     def captions(self, pixels, inputs, valid):
-        """Logits [B,T,V] alone."""
+        """`head` of the captions alone."""
         queries = self.caption_pool(self.encode(pixels))
         return self.predict(self.read(inputs, valid)[0], valid, queries)
 
@@ -233,19 +233,19 @@ class CoCa(DualEncoder, LanguageModel):
         if "label" in batch:
             return {}, *class_terms(self._class_logits(params, batch, streams), batch)
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        weight, image, text, logits = pair_weight(batch), None, None, None
+        weight, image, text, head = pair_weight(batch), None, None, None
         if not self.contrastive_weight:
-            logits = self.apply(params, "captions", batch["image"], inputs, valid, rngs=streams)
+            head = self.apply(params, "captions", batch["image"], inputs, valid, rngs=streams)
         elif not self.caption_weight:
             image = self.apply(params, "image", batch["image"], rngs=streams)
             text = self.apply(params, "text", inputs, valid, rngs=streams)
         else:
-            image, text, logits = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
+            image, text, head = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
         sides, terms, aux = {}, {}, {}
         if image is not None:
             sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
-        if logits is not None:
-            loss, tokens, correct = cross_entropy(logits, batch["text"], valid * weight[:, None])
+        if head is not None:
+            loss, tokens, correct = linear_cross_entropy(head[0], head[1], batch["text"], valid * weight[:, None])
             terms, aux = (
                 {"caption": Term(loss, tokens, self.caption_weight)},
                 {"caption_accuracy": Term(correct, tokens)},
@@ -291,7 +291,8 @@ class CoCa(DualEncoder, LanguageModel):
 
     def teacher_forced(self, params, batch):
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        return Teacher(self.apply(params, "captions", batch["image"], inputs, valid), batch["text"], valid)
+        states, table = self.apply(params, "captions", batch["image"], inputs, valid)
+        return Teacher(states, table, batch["text"], valid)
 
     def read(self, params, batch, max_length):
         if "image" not in batch:

@@ -46,7 +46,7 @@ from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative
 from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
-from simvlm_jax.objectives.cross_entropy import cross_entropy
+from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
 
 _RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
 _RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
@@ -200,6 +200,10 @@ class Network(DecoderNetwork):
     def output_table(self):
         return self.table
 
+    def predictions(self, batch, layout: TextLayout) -> tuple[jax.Array, jax.Array]:
+        """`head` of every decoder slot of a layout."""
+        return self.head(self.decode(batch, layout))
+
     def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
         """The decoder over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
         x = self.embed_text(tokens, jnp.clip(new.position, 0, self.model.vocabulary.length - 1))
@@ -317,9 +321,9 @@ class SimVLM(LanguageModel):
                     f"SimVLM learns from texts, and the rows of {part!r} have none; keep text and text_mask"
                 )
             layout = self.layout(group)
-            logits = self.network.apply({"params": params}, group, layout, rngs=streams, method="teacher_forced")
+            head: Any = self.network.apply({"params": params}, group, layout, rngs=streams, method="predictions")
             weight = layout.predicted * group["weight"][:, None]
-            loss, tokens, correct = cross_entropy(logits, layout.targets, weight)
+            loss, tokens, correct = linear_cross_entropy(head[0], head[1], layout.targets, weight)
             aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
             total, count = total + loss, count + tokens
             terms["lm"] = Term(total, count)
@@ -386,8 +390,8 @@ class SimVLM(LanguageModel):
 
     def teacher_forced(self, params, batch):
         layout = self.layout(batch)
-        logits = self.network.apply({"params": params}, batch, layout, method="teacher_forced")
-        return Teacher(logits, layout.targets, layout.predicted)
+        head: Any = self.network.apply({"params": params}, batch, layout, method="predictions")
+        return Teacher(head[0], head[1], layout.targets, layout.predicted)
 
     def visible_layout(self, batch):
         """What the two sides see of a batch, for people: see Layout."""

@@ -12,6 +12,7 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.models.coca import CoCa
+from simvlm_jax.objectives.cross_entropy import vocabulary_logits
 from tests.models import laws
 from tests.models.laws import V
 
@@ -105,7 +106,7 @@ def test_cached_decoding_is_uncached(float64, text_batch):
     whole, mask = np.zeros((4, 12), np.int32), np.zeros((4, 12), bool)
     for r, n in enumerate(sizes):
         whole[r, :n], whole[r, n : n + 6], mask[r, : n + 6] = prompt[r, :n], new[r], True
-    uncached = model.apply(params, "both", batch["image"], *model.lay_out(whole, mask))[2]
+    uncached = vocabulary_logits(*model.apply(params, "both", batch["image"], *model.lay_out(whole, mask))[2])
     for r, n in enumerate(sizes):
         np.testing.assert_allclose(np.stack([c[r] for c in cached]), uncached[r, n : n + 6], rtol=0, atol=1e-12)
 
