@@ -5,6 +5,7 @@ those of the other rows, and with the N features in the queue.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -77,6 +78,27 @@ class ToyMomentum(Plain):
         places = (extra["next"] + jnp.arange(len(features["key"]))) % self.slots
         queue = extra["queue"].at[places].set(features["key"])
         return {"target": target, "queue": queue, "next": (extra["next"] + len(features["key"])) % self.slots}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalised(Plain):
+    """The encoder with its outputs normalised over the rows that stand beside each other, as batch norm does."""
+
+    mixes_rows: ClassVar[bool] = True
+
+    def init(self, rng, batch):
+        return super().init(rng, batch)[0], {"mean": jnp.zeros(E, jnp.result_type(float))}
+
+    def per_example(self, params, extra, batch, *, rngs, step, train):
+        batch = batch["pairs"]
+        x, y = (batch[k] @ params["encoder"]["kernel"] for k in ("x", "y"))
+        mean = x.mean(0)
+        loss = jnp.square((x - mean) / x.std(0) - y).sum(-1) * batch["weight"]
+        return {"mean": mean[None]}, {"alike": Term(loss.sum(), batch["weight"].sum())}, {}
+
+    def after_update(self, params, extra, features, *, step, rng):
+        """Statistics come as a row a micro-batch."""
+        return {"mean": 0.9 * extra["mean"] + 0.1 * features["mean"].mean(0)}
 
 
 def toy_batch(step: int, rows: int = 16):

@@ -13,7 +13,7 @@ from simvlm_jax.train.init_from import initialiser
 from simvlm_jax.train.loop import LoopOptions, train
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.state import prepare
-from tests.toy_momentum import Plain, ToyMomentum, ToyPipeline, toy_batch
+from tests.toy_momentum import Normalised, Plain, ToyMomentum, ToyPipeline, toy_batch
 
 SGD = Optimizer(learning_rate=0.1, schedule="constant", warmup=0.0, decay=(), ema=0.9)
 
@@ -22,10 +22,10 @@ def prepared(model, mesh):
     return prepare(model, SGD, toy_batch(0), mesh, seed=0, steps=9)
 
 
-def steps(accumulate=1, devices=1, **sizes):
+def steps(accumulate=1, devices=1, model=None, **sizes):
     """The state, as numpy, and the losses of three steps."""
     mesh = make_mesh(jax.devices()[:devices], **sizes)
-    ready = prepared(ToyMomentum(), mesh)
+    ready = prepared(model or ToyMomentum(), mesh)
     state, step, losses = ready.start(), ready.step(accumulate), []
     for n in range(3):
         state, measured = step(state, place_batch(mesh, toy_batch(n)))
@@ -75,6 +75,16 @@ def test_accumulated_is_the_whole_batch(whole, parts):
 def test_any_mesh_is_one_device(whole, accumulate, sizes):
     with jax.enable_x64(True):
         same(steps(accumulate, 8, **sizes), whole)
+
+
+def test_a_model_that_mixes_rows_is_compared_at_equal_micro_batches(tmp_path, capsys):
+    """The same micro-batches on any mesh, which are not the whole batch; the run says so."""
+    with jax.enable_x64(True):
+        alone, spread, at_once = (steps(n, d, Normalised()) for n, d in ((2, 1), (2, 8), (1, 1)))
+        same(spread, alone)
+        assert abs(alone[1][-1] - at_once[1][-1]) > 1e-6
+    run(tmp_path, 2, make_mesh(jax.devices()[:1]), model=Normalised(), accumulate=2)
+    assert "look at other rows: with train.accumulate=2" in capsys.readouterr().err
 
 
 def test_extra_lies_by_its_letters_and_copies_as_what_they_copy():
