@@ -77,8 +77,8 @@ def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...
     return build(config.model, "config.model", **known)
 
 
-def check_shapes(params: Any, model: Model, config: ConfigDict, length: int, where: str) -> None:
-    """Compares restored parameters with those of the config's model, whose texts have so many pieces.
+def check_shapes(params: Any, extra: Any, model: Model, config: ConfigDict, length: int, where: str) -> None:
+    """Compares restored parameters and extra with those of the config's model, whose texts have so many pieces.
 
     Raises:
       ValueError: one has another shape, or is not there.
@@ -88,10 +88,11 @@ def check_shapes(params: Any, model: Model, config: ConfigDict, length: int, whe
     one = np.zeros(1, np.int32)
     rows = {"image": image, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
     try:
-        wanted = _shapes(nn.unbox(jax.eval_shape(lambda key: model.init(key, {PAIRS: rows}), jax.random.key(0))[0]))
+        made = nn.unbox(jax.eval_shape(lambda key: model.init(key, {PAIRS: rows}), jax.random.key(0)))
+        wanted = _shapes(made[0]) | _shapes({"extra": made[1]})
     except Exception:  # a class of another package may take other batches
         return
-    found = _shapes(params)
+    found = _shapes(params) | _shapes({"extra": extra})
     wrong = [
         f"{name}: {list(found[name]) if name in found else 'nothing'} in the checkpoint, {list(shape)} in the model"
         for name, shape in wanted.items()
@@ -131,5 +132,5 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
     length = 1 if isinstance(tokenizer, NoTokenizer) else tokenizer.vocabulary.length
-    check_shapes(params, model, config, length, str(run.checkpoints / str(chosen)))
+    check_shapes(params, extra, model, config, length, str(run.checkpoints / str(chosen)))
     return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from simvlm_jax.core.build import load_config
@@ -37,4 +39,12 @@ def test_the_shapes_of_every_model_are_known(path):
     tokenizer: Any = StandIn(Vocabulary(config.text.vocabulary, config.text.length or 32))
     model = build_model(config, tokenizer, stand_in_labels(config))
     with pytest.raises(ValueError, match=r"nothing in the checkpoint, \[.* in the model"):
-        check_shapes({}, model, config, tokenizer.vocabulary.length, "here")
+        check_shapes({}, {}, model, config, tokenizer.vocabulary.length, "here")
+
+
+def test_state_beside_the_parameters_is_compared_too():
+    model: Any = SimpleNamespace(init=lambda key, batch: ({}, {"queue": np.zeros((4, 2))}))
+    config = load_config(str(CONFIGS[0]))
+    check_shapes({}, {"queue": np.zeros((4, 2))}, model, config, 8, "here")
+    with pytest.raises(ValueError, match=r"extra/queue: \[3, 2\] in the checkpoint, \[4, 2\] in the model"):
+        check_shapes({}, {"queue": np.zeros((3, 2))}, model, config, 8, "here")
