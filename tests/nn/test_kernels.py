@@ -236,7 +236,8 @@ MODELS = {
 def test_the_masks_of_a_model_are_of_the_kinds_they_say(name, text_batch, monkeypatch):
     """Of a loss over images with text, some without an image, and over documents; the network itself is not computed."""
     model = MODELS[name](V, 32, compute=Compute(scan=False))
-    batch, found = text_batch(4), []
+    rows, found = text_batch(4), []
+    batch = {"pairs": rows}
     monkeypatch.setattr(
         "simvlm_jax.nn.attention.attend",
         lambda q, k, v, mask, bias: (found.append(mask), dense(q, k, v, mask, bias)[0])[1],
@@ -252,7 +253,7 @@ def test_the_masks_of_a_model_are_of_the_kinds_they_say(name, text_batch, monkey
     batches = [batch]
     if "simvlm" in name:
         absent = np.arange(4)[:, None] % 2 == 0
-        batches = [{**batch, "documents": text_batch(4, image=0, seed=5)}, {**batch, "image_mask": absent}]
+        batches = [{**batch, "documents": text_batch(4, image=0, seed=5)}, {"pairs": {**rows, "image_mask": absent}}]
     for each in batches:
         given = jax.jit(masks)(params, each)
         assert given and any(mask.kind.order != "any" for mask in given)
