@@ -3,10 +3,10 @@
 Letters (one letter, one meaning):
 `B` batch, `M` images an example, `Y X` rows and columns of pixels and of convolution kernels, `C` channels, `I` input
 channels of a convolution, `P` image tokens, `T` text or query length, `S` source or key length, `Q` learned queries, `D`
-model width, `F` mlp width, `H` heads, `K` head width, `V` vocabulary, `A` answers of a class head, `E` a space that towers
-share, `W` another tower's width, `L` layers (the scan axis), `N` slots of a queue, `J` hypotheses of a row (beams, n-best
-texts, candidates), `U` slots of generated pieces; `r` and `c` are rows and columns of pairs, images and texts as a rule. What
-they say of a parameter is in core/letters.py.
+model width, `F` mlp width, `H` heads, `G` heads of keys and values where they are fewer, `K` head width, `V` vocabulary, `A`
+answers of a class head, `E` a space that towers share, `W` another tower's width, `L` layers (the scan axis), `N` slots of a
+queue, `J` hypotheses of a row (beams, n-best texts, candidates), `U` slots of generated pieces; `r` and `c` are rows and columns
+of pairs, images and texts as a rule. What they say of a parameter is in core/letters.py.
 """
 
 import dataclasses

@@ -140,8 +140,7 @@ class LanguageModel(BaseModel):
         out.setdefault(OUTPUT, params[self.output_name].astype(dtype).T)
         for name, depth in self.stacks.items():
             layers = unstacked(params[name], depth)
-            layers = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layers)
-            out[name] = {f"layer_{i}": layer for i, layer in enumerate(layers)}
+            out[name] = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layers)
         return out
 
     def _feed(self, params, cache, tokens, fed):

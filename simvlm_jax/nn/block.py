@@ -1,17 +1,19 @@
-"""The pre-LN transformer block: self-attention, optional cross-attention, mlp; dropout and stochastic depth."""
+"""The transformer block: self-attention, optional cross-attention, mlp, placed as a Style says; dropout and stochastic depth."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.layout import constrain
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.cache import KeyValue, write_keys_values
-from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import Mask
-from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.mlp import Mlp
+from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.position import RelativeBias2D
 from simvlm_jax.nn.sizes import Size, Style
 
@@ -19,61 +21,44 @@ from simvlm_jax.nn.sizes import Size, Style
 class Shared(NamedTuple):
     """What all blocks of a stack get alike.
 
-    mask: of the self-attention; None where all see all. context [B,S,W] and context_mask: of the cross-attention.
+    mask: of the self-attention; None where all see all. context [B,S,W] and context_mask: of the cross-attention. position
+    [B,T] int32: of the tokens, for rotary embedding.
     """
 
     mask: Mask | None
     context: jax.Array | None = None
     context_mask: Mask | None = None
+    position: jax.Array | None = None
 
 
-@jax.custom_vjp
-def gelu(x):
-    """GELU, tanh form. Its derivative is kept from the forward pass: recomputing tanh costs more than the memory."""
-    return _gelu_and_slope(x)[0]
+def attention_of(
+    size: Size, dtype: jnp.dtype, style: Style, cross: bool = False, context_width: int | None = None
+) -> Attention:
+    """The attention of a block: to itself, or to a context of width W."""
+    return Attention(
+        size.width,
+        size.heads,
+        dtype,
+        style.key_bias,
+        source_width=context_width,
+        kv_heads=size.kv_heads,
+        head_width=size.head_width,
+        bias=style.bias,
+        norm=norm_of(style, dtype) if style.qk_norm in ("both", "cross" if cross else "self") else None,
+        rotary=None if cross else style.rotary,
+    )
 
 
-def _gelu_and_slope(x):
-    c = jnp.asarray((2 / jnp.pi) ** 0.5, x.dtype)
-    t = jnp.tanh(c * (x + 0.044715 * x * x * x))
-    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1 + t), slope
-
-
-gelu.defvjp(_gelu_and_slope, lambda slope, g: (g * slope,))
-
-
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-
-
-class Mlp(nn.Module):
-    """D -> F -> D."""
-
-    width: int
-    dtype: jnp.dtype
-    activation: str = "gelu"
-
-    @nn.compact
-    def __call__(self, x):
-        D = x.shape[-1]
-        xavier, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
-        up = self.param("up", nn.with_logical_partitioning(xavier, ("D", "F")), (D, self.width))
-        up_bias = self.param("up_bias", nn.with_logical_partitioning(zeros, ("F",)), (self.width,))
-        down = self.param("down", nn.with_logical_partitioning(xavier, ("F", "D")), (self.width, D))
-        down_bias = self.param("down_bias", nn.with_logical_partitioning(zeros, ("D",)), (D,))
-        x = add(x @ in_use(up, "DF", self.dtype), in_use(up_bias, "F"))
-        x = ACTIVATIONS[self.activation](constrain(x, "BTF"))
-        return add(x @ in_use(down, "FD", self.dtype), in_use(down_bias, "D"))
+def mlp_of(size: Size, dtype: jnp.dtype, style: Style) -> Mlp:
+    """The mlp of a block."""
+    return Mlp(size.mlp, dtype, style.activation, style.gated, style.bias.mlp)
 
 
 class Block(nn.Module):
     """One layer. Randomness is on exactly when `apply` gets a "dropout" rng, that is, while training.
 
-    relative_grid: (rows, columns) of image tokens at the front of the sequence that get a 2D relative bias.
+    relative_grid: (rows, columns) of image tokens at the front of the sequence that get a 2D relative bias. context_width: W of
+    what the cross-attention looks at, where it is not D.
     """
 
     size: Size
@@ -82,30 +67,40 @@ class Block(nn.Module):
     relative_grid: tuple[int, int] | None = None
     dropout: float = 0.0
     style: Style = Style()
+    context_width: int | None = None
 
     def setup(self):
         size, dtype, style = self.size, self.dtype, self.style
+        norm = norm_of(style, dtype)
         if self.relative_grid is not None:
             self.relative = RelativeBias2D(self.relative_grid, size.heads)
-        self.norm_attention = LayerNorm(dtype, style.epsilon)
-        self.attention = Attention(size.width, size.heads, dtype, style.key_bias)
+        self.norm_attention = norm()
+        self.attention = attention_of(size, dtype, style)
         if self.cross:
-            self.norm_cross = LayerNorm(dtype, style.epsilon)
-            self.cross_attention = Attention(size.width, size.heads, dtype, style.key_bias)
-        self.norm_mlp = LayerNorm(dtype, style.epsilon)
-        self.mlp = Mlp(size.mlp, dtype, style.activation)
+            if style.block == "parallel":
+                raise ValueError(
+                    "block 'parallel' has one norm, and no place for cross-attention between attention and mlp; set cross_every "
+                    "for cross-attention in layers of its own"
+                )
+            self.norm_cross = norm()
+            self.cross_attention = attention_of(size, dtype, style, True, self.context_width)
+        if style.block != "parallel":
+            self.norm_mlp = norm()
+        self.mlp = mlp_of(size, dtype, style)
 
+    @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | None, shared: Shared) -> jax.Array:
         """x [B,T,D], rate of stochastic depth -> x [B,T,D]."""
         x, bias = constrain(x, "BTD"), None
         if self.relative_grid is not None:
             bias = self.relative(x.shape[1], x.shape[1])
-        h = self.norm_attention(x)
-        x = x + self._drop(self.attention(h, h, shared.mask, bias), drop_path)
-        if self.cross:
-            h = self.cross_attention(self.norm_cross(x), shared.context, shared.context_mask)
-            x = x + self._drop(h, drop_path)
-        return x + self._drop(self.mlp(self.norm_mlp(x)), drop_path)
+        mask = self._within_window(shared.mask)
+        return self._residual(
+            x,
+            lambda h: self.attention(h, h, mask, bias, shared.position),
+            lambda h: self.cross_attention(h, _needed(shared.context), shared.context_mask),
+            functools.partial(dropped, self, rate=self.dropout, drop_path=drop_path),
+        )
 
     def context(self, context_BSW: jax.Array) -> KeyValue:
         """Keys and values of the cross-attention, which no step changes."""
@@ -119,27 +114,117 @@ class Block(nn.Module):
         mask: Mask,
         context: KeyValue | None,
         context_mask: Mask | None,
+        position: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """New tokens [B,T,D], whose keys and values go into the cache from `slot` on -> ([B,T,D], cache)."""
+        """New tokens [B,T,D] at `position` [B,T], whose keys and values go into the cache from `slot` on -> ([B,T,D], cache)."""
         x, bias = constrain(x, "BTD"), None
         if self.relative_grid is not None:
             bias = self.relative(x.shape[1], cache.key.shape[2])
-        h = self.norm_attention(x)
-        cache = write_keys_values(cache, self.attention.keys_values(h), slot)
-        x = x + self.attention.step(h, cache, mask, bias)
-        if self.cross:
-            x = x + self.cross_attention.step(self.norm_cross(x), context, context_mask)
-        return x + self.mlp(self.norm_mlp(x)), cache
+        bounded, written = self._within_window(mask), cache
 
-    def _drop(self, h, drop_path):
-        """Dropout, then stochastic depth: a whole residual branch is dropped for a sample with odds `drop_path`."""
-        if not self.has_rng("dropout"):
-            return h
-        if self.dropout:
-            h = nn.Dropout(self.dropout, deterministic=False)(h)
-        if drop_path is None:
-            return h
-        return drop_branch(self.make_rng("dropout"), h, drop_path)
+        def attend(h):
+            nonlocal written
+            written = write_keys_values(cache, self.attention.keys_values(h, position), slot)
+            return self.attention.step(h, written, bounded, bias, position)
+
+        def look(h):
+            return self.cross_attention.step(h, _needed(context), context_mask)
+
+        x = self._residual(x, attend, look, lambda h: h)
+        return x, written
+
+    def _residual(self, x, attend: Callable, look: Callable, drop: Callable):
+        """The branches around the residual stream: what attends to the sequence, what looks at a context, the mlp."""
+        if self.style.block == "parallel":
+            h = self.norm_attention(x)
+            return x + drop(attend(h) + self.mlp(h))
+        branches = [(self.norm_attention, attend), (self.norm_mlp, self.mlp)]
+        if self.cross:
+            branches.insert(1, (self.norm_cross, look))
+        for norm, branch in branches:
+            x = norm(x + drop(branch(x))) if self.style.block == "post" else x + drop(branch(norm(x)))
+        return x
+
+    def _within_window(self, mask: Mask | None) -> Mask | None:
+        if not self.style.window:
+            return mask
+        if mask is None:
+            raise ValueError(
+                f"window {self.style.window} is counted in blocks of the mask, and there is no mask; give one, such as "
+                "self_mask(causal(valid)), or set window=0"
+            )
+        return mask.within(self.style.window)
+
+
+class CrossLayer(nn.Module):
+    """Cross-attention and an mlp as a layer of their own between the blocks of a language model, pre-norm.
+
+    With `style.cross_gate` both branches are multiplied by tanh of a number that begins at 0, so that what was learned without a
+    context is undisturbed at first (Flamingo, arXiv 2204.14198, section 2.2; Llama 3, arXiv 2407.21783, section 7.2).
+    """
+
+    size: Size
+    dtype: jnp.dtype
+    dropout: float = 0.0
+    style: Style = Style()
+    context_width: int | None = None
+
+    def setup(self):
+        norm = norm_of(self.style, self.dtype)
+        self.norm_cross, self.norm_mlp = norm(), norm()
+        self.cross_attention = attention_of(self.size, self.dtype, self.style, True, self.context_width)
+        self.mlp = mlp_of(self.size, self.dtype, self.style)
+        if self.style.cross_gate:
+            closed = nn.with_logical_partitioning(nn.initializers.zeros, ())
+            self.gate_cross, self.gate_mlp = (self.param(f"gate_{k}", closed, ()) for k in ("cross", "mlp"))
+        else:
+            self.gate_cross = self.gate_mlp = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_path: jax.Array | None, shared: Shared) -> jax.Array:
+        """x [B,T,D], rate of stochastic depth -> x [B,T,D]."""
+        look = lambda h: self.cross_attention(h, _needed(shared.context), shared.context_mask)  # noqa: E731
+        drop = functools.partial(dropped, self, rate=self.dropout, drop_path=drop_path)
+        return self._residual(x, look, drop)
+
+    def context(self, context_BSW: jax.Array) -> KeyValue:
+        """Keys and values of the cross-attention, which no step changes."""
+        return self.cross_attention.keys_values(context_BSW)
+
+    def step(self, x: jax.Array, context: KeyValue, context_mask: Mask | None) -> jax.Array:
+        """New tokens [B,T,D] -> [B,T,D]."""
+        return self._residual(x, lambda h: self.cross_attention.step(h, context, context_mask), lambda h: h)
+
+    def _residual(self, x, look: Callable, drop: Callable):
+        x = x + drop(self._gated(look(self.norm_cross(x)), self.gate_cross))
+        return x + drop(self._gated(self.mlp(self.norm_mlp(x)), self.gate_mlp))
+
+    def _gated(self, h, gate):
+        return h if gate is None else h * jnp.tanh(gate).astype(h.dtype)
+
+
+def _needed(context: Any) -> Any:
+    """What a cross-attention looks at, or an error where it is missing."""
+    if context is None:
+        raise ValueError(
+            "cross-attention looks at a context, and there is none; give Shared.context [B,S,W], or to a step the keys and values "
+            "that `context` made of it"
+        )
+    return context
+
+
+def dropped(module: nn.Module, h: jax.Array, rate: float, drop_path: jax.Array | None) -> jax.Array:
+    """Dropout, then stochastic depth: a whole residual branch is dropped for a sample with odds `drop_path`.
+
+    Called inside a compact method of the module, which then has the dropout as its own.
+    """
+    if not module.has_rng("dropout"):
+        return h
+    if rate:
+        h = nn.Dropout(rate, deterministic=False)(h)
+    if drop_path is None:
+        return h
+    return drop_branch(module.make_rng("dropout"), h, drop_path)
 
 
 def drop_branch(rng: jax.Array, h: jax.Array, rate: jax.Array | float) -> jax.Array:

@@ -22,7 +22,7 @@ class KeyValue(NamedTuple):
 
 def empty_layers(batch: int, depth: int, slots: int, size: Size, dtype) -> tuple[KeyValue, ...]:
     """Keys and values of the layers of a stack, nothing written."""
-    shape = (batch, size.heads, slots, size.width // size.heads)
+    shape = (batch, size.key_heads, slots, size.key_width)
     return tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(depth))
 
 
@@ -54,18 +54,18 @@ class Written(NamedTuple):
 
 
 def write(state: dict[str, Any], fed: jax.Array, block: jax.Array | None = None) -> Written:
-    """Give the next slots to new tokens, of which those count that are `fed` [B,T] (in each row the first ones).
+    """Give the next slots to new tokens, of which those count that are `fed` [B,T]; the others are padding, on either side.
 
-    block [B,T]: of the new tokens, for masks that are not causal.
+    block [B,T]: of the new tokens, for masks that are not causal. Causal ones have 1 + position, whatever padding lies between.
     """
     T = fed.shape[1]
     slot = state["filled"].max()
-    if block is None:
-        block = jnp.broadcast_to(1 + slot + jnp.arange(T, dtype=jnp.int32), fed.shape)
-    query = Sight(block, jnp.where(fed, 0, -1))
+    place = jnp.maximum(jnp.cumsum(fed, axis=1, dtype=jnp.int32) - 1, 0)
+    position = state["position"][:, None] + place
+    where = 1 + position if block is None else block.astype(jnp.int32)
+    query = Sight(where, jnp.asarray(fed, jnp.int32) - 1)
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)  # noqa: E731
     keys = Sight(put(state["block"], query.block), put(state["segment"], query.segment))
-    position = state["position"][:, None] + jnp.arange(T, dtype=jnp.int32)
     new = {
         "block": keys.block,
         "segment": keys.segment,

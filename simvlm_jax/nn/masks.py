@@ -30,11 +30,16 @@ class Kind(NamedTuple):
     prefix sees all of itself), or "any". padding: "none" (one segment, nothing is padding), "right" (one segment, with
     padding anywhere among queries, and after the last of the keys), or "any". prefix: how many positions at the front of
     every row are the prefix; None where it is those in block 0, in each row its own.
+
+    window is no knowledge but a bound beside what the vectors say: a query sees only keys whose block is less than `window`
+    behind its own, its own included (sliding window attention; 0: no bound). In a causal sequence blocks count places, so that
+    padding between tokens, as a cache has it, does not shorten the window.
     """
 
     order: str = "any"
     padding: str = "any"
     prefix: int | None = 0
+    window: int = 0
 
 
 DENSE = Kind()
@@ -53,7 +58,11 @@ class Mask:
     @property
     def visible(self) -> jax.Array:
         """bool [B,T,S]."""
-        return visible(self.query, self.key)
+        return visible(self.query, self.key, self.kind.window)
+
+    def within(self, window: int) -> "Mask":
+        """The mask bounded to a sliding window; see Kind."""
+        return dataclasses.replace(self, kind=self.kind._replace(window=window))
 
 
 def bidirectional(valid: jax.Array) -> Sight:
@@ -85,8 +94,10 @@ def cross_mask(query: Sight, seen: jax.Array, padding: str = "any") -> Mask:
     return Mask(present, bidirectional(seen), Kind("full", padding))
 
 
-def visible(query: Sight, key: Sight) -> jax.Array:
-    """bool [B,T,S]: whether query t sees key s."""
+def visible(query: Sight, key: Sight, window: int = 0) -> jax.Array:
+    """bool [B,T,S]: whether query t sees key s; window: as in Kind."""
     ordered = query.block[:, :, None] >= key.block[:, None, :]
+    if window:
+        ordered &= query.block[:, :, None] - key.block[:, None, :] < window
     agree = (query.segment[:, :, None] == key.segment[:, None, :]) & (query.segment[:, :, None] >= 0)
     return ordered & agree

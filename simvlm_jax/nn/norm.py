@@ -1,28 +1,58 @@
 """Normalisation with fp32 statistics; the result is cast to the activation dtype."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import in_use
-from simvlm_jax.nn.sizes import statistics_dtype
+from simvlm_jax.nn.sizes import Style, statistics_dtype
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016), [..., D] -> [..., D]."""
+    """Layer normalisation over the last axis (Ba et al., arXiv 1607.06450), [..., D] -> [..., D].
+
+    letter: of the axis, where it is not D.
+    """
 
     dtype: jnp.dtype
     epsilon: float = 1e-6
+    bias: bool = True
+    letter: str = "D"
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("D",)), (width,))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("D",)), (width,))
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.letter,)), (width,))
         x = x.astype(statistics_dtype(x.dtype))
-        x = x - x.mean(-1, keepdims=True)
+        if self.centred:
+            x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        return (x * in_use(scale, "D") + in_use(bias, "D")).astype(self.dtype)
+        x = x * in_use(scale, self.letter)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.letter,))
+            x = x + in_use(self.param("bias", zeros, (width,)), self.letter)
+        return x.astype(self.dtype)
+
+    @property
+    def centred(self) -> bool:
+        return True
+
+
+class RMSNorm(LayerNorm):
+    """Normalisation by the root mean square of the last axis (Zhang & Sennrich, arXiv 1910.07467), [..., D] -> [..., D]."""
+
+    @property
+    def centred(self) -> bool:
+        return False
+
+
+def norm_of(style: Style, dtype: Any) -> Callable[..., LayerNorm]:
+    """The norm of a style, as a constructor."""
+    return functools.partial({"layer": LayerNorm, "rms": RMSNorm}[style.norm], dtype, style.epsilon, style.bias.norm)
 
 
 class GroupNorm(nn.Module):

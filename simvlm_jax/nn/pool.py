@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import in_use
 from simvlm_jax.nn.attention import Attention
-from simvlm_jax.nn.block import Mlp
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import bidirectional, cross_mask
-from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.mlp import Mlp
+from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.sizes import Compute, Style
 
 
@@ -49,9 +49,9 @@ class AttentionalPool(nn.Module):
         mask = None
         if seen is not None:
             mask = cross_mask(bidirectional(jnp.ones(queries.shape[:2], bool)), seen)
-        look = Attention(self.width, self.heads, dtype, self.style.key_bias, x.shape[-1], name="attention")
-        pooled = look(queries, x, mask)
-        return LayerNorm(dtype, self.style.epsilon, name="norm")(pooled)
+        style = self.style
+        look = Attention(self.width, self.heads, dtype, style.key_bias, x.shape[-1], bias=style.bias, name="attention")
+        return norm_of(style, dtype)(name="norm")(look(queries, x, mask))
 
 
 class MapHead(nn.Module):
@@ -66,6 +66,7 @@ class MapHead(nn.Module):
     def __call__(self, x):
         dtype, width = self.compute.activation_dtype, x.shape[-1]
         probe = LearnedTokens(1, width, dtype, nn.initializers.xavier_uniform(), name="probe")(x.shape[0])
-        x = Attention(width, self.heads, dtype, self.style.key_bias, name="attention")(probe, x, None)
-        y = LayerNorm(dtype, self.style.epsilon, name="norm")(x)
-        return (x + Mlp(self.mlp, dtype, self.style.activation, name="mlp")(y))[:, 0]
+        style = self.style
+        x = Attention(width, self.heads, dtype, style.key_bias, bias=style.bias, name="attention")(probe, x, None)
+        y = norm_of(style, dtype)(name="norm")(x)
+        return (x + Mlp(self.mlp, dtype, style.activation, style.gated, style.bias.mlp, name="mlp")(y))[:, 0]

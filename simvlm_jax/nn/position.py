@@ -1,4 +1,4 @@
-"""Positions: 2D relative attention bias, and resizing of position tables to another resolution."""
+"""Positions: learned and sin-cos tables, 2D relative attention bias, and tables at another resolution. Rotary: nn.rotary."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,50 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.layout import in_use
+from simvlm_jax.nn.sizes import statistics_dtype
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each of `length` places, positions [B,T] int32 -> [B,T,D] in `dtype`.
+
+    Under jit nobody can see a position: one past the table takes its last row, as `jax.numpy` indexing has it.
+    """
+
+    length: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, position_BT: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), (None, "D"))
+        table = self.param("table", init, (self.length, self.width))
+        # looked up before the cast, so that the gradient of a row is summed in float32
+        return in_use(table, (None, "D"))[position_BT].astype(self.dtype)
+
+
+def sin_cos(position: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:
+    """Sines, then cosines of positions [...] at width / 2 frequencies base^(-2i / width), [..., width] fp32 (or wider).
+
+    Vaswani et al. 2017, section 3.5, with the sines together and not between the cosines.
+    """
+    if width % 2:
+        raise ValueError(f"a sin-cos position of width {width} is half sines, half cosines; choose an even width")
+    position = jnp.asarray(position)
+    precise = statistics_dtype(position.dtype)
+    angle = position.astype(precise)[..., None] * base ** (jnp.arange(0, width, 2, dtype=precise) / -width)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def sin_cos_grid(grid: tuple[int, int], width: int, base: float = 10_000.0) -> jax.Array:
+    """2D sin-cos positions of a grid of Y rows and X columns, row by row, [Y*X, width] fp32.
+
+    The first half is the column's, the second the row's, as MAE has it (He et al., arXiv 2111.06377).
+    """
+    if width % 4:
+        raise ValueError(f"2D sin-cos positions of width {width} are four quarters; choose a multiple of 4")
+    y, x = (sin_cos(jnp.arange(n, dtype=jnp.float32), width // 2, base) for n in grid)
+    halves = jnp.broadcast_to(x[None], (*grid, width // 2)), jnp.broadcast_to(y[:, None], (*grid, width // 2))
+    return jnp.concatenate(halves, axis=-1).reshape(-1, width)
 
 
 class RelativeBias2D(nn.Module):

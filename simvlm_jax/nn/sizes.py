@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.layout import IN_USE, gathers, platform
 from simvlm_jax.core.trust import buildable
+from simvlm_jax.nn.mlp import ACTIVATIONS
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -25,16 +26,42 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A transformer stack: width D, depth L, heads H (head width K = D / H) and mlp width F."""
+    """The numbers of a transformer stack: width D, depth L, heads H and mlp width F.
+
+    kv_heads: G, heads of keys and values, each shared by H / G query heads (grouped-query attention, Ainslie et al., arXiv
+    2305.13245); 0: as many as heads. head_width: K; 0: D / H.
+    """
 
     width: int
     depth: int
     heads: int
     mlp: int
+    kv_heads: int = 0
+    head_width: int = 0
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.head_width < 0 or self.kv_heads < 0:
+            raise ValueError(
+                f"kv_heads {self.kv_heads} and head_width {self.head_width} are counts; 0 takes heads, and width / heads"
+            )
+        if not self.head_width and self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}; change one of them, or set head_width"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads {self.kv_heads} does not divide heads {self.heads}; set it to a divisor, or to 0 for all of them"
+            )
+
+    @property
+    def key_heads(self) -> int:
+        """G, the heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def key_width(self) -> int:
+        """K, the width of a head."""
+        return self.head_width or self.width // self.heads
 
 
 TOWERS = {
@@ -56,19 +83,110 @@ TOWERS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Bias:
+    """Which projections of attention, mlps and norms have a bias. The keys' is `Style.key_bias`."""
+
+    query: bool = True
+    value: bool = True
+    out: bool = True
+    mlp: bool = True
+    norm: bool = True
+
+
+NO_BIAS = Bias(False, False, False, False, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding of queries and keys (Su et al., arXiv 2104.09864, section 3.2); see nn.rotary.
+
+    base: pair i of R / 2 turns by position * base^(-2i / R). share: R / K, the share of the head width K that turns, its first
+    components; the rest has no position. pairing: which components turn together: "half" (i and i + R / 2: LLaMA, GPT-NeoX,
+    Phi) or "interleaved" (2i and 2i + 1: the paper, GPT-J).
+    """
+
+    base: float = 10_000.0
+    share: float = 1.0
+    pairing: str = "half"
+
+    def __post_init__(self):
+        if self.pairing not in ("half", "interleaved"):
+            raise ValueError(f"rotary pairing {self.pairing!r} is not half or interleaved")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"rotary share {self.share} is not in (0, 1]; 1 turns the whole head, rotary=None nothing")
+        if self.base <= 1:
+            raise ValueError(
+                f"rotary base {self.base} is not above 1, and its angles would not differ; the paper has 10000"
+            )
+
+    def width(self, head_width: int) -> int:
+        """R, the components of a head of width K that turn."""
+        width = round(self.share * head_width)
+        if not width or width % 2:
+            raise ValueError(
+                f"rotary share {self.share} of a head width of {head_width} is {width} components, and they turn in pairs; "
+                "choose another share or head_width"
+            )
+        return width
+
+
+@dataclasses.dataclass(frozen=True)
 class Style:
-    """How a family builds its blocks: activation of mlps ("gelu", tanh form; "gelu_exact"; "quick_gelu"), the epsilon of
-    norms, and whether keys have a bias. Softmax does not see one and its gradient is zero: it is there for weights that have
-    it, and for their count.
+    """How a family builds its blocks.
+
+    Args:
+      activation: of mlps: "gelu" (tanh form), "gelu_exact", "quick_gelu", "relu" or "silu".
+      epsilon: of norms.
+      key_bias: whether keys have a bias. Softmax does not see one and its gradient is zero, unless keys are normalised or
+        turned by their positions: it is there for weights that have it, and for their count.
+      norm: "layer" (Ba et al., arXiv 1607.06450) or "rms" (Zhang & Sennrich, arXiv 1910.07467).
+      bias: of everything else.
+      gated: mlps whose hidden units are a product of two maps, one of them activated (Shazeer, arXiv 2002.05202): SwiGLU with
+        "silu", GEGLU with "gelu".
+      block: "pre" (x + f(norm(x)), Xiong et al., arXiv 2002.04745), "post" (norm(x + f(x)), Vaswani et al. 2017) or
+        "parallel" (x + attention(norm(x)) + mlp(norm(x)) with one norm: GPT-J, Phi).
+      qk_norm: where queries and keys are normalised over the width of each head, by a norm of the kind of `norm` whose scale
+        all heads share, before they turn (Henry et al., arXiv 2010.04245; Qwen3, Phi): "none", "self" (in self-attention),
+        "cross" (in cross-attention: Llama 3.2 Vision) or "both".
+      rotary: position embedding of self-attention; None for none.
+      window: keys that a query of self-attention may see: those whose block (see nn.masks) is less than `window` behind its
+        own, itself included (Mistral, arXiv 2310.06825, section 2); 0 for all.
+      cross_every: in a stack with cross-attention, 0: each block has it, between self-attention and mlp. n: in front of every
+        n-th block stands a layer of its own, cross-attention and mlp (Flamingo, arXiv 2204.14198, section 2.2).
+      cross_gate: whether the two branches of such a layer are multiplied by tanh of a learned number that begins at 0.
     """
 
     activation: str = "gelu"
     epsilon: float = 1e-6
     key_bias: bool = False
+    norm: str = "layer"
+    bias: Bias = Bias()
+    gated: bool = False
+    block: str = "pre"
+    qk_norm: str = "none"
+    rotary: Rotary | None = None
+    window: int = 0
+    cross_every: int = 0
+    cross_gate: bool = False
 
     def __post_init__(self):
-        if self.activation not in ("gelu", "gelu_exact", "quick_gelu"):
-            raise ValueError(f"activation {self.activation!r} is not gelu, gelu_exact or quick_gelu")
+        allowed = {
+            "activation": tuple(ACTIVATIONS),
+            "norm": ("layer", "rms"),
+            "block": ("pre", "post", "parallel"),
+            "qk_norm": ("none", "self", "cross", "both"),
+        }
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
+                raise ValueError(f"{field} {getattr(self, field)!r} is not {', '.join(values[:-1])} or {values[-1]}")
+        for field in ("window", "cross_every"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} {getattr(self, field)} is negative; 0 turns it off")
+        if self.cross_gate and not self.cross_every:
+            raise ValueError(
+                "cross_gate=True gates layers of cross-attention that stand alone, and cross_every=0 has none; "
+                "set cross_every, or leave cross_gate out"
+            )
 
 
 @buildable("compute")

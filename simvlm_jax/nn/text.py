@@ -7,7 +7,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import Kind, bidirectional, causal, self_mask
-from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.sizes import Compute, Size, Style
 from simvlm_jax.nn.stack import Stack
 
@@ -42,7 +42,7 @@ class TextTower(nn.Module):
             "position", nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, "D")), (self.length, D)
         )
         self.stack = Stack(self.size, self.compute, style=self.style)
-        self.norm = LayerNorm(self.compute.activation_dtype, self.style.epsilon)
+        self.norm = norm_of(self.style, self.compute.activation_dtype)()
 
     def __call__(self, tokens, valid):
         """(hidden states [B,T,D] after the last norm, pooled [B,D])."""

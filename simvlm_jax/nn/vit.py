@@ -7,7 +7,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.norm import LayerNorm
+from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.pool import LearnedTokens, MapHead
 from simvlm_jax.nn.position import resize_grid
 from simvlm_jax.nn.sizes import Compute, Size, Style, statistics_dtype
@@ -58,9 +58,9 @@ class ViT(nn.Module):
         if self.learned:
             self.learned_tokens = LearnedTokens(self.learned, D, dtype)
         if self.pre_norm:
-            self.norm_before = LayerNorm(dtype, self.style.epsilon)
+            self.norm_before = norm_of(self.style, dtype)()
         self.stack = Stack(self.size, self.compute, dropout=self.dropout, drop_path=self.drop_path, style=self.style)
-        self.norm = LayerNorm(dtype, self.style.epsilon)
+        self.norm = norm_of(self.style, dtype)()
         if self.pool == "map":
             self.head = MapHead(self.size.heads, self.size.mlp, self.compute, self.style)
 

@@ -19,8 +19,11 @@ from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch, Rows
 
 AXES = DATA, FSDP, TENSOR = ("data", "fsdp", "tensor")
-PARAMETERS = {"V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,), "D": (FSDP,), "C": (FSDP,), "N": (FSDP,)}
-ACTIVATIONS = {"B": (DATA, FSDP), "V": (TENSOR,), "H": (TENSOR,), "F": (TENSOR,)}
+PARAMETERS = {
+    **dict.fromkeys(("V", "H", "G", "F"), (TENSOR,)),
+    **dict.fromkeys(("D", "C", "N"), (FSDP,)),
+}
+ACTIVATIONS = {"B": (DATA, FSDP), "V": (TENSOR,), "H": (TENSOR,), "G": (TENSOR,), "F": (TENSOR,)}
 
 
 def mesh_shape(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:

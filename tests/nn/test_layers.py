@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from simvlm_jax.nn.attention import Attention
-from simvlm_jax.nn.block import drop_branch, gelu
+from simvlm_jax.nn.block import drop_branch
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, stage_strides
 from simvlm_jax.nn.kernels import dense
 from simvlm_jax.nn.masks import Mask, Sight, bidirectional, causal, join, self_mask, visible
+from simvlm_jax.nn.mlp import gelu
 from simvlm_jax.nn.norm import GroupNorm, LayerNorm
 from simvlm_jax.nn.position import RelativeBias2D, resize_grid, resize_relative
 from simvlm_jax.nn.sizes import Compute

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.nn.block import ACTIVATIONS
+from simvlm_jax.nn.mlp import ACTIVATIONS
 from simvlm_jax.nn.pool import AttentionalPool, MapHead
 from simvlm_jax.nn.sizes import Compute, Size, Style
 from simvlm_jax.nn.text import TextTower
@@ -114,10 +114,12 @@ def test_activations_are_the_fields():
     theirs = {
         "gelu": torch.nn.functional.gelu(torch.tensor(x), approximate="tanh"),
         "gelu_exact": torch.nn.functional.gelu(torch.tensor(x)),
+        "relu": torch.nn.functional.relu(torch.tensor(x)),
+        "silu": torch.nn.functional.silu(torch.tensor(x)),
         "quick_gelu": torch.tensor(x) * torch.sigmoid(1.702 * torch.tensor(x)),
     }
     assert set(theirs) == set(ACTIVATIONS)
     for name, value in theirs.items():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), value, atol=1e-12)
-    with pytest.raises(ValueError, match="activation 'relu'"):
-        Style("relu")
+    with pytest.raises(ValueError, match="activation 'tanh'"):
+        Style("tanh")
