@@ -72,13 +72,14 @@ def chosen(
 
     A bias needs dense logits anywhere: neither kernel makes one up as it goes, and a table [H,T,S] read from memory, with a
     gradient of its size written back, is what the kernels are there to avoid (cuDNN also trains with one at even T and S only).
+    A sliding window is dense everywhere, too.
 
     Args:
       bias: whether something is added to the logits.
       widest: head width K that the GPU's cuDNN takes: 256 from Hopper on, 128 before.
     """
     T, K, S = q_BTHK[1], q_BTHK[3], k_BSGK[1]
-    if bias or kind.order == "any" or (kind.order != "full" and T != S):
+    if bias or kind.window or kind.order == "any" or (kind.order != "full" and T != S):
         return "dense"
     if platform == "gpu":
         half = dtype in (jnp.bfloat16, jnp.float16)

@@ -11,6 +11,8 @@ import pytest
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import empty_layers, empty_slots, write
 from simvlm_jax.nn.embed import TokenEmbedding
+from simvlm_jax.nn.kernels import chosen
+from simvlm_jax.nn.masks import Kind
 from simvlm_jax.nn.position import sin_cos, sin_cos_grid
 from simvlm_jax.nn.rotary import rotate
 from simvlm_jax.nn.sizes import Compute, Rotary, Size, Style
@@ -142,6 +144,14 @@ def test_a_window_by_hand():
     for q, at in enumerate(places):
         for k, behind in enumerate(places):
             assert bool(seen[q, k]) == (at is not None and behind is not None and 0 <= at - behind < 2)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_window_is_left_to_the_dense_kernel(platform):
+    for window, fused in ((0, True), (3, False)):
+        kind = Kind("causal", "none", window=window)
+        name = chosen(platform, jnp.bfloat16, (1, 1024, 4, 64), (1, 1024, 4, 64), kind)
+        assert (name != "dense") == fused
 
 
 def test_angles_are_float32_whatever_the_activations():
