@@ -10,7 +10,8 @@ import numpy as np
 
 from simvlm_jax.core.parts import PAIRS, only_part
 from simvlm_jax.core.schema import Side
-from simvlm_jax.core.types import BaseModel, Batch, Rows, Term, Vocabulary
+from simvlm_jax.core.types import Array, Aux, Batch, Extra, Params, Rngs, Rows, Term, Terms, Vocabulary
+from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.vit import resize_positions
@@ -19,13 +20,13 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and standard deviation that map pixels to [-1, 1]."""
 
 
-def unit(x):
+def unit(x: jax.Array) -> jax.Array:
     """Vectors [..., E] of length 1 in fp32 (or wider), as everything is that meets another tower; zeros stay zeros."""
     x = x.astype(statistics_dtype(x.dtype))
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
-def normalised(image, statistics=HALF):
+def normalised(image: Array, statistics=HALF):
     """uint8 pixels [B,1,Y,X,C] as fp32 [B,Y,X,C], by a mean and a deviation a channel (of pixels in [0, 1])."""
     if image.shape[1] != 1:
         raise ValueError(f"this model takes one image a row; got {image.shape[1]}")
@@ -33,7 +34,7 @@ def normalised(image, statistics=HALF):
     return (image[:, 0].astype(jnp.float32) / 255 - mean) / deviation
 
 
-def pair_weight(batch):
+def pair_weight(batch: Rows):
     """The weight [B] of rows as pairs: 0 for padding, and for rows without an image."""
     weight = jnp.asarray(batch["weight"])
     return weight * batch["image_mask"][:, 0] if "image_mask" in batch else weight
@@ -57,18 +58,18 @@ class Scale(nn.Module):
 class DualNetwork(nn.Module):
     """What networks of two towers have in common; `setup` makes `text_tower`, `text_projection` and `logit_scale`."""
 
-    def text(self, tokens, valid):
+    def text(self, tokens: jax.Array, valid: jax.Array):
         return unit(self.text_projection(self.text_tower(tokens, valid)[1]))
 
     def scale(self):
         return self.logit_scale()
 
-    def everything(self, pixels, tokens, valid):
+    def everything(self, pixels: jax.Array, tokens: jax.Array, valid: jax.Array):
         return self.image(pixels), self.text(tokens, valid), self.scale()
 
 
 @dataclasses.dataclass(frozen=True)
-class DualEncoder(BaseModel):
+class DualEncoder(NetworkModel):
     """A model with an image tower and a text tower that meet in a space.
 
     A model of this kind gives its table of SIZES (records with at least a `patch`), its network and `across_batch`. The network
@@ -107,7 +108,7 @@ class DualEncoder(BaseModel):
         """Positions of the text tower."""
         return self.vocabulary.length + 1
 
-    def lay_out(self, text, valid):
+    def lay_out(self, text: Array, valid: Array):
         """Pieces [B,T] as the text tower takes them, (tokens, valid): BOS before them, and an EOS where a text was cut."""
         text = self.ended(text, valid)
         start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
@@ -115,12 +116,12 @@ class DualEncoder(BaseModel):
             jnp.asarray(valid), ((0, 0), (1, 0)), constant_values=True
         )
 
-    def ended(self, text, valid):
+    def ended(self, text: Array, valid: Array):
         """Pieces [B,T] with an EOS at the end of those that were cut."""
         text = jnp.asarray(text)
         return text.at[:, -1].set(jnp.where(jnp.asarray(valid)[:, -1], self.vocabulary.eos, text[:, -1]))
 
-    def init(self, rng, batch):
+    def init(self, rng: Array, batch: Batch):
         pixels = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)
         text = np.zeros((1, self.vocabulary.length), np.int32)
         variables = self.network.init(rng, pixels, *self.lay_out(text, text == 0), method="everything")
@@ -137,27 +138,23 @@ class DualEncoder(BaseModel):
             raise ValueError(f"{type(self).__name__} learns from pairs, and these rows have no image")
         return rows
 
-    def apply(self, params, method, *args, rngs=None):
-        """A pass of the network."""
-        return self.network.apply({"params": params}, *args, method=method, rngs=rngs or {})
-
-    def per_example(self, params, extra, batch, *, rngs, step, train):
+    def per_example(self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool):
         """Both towers' features; every loss lies across the batch."""
-        batch = self.pairs(batch)
+        rows = self.pairs(batch)
         streams = {"dropout": rngs} if train else {}
-        text = self.lay_out(batch["text"], batch["text_mask"])
-        weight = pair_weight(batch)
+        text = self.lay_out(rows["text"], rows["text_mask"])
+        weight = pair_weight(rows)
         return (
             {
-                "image": {"features": self.apply(params, "image", batch["image"], rngs=streams), "weight": weight},
+                "image": {"features": self.apply(params, "image", rows["image"], rngs=streams), "weight": weight},
                 "text": {"features": self.apply(params, "text", *text, rngs=streams), "weight": weight},
             },
             {},
             {},
         )
 
-    def told(self, params, terms, aux):
-        """(terms, aux) with the scale of logits among the measurements."""
+    def with_scale(self, params: Params, terms: Terms, aux: Aux) -> tuple[Terms, Aux]:
+        """Add the scale of logits to the measurements: (terms, aux)."""
         return terms, {**aux, **{f"logit_{k}": Term(v, 1.0) for k, v in self.apply(params, "scale").items()}}
 
     def capabilities(self):
@@ -170,29 +167,29 @@ class DualEncoder(BaseModel):
             "pair_features": self.pair_features,
         }
 
-    def embed_image(self, params, extra, batch):
+    def embed_image(self, params: Params, extra: Extra, batch: Rows):
         """Images in the shared space: [B,E], unit vectors (or what `similarity` takes in their place), fp32."""
         return self.apply(params, "image", batch["image"])
 
-    def embed_text(self, params, extra, batch):
+    def embed_text(self, params: Params, extra: Extra, batch: Rows):
         """Texts in the shared space: [B,E], unit vectors, fp32. Pieces, one EOS, padding; T is the run's text length."""
         return self.apply(params, "text", *self.lay_out(batch["text"], batch["text_mask"]))
 
-    def similarity(self, params, extra, images, texts):
+    def similarity(self, params: Params, extra: Extra, images: jax.Array, texts: jax.Array):
         """How alike embedded images [r,E] and embedded texts [c,E] are, the higher the more: cosines [r,c]."""
         return jnp.einsum("rE,cE->rc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
-    def features(self, params, extra, batch):
+    def features(self, params: Params, extra: Extra, batch: Rows):
         """Image features [B,D] fp32 for probing: before the projection."""
         pooled = self.apply(params, "pooled", batch["image"])
         return pooled.astype(statistics_dtype(pooled.dtype))
 
-    def pair_features(self, params, extra, batch):
+    def pair_features(self, params: Params, extra: Extra, batch: Rows):
         """Features [B,3E] fp32 of an image with a text, for probing: both vectors and their product."""
         image, text = self.embed_image(params, extra, batch), self.embed_text(params, extra, batch)
         return jnp.concatenate([image, text, image * text], axis=-1)
 
-    def adapt(self, params, target):
+    def adapt(self, params: Params, target: Params):
         """Image positions resized as a grid; of text positions those learned are kept, and fresh ones come after them."""
         out = {**params, **{k: dict(params[k]) for k in ("image_tower", "text_tower") if k in params}}
         if "position" in out.get("image_tower", {}):

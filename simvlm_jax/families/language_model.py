@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain
-from simvlm_jax.core.types import FIXED, BaseModel, Vocabulary
+from simvlm_jax.core.types import FIXED, Extra, Params, Rows, Vocabulary
+from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.cache import write
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.stack import unstacked
@@ -67,7 +68,7 @@ class DecoderNetwork(nn.Module):
         return self.last_norm(states), self.output_table()
 
 
-class LanguageModel(BaseModel):
+class LanguageModel(NetworkModel):
     """A model that predicts pieces.
 
     `stacks` names the network's stacks that decode, with their depths; `output_name` the parameter that is its `output_table`.
@@ -75,7 +76,6 @@ class LanguageModel(BaseModel):
 
     vocabulary: Vocabulary
     compute: Compute
-    network: Any
 
     @property
     def stacks(self) -> dict[str, int]:
@@ -85,11 +85,11 @@ class LanguageModel(BaseModel):
     def output_name(self) -> str:
         return "embedding"
 
-    def read(self, params: Any, batch: dict[str, Any], max_length: int) -> Reading:
+    def read(self, params: Params, batch: Rows, max_length: int) -> Reading:
         """Reads an image and a prompt, with room for `max_length` more pieces."""
         raise NotImplementedError
 
-    def teacher_forced(self, params: Any, batch: dict[str, Any]) -> Teacher:
+    def teacher_forced(self, params: Params, batch: Rows) -> Teacher:
         """Predicts every piece of a text from those before it."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class LanguageModel(BaseModel):
             "attention": self.attention,
         }
 
-    def prefill(self, params, extra, batch, max_length: int):
+    def prefill(self, params: Params, extra: Extra, batch: Rows, max_length: int) -> tuple[jax.Array, dict[str, Any]]:
         """Reads image and prompt (`text` where `text_mask`, without EOS), ready to predict up to `max_length` pieces.
 
         Returns (logits [B,V] fp32 of the first new piece, cache). Positions run to `vocabulary.length`: a prompt of width T
@@ -119,18 +119,20 @@ class LanguageModel(BaseModel):
         states, cache = self._feed(params, cache, reading.tokens, reading.fed)
         last = jnp.maximum(reading.fed.sum(1) - 1, 0)
         states = jnp.take_along_axis(states, last[:, None, None], axis=1)
-        return self.network.apply({"params": params}, states, method="logits")[:, 0], cache
+        return self.apply(params, "logits", states)[:, 0], cache
 
-    def extend(self, params, extra, cache, tokens: jax.Array):
+    def extend(
+        self, params: Params, extra: Extra, cache: dict[str, Any], tokens: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Feeds tokens [B,T] and returns (logits [B,T,V] fp32 of what follows each, cache).
 
         params: the model's, or what `decoding_params` made of them, as for `prefill`. The rows may be several continuations of
         each row that was prefilled, side by side: what is fixed in the cache then has fewer rows.
         """
         states, cache = self._feed(params, cache, tokens, jnp.ones(tokens.shape, bool))
-        return self.network.apply({"params": params}, states, method="logits"), cache
+        return self.apply(params, "logits", states), cache
 
-    def decoding_params(self, params, extra):
+    def decoding_params(self, params: Params, extra: Extra) -> Params:
         """Parameters as many calls of `prefill` and `extend` read them, to be made once; what is such already stays as it is.
 
         Each decoder layer's are apart, matrices in the dtype of the computation, and the softmax's have pieces last: with few
@@ -145,19 +147,17 @@ class LanguageModel(BaseModel):
 
     def _feed(self, params, cache, tokens, fed):
         new = write(cache["slots"], fed)
-        states, layers = self.network.apply(
-            {"params": params}, tokens, new, cache["layers"], cache[FIXED], method="step"
-        )
+        states, layers = self.apply(params, "step", tokens, new, cache["layers"], cache[FIXED])
         return states, {**cache, "slots": new.state, "layers": layers}
 
-    def score_text(self, params, extra, batch):
+    def score_text(self, params: Params, extra: Extra, batch: Rows) -> jax.Array:
         """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
         states, table, targets, predicted = self.teacher_forced(params, batch)
         chosen = token_log_likelihood(states, table, targets)
         wanted = predicted & (jnp.arange(targets.shape[1]) >= batch["prefix_length"][:, None])
         return jnp.where(wanted, chosen, 0).sum(1)
 
-    def attention(self, params, extra, batch):
+    def attention(self, params: Params, extra: Extra, batch: Rows) -> jax.Array:
         """Where each predicted piece looks: [B,T,P] over image tokens. Row t belongs to piece t of `text`."""
         raise NotImplementedError
 

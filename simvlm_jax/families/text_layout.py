@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.core.types import Array, Vocabulary
 from simvlm_jax.nn.masks import Sight, bidirectional, join
 
 SENTINELS = 32
@@ -61,7 +61,7 @@ class TextLayout:
         )
 
 
-def prefix_layout(text: jax.Array, valid: jax.Array, prefix_length: jax.Array, bos: int) -> TextLayout:
+def prefix_layout(text: Array, valid: Array, prefix_length: Array, bos: int) -> TextLayout:
     """Give the pieces of text [B,T] before `prefix_length` [B] and predict the others, the first one from BOS."""
     slots = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
     prefix = prefix_length[:, None]
@@ -78,7 +78,7 @@ def prefix_layout(text: jax.Array, valid: jax.Array, prefix_length: jax.Array, b
     )
 
 
-def span_layout(text: jax.Array, valid: jax.Array, seed: jax.Array, vocabulary: Vocabulary) -> TextLayout:
+def span_layout(text: Array, valid: Array, seed: Array, vocabulary: Vocabulary) -> TextLayout:
     """Corrupt spans as T5 does (arXiv 1910.10683, section 3.1.4): spans become sentinels, the decoder predicts each sentinel and
     its span, then EOS. text, valid [B,T]; seed [B] uint32.
 
@@ -130,7 +130,7 @@ class Prompt(NamedTuple):
     position: jax.Array
 
 
-def lay_out_prompt(text: jax.Array, valid: jax.Array, objective: str, vocabulary: Vocabulary) -> Prompt:
+def lay_out_prompt(text: Array, valid: Array, objective: str, vocabulary: Vocabulary) -> Prompt:
     """Lay a prompt [B,T] (pieces where `valid`, without EOS) out as the objective saw text in training.
 
     "prefix_lm": in the encoder. "lm": no text ever stood there, so the decoder is fed the prompt after BOS. "span_corruption": in

@@ -18,11 +18,12 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.schema import Rate
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import Term
+from simvlm_jax.core.types import Array, Batch, Extra, Features, Params, Rngs, Term
 from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
@@ -80,10 +81,10 @@ class Network(DualNetwork):
         self.text_projection = Linear(width, dtype)
         self.logit_scale = Scale(math.log(1 / 0.07))
 
-    def pooled(self, pixels):
+    def pooled(self, pixels: jax.Array):
         return self.image_tower(normalised(pixels, PIXELS))
 
-    def image(self, pixels):
+    def image(self, pixels: jax.Array):
         pooled = self.pooled(pixels)
         return unit(pooled if isinstance(self.model.sizes.image, ResNetSize) else self.image_projection(pooled))
 
@@ -113,22 +114,22 @@ class CLIP(DualEncoder):
         if self.positives not in ("", "label"):
             raise ValueError(f"CLIP positives {self.positives!r} is neither '' nor 'label'")
 
-    def per_example(self, params, extra, batch, *, rngs, step, train):
+    def per_example(self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool):
         features, terms, aux = super().per_example(params, extra, batch, rngs=rngs, step=step, train=train)
         if self.positives:
-            batch = self.pairs(batch)
-            if "label" not in batch:
+            rows = self.pairs(batch)
+            if "label" not in rows:
                 raise ValueError(
                     "CLIP with positives='label' needs rows with a label: add transforms.Label and keep `label` in "
                     "config.data.parts.pairs.transforms, and set config.data.labels.size"
                 )
-            label = jnp.asarray(batch["label"])
-            alone = -1 - jnp.asarray(batch["id"]).astype(label.dtype)  # a class unknown is no class
+            label = jnp.asarray(rows["label"])
+            alone = -1 - jnp.asarray(rows["id"]).astype(label.dtype)  # a class unknown is no class
             group = jnp.where(label < 0, alone, label)
             features = {k: {**v, "group": group} for k, v in features.items()}
         return features, terms, aux
 
-    def across_batch(self, params, extra, features, *, step, train):
+    def across_batch(self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool):
         """Half the sum of both directions' cross-entropies."""
         found = softmax_pairs(
             self.apply(params, "scale"), features["image"], features["text"], smoothing=self.smoothing
@@ -137,4 +138,4 @@ class CLIP(DualEncoder):
             "image_accuracy": Term(found.image_right, found.count),
             "text_accuracy": Term(found.text_right, found.count),
         }
-        return self.told(params, {"contrastive": Term(found.loss, found.count, 0.5)}, aux)
+        return self.with_scale(params, {"contrastive": Term(found.loss, found.count, 0.5)}, aux)

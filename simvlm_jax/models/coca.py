@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, NotNegative, Rate
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import Term
+from simvlm_jax.core.types import Array, Batch, Extra, Features, Params, Rngs, Rows, Term
 from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.dual_encoder import DualEncoder, Scale, normalised, pair_weight, unit
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
@@ -99,16 +99,16 @@ class Network(DecoderNetwork):
             self.probe_pool = AttentionalPool(1, encoder.width, encoder.heads, m.compute)
             self.probe_head = Linear(m.classes, statistics_dtype(dtype), bias=True, out="A")
 
-    def encode(self, pixels):
+    def encode(self, pixels: jax.Array):
         """Image tokens [B,P,D]."""
         return self.image_tower.encode(normalised(pixels))[0]
 
-    def poolers(self, tokens):
+    def poolers(self, tokens: jax.Array):
         """(what the decoder looks at [B,Q,D], the image's vector [B,D])."""
         queries = self.caption_pool(tokens)
         return queries, unit(self.contrast_pool(queries if self.model.cascade else tokens)[:, 0])
 
-    def embed(self, inputs, positions):
+    def embed(self, inputs: jax.Array, positions: jax.Array):
         """Tokens [B,T] at positions [B,T] as [B,T,D]."""
         dtype = self.model.compute.activation_dtype
         # looked up before the cast, so that the gradient of a row is summed in float32
@@ -116,7 +116,7 @@ class Network(DecoderNetwork):
         scale = jnp.asarray(pieces.shape[-1] ** 0.5, dtype)  # unit variance, as everything that a block adds has
         return constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
 
-    def read(self, inputs, valid):
+    def read(self, inputs: jax.Array, valid: jax.Array):
         """The lower half: (states [B,T,D], the text's vector [B,D])."""
         B, T = inputs.shape
         x = jnp.concatenate([self.embed(inputs, jnp.broadcast_to(jnp.arange(T), (B, T))), self.cls(B)], axis=1)
@@ -125,7 +125,7 @@ class Network(DecoderNetwork):
         x = self.lower(x, Shared(self_mask(sight, Kind("causal"))))
         return x[:, :T], unit(self.cls_norm(x[:, T]))
 
-    def together(self, pixels, inputs, valid):
+    def together(self, pixels: jax.Array, inputs: jax.Array, valid: jax.Array):
         """The upper half's last state [B,D] of a text with its image."""
         states, _ = self.read(inputs, valid)
         queries = self.poolers(self.encode(pixels))[0]
@@ -133,7 +133,7 @@ class Network(DecoderNetwork):
         last = jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(1)
         return jnp.take_along_axis(self.norm(x), last[:, None, None], axis=1)[:, 0]
 
-    def predict(self, states, valid, queries):
+    def predict(self, states: jax.Array, valid: jax.Array, queries: jax.Array):
         """The upper half: `head` of what follows each slot."""
         return self.head(self._look(states, valid, queries))
 
@@ -143,25 +143,27 @@ class Network(DecoderNetwork):
         cross = cross_mask(sight, jnp.ones(queries.shape[:2], bool), "right")
         return self.upper(states, Shared(self_mask(sight, Kind("causal", "right")), queries, cross))
 
-    def last_norm(self, x):
+    def last_norm(self, x: jax.Array):
         return self.norm(x)
 
     def output_table(self):
         table = self.embedding if self.model.sizes.tied else self.softmax
         return in_use(table, "VD", self.model.compute.activation_dtype)
 
-    def both(self, pixels, inputs, valid):
+    def both(self, pixels: jax.Array, inputs: jax.Array, valid: jax.Array):
         """One pass: (image vectors [B,D], text vectors [B,D], `head` of the captions)."""
         queries, image = self.poolers(self.encode(pixels))
         states, text = self.read(inputs, valid)
         return image, text, self.predict(states, valid, queries)
 
-    def captions(self, pixels, inputs, valid):
+    def captions(self, pixels: jax.Array, inputs: jax.Array, valid: jax.Array):
         """`head` of the captions alone."""
         queries = self.caption_pool(self.encode(pixels))
         return self.predict(self.read(inputs, valid)[0], valid, queries)
 
-    def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
+    def step(
+        self, tokens: jax.Array, new: Written, layers: dict[str, Any], fixed: dict[str, Any]
+    ) -> tuple[jax.Array, Any]:
         """Both halves over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
         x = self.embed(tokens, jnp.minimum(new.position, self.model.vocabulary.length - 1))
         x, lower = self.lower.step(x, layers["lower"], new.slot, new.mask)
@@ -170,28 +172,28 @@ class Network(DecoderNetwork):
         x, upper = self.upper.step(x, layers["upper"], new.slot, new.mask, fixed["context"], cross)
         return x, {"lower": lower, "upper": upper}
 
-    def read_context(self, pixels):
+    def read_context(self, pixels: jax.Array):
         """What the upper half looks at: keys and values of its layers over the pooled image."""
         return {"context": self.upper.context(self.caption_pool(self.encode(pixels)))}
 
-    def image(self, pixels):
+    def image(self, pixels: jax.Array):
         return self.poolers(self.encode(pixels))[1]
 
-    def text(self, inputs, valid):
+    def text(self, inputs: jax.Array, valid: jax.Array):
         return self.read(inputs, valid)[1]
 
-    def pooled(self, pixels):
+    def pooled(self, pixels: jax.Array):
         return self.encode(pixels).mean(1)
 
     def scale(self):
         return self.logit_scale()
 
-    def classify(self, pixels):
+    def classify(self, pixels: jax.Array):
         """Logits [B,classes] in fp32 (or wider)."""
         tokens = self.encode(pixels)
         return self.probe_head(self.probe_pool(tokens)[:, 0])
 
-    def everything(self, pixels, inputs, valid):
+    def everything(self, pixels: jax.Array, inputs: jax.Array, valid: jax.Array):
         made = self.both(pixels, inputs, valid), self.scale()
         return (*made, self.classify(pixels)) if self.model.classes else made
 
@@ -222,30 +224,30 @@ class CoCa(DualEncoder, LanguageModel):
     dropout: Rate = 0.0
     drop_path: Rate = 0.0
 
-    def lay_out(self, text, valid):
+    def lay_out(self, text: Array, valid: Array):
         """(inputs, valid) [B,T]: BOS and all pieces but the last (the EOS), so that slot t predicts piece t."""
         start = jnp.full((text.shape[0], 1), self.vocabulary.bos, jnp.int32)
         return jnp.concatenate([start, jnp.asarray(text)[:, :-1]], axis=1), jnp.asarray(valid)
 
-    def per_example(self, params, extra, batch, *, rngs, step, train):
+    def per_example(self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool):
         streams = {"dropout": rngs} if train else {}
-        batch = self.pairs(batch)
-        if "label" in batch:
-            return {}, *class_terms(self._class_logits(params, batch, streams), batch)
-        inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        weight, image, text, head = pair_weight(batch), None, None, None
+        rows = self.pairs(batch)
+        if "label" in rows:
+            return {}, *class_terms(self._class_logits(params, rows, streams), rows)
+        inputs, valid = self.lay_out(rows["text"], rows["text_mask"])
+        weight, image, text, head = pair_weight(rows), None, None, None
         if not self.contrastive_weight:
-            head = self.apply(params, "captions", batch["image"], inputs, valid, rngs=streams)
+            head = self.apply(params, "captions", rows["image"], inputs, valid, rngs=streams)
         elif not self.caption_weight:
-            image = self.apply(params, "image", batch["image"], rngs=streams)
+            image = self.apply(params, "image", rows["image"], rngs=streams)
             text = self.apply(params, "text", inputs, valid, rngs=streams)
         else:
-            image, text, head = self.apply(params, "both", batch["image"], inputs, valid, rngs=streams)
+            image, text, head = self.apply(params, "both", rows["image"], inputs, valid, rngs=streams)
         sides, terms, aux = {}, {}, {}
         if image is not None:
             sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
         if head is not None:
-            loss, tokens, correct = linear_cross_entropy(head[0], head[1], batch["text"], valid * weight[:, None])
+            loss, tokens, correct = linear_cross_entropy(head[0], head[1], rows["text"], valid * weight[:, None])
             terms, aux = (
                 {"caption": Term(loss, tokens, self.caption_weight)},
                 {"caption_accuracy": Term(correct, tokens)},
@@ -257,7 +259,7 @@ class CoCa(DualEncoder, LanguageModel):
             raise ValueError("CoCa has no head to classify with; set config.data.labels.size")
         return self.apply(params, "classify", batch["image"], rngs=streams)
 
-    def across_batch(self, params, extra, features, *, step, train):
+    def across_batch(self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool):
         """Both directions' cross-entropies, summed."""
         if not features:
             return {}, {}
@@ -266,7 +268,7 @@ class CoCa(DualEncoder, LanguageModel):
             "image_accuracy": Term(found.image_right, found.count),
             "text_accuracy": Term(found.text_right, found.count),
         }
-        return self.told(params, {"contrastive": Term(found.loss, found.count, self.contrastive_weight)}, aux)
+        return self.with_scale(params, {"contrastive": Term(found.loss, found.count, self.contrastive_weight)}, aux)
 
     def capabilities(self):
         """What it is trained to do: with a loss at 0, nothing that this loss teaches."""
@@ -277,7 +279,7 @@ class CoCa(DualEncoder, LanguageModel):
             able |= self.language_capabilities() | {"score_text": self.score_text}
         return {**able, "classify": self.classify} if self.classes else able
 
-    def classify(self, params, extra, batch):
+    def classify(self, params: Params, extra: Extra, batch: Rows):
         """Logits [B,classes] fp32 of the attentional probe."""
         return self._class_logits(params, batch, {})
 
@@ -289,12 +291,12 @@ class CoCa(DualEncoder, LanguageModel):
     def output_name(self) -> str:
         return "embedding" if self.sizes.tied else "softmax"
 
-    def teacher_forced(self, params, batch):
+    def teacher_forced(self, params: Params, batch: Rows):
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
         states, table = self.apply(params, "captions", batch["image"], inputs, valid)
         return Teacher(states, table, batch["text"], valid)
 
-    def read(self, params, batch, max_length):
+    def read(self, params: Params, batch: Rows, max_length: int):
         if "image" not in batch:
             raise ValueError("CoCa captions images, and these rows have none")
         B, T = batch["text"].shape
@@ -304,25 +306,22 @@ class CoCa(DualEncoder, LanguageModel):
         layers = {k: empty_layers(B, depth, room, self.sizes.lower, dtype) for k, depth in self.stacks.items()}
         return Reading(tokens, fed, empty_slots(B, room), layers, self.apply(params, "read_context", batch["image"]))
 
-    def pair_features(self, params, extra, batch):
+    def pair_features(self, params: Params, extra: Extra, batch: Rows):
         """Features fp32 of an image with a text, for probing: the decoder's state [B,D] at the text's end, if it learns."""
         if not self.caption_weight:
             return super().pair_features(params, extra, batch)
         found = self.apply(params, "together", batch["image"], *self.lay_out(batch["text"], batch["text_mask"]))
         return found.astype(statistics_dtype(found.dtype))
 
-    def attention(self, params, extra, batch):
+    def attention(self, params: Params, extra: Extra, batch: Rows):
         """Where each predicted piece looks: [B,T,P], the last layer's weights on queries times theirs on the image."""
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
-        _, state = self.network.apply(
-            {"params": params}, batch["image"], inputs, valid, method="both", mutable=["intermediates"]
-        )
-        found: Any = state["intermediates"]
+        found = self.intermediates(params, "both", batch["image"], inputs, valid)
         weights = self.last_weights(found["upper"], "cross_attention")
         pooled = found["caption_pool"]["attention"]["weights"][0].mean(1)
         return jnp.einsum("BTQ,BQP->BTP", weights, pooled)
 
-    def adapt(self, params, target):
+    def adapt(self, params: Params, target: Params):
         """As DualEncoder's, the text positions being the decoder's."""
         out = super().adapt(params, target)
         if "text_position" in params:

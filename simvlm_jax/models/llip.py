@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.schema import AboveZero
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import Term
+from simvlm_jax.core.types import Array, Extra, Features, Params, Rows, Term
 from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
@@ -80,14 +80,14 @@ class Network(DualNetwork):
     def _mixture_tokens(self, pixels):
         return self.image_tower.encode(normalised(pixels))[2]
 
-    def pooled(self, pixels):
+    def pooled(self, pixels: jax.Array):
         return self._mixture_tokens(pixels).mean(1)
 
-    def image(self, pixels):
+    def image(self, pixels: jax.Array):
         found = self.keys_values(self._mixture_tokens(pixels))
         return found.astype(statistics_dtype(found.dtype))
 
-    def mixed(self, images, texts):
+    def mixed(self, images: jax.Array, texts: jax.Array):
         """The vectors [r,c,E] of images [r,Q,2E] as texts [c,E] see them, of length 1."""
         heads, E = self.model.sizes.heads, texts.shape[-1]
         split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
@@ -95,11 +95,11 @@ class Network(DualNetwork):
         weights = jax.nn.softmax(jnp.einsum("cHK,rQHK->rcHQ", query, key) / self.model.temperature, axis=-1)
         return unit(self.out(jnp.einsum("rcHQ,rQHK->rcHK", weights, value).reshape(len(images), len(texts), E)))
 
-    def similarity(self, images, texts):
+    def similarity(self, images: jax.Array, texts: jax.Array):
         """Cosines [r,c] of every image, as each text sees it, with that text."""
         return jnp.einsum("rcE,cE->rc", self.mixed(images, texts), texts, precision=jax.lax.Precision.HIGHEST)
 
-    def everything(self, pixels, tokens, valid):
+    def everything(self, pixels: jax.Array, tokens: jax.Array, valid: jax.Array):
         return self.similarity(self.image(pixels), self.text(tokens, valid)), self.scale()
 
 
@@ -121,7 +121,7 @@ class Llip(DualEncoder):
 
     temperature: AboveZero = 5.0
 
-    def across_batch(self, params, extra, features, *, step, train):
+    def across_batch(self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool):
         mixing = {k: params[k] for k in ("query", "out", "logit_scale")}
 
         def logits(mixing, rows, columns):
@@ -131,13 +131,13 @@ class Llip(DualEncoder):
             )
 
         loss, count = sigmoid_pairs(mixing, features["image"], features["text"], logits=logits, tile=TILE)
-        return self.told(params, {"contrastive": Term(loss, count)}, {})
+        return self.with_scale(params, {"contrastive": Term(loss, count)}, {})
 
-    def similarity(self, params, extra, images, texts):
+    def similarity(self, params: Params, extra: Extra, images: jax.Array, texts: jax.Array):
         """Cosines [r,c] of every image [r,Q,2E], mixed as each text [c,E] asks, with that text."""
         return self.apply(params, "similarity", images, texts)
 
-    def pair_features(self, params, extra, batch):
+    def pair_features(self, params: Params, extra: Extra, batch: Rows):
         """Features [B,3E] fp32: the image's vector as the text sees it, the text's, and their product."""
         image, text = self.embed_image(params, extra, batch), self.embed_text(params, extra, batch)
         seen = jax.vmap(lambda x, t: self.apply(params, "mixed", x[None], t[None])[0, 0])(image, text)

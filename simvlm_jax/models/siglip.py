@@ -14,11 +14,12 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.schema import AboveZero, Finite
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import Term
+from simvlm_jax.core.types import Array, Extra, Features, Params, Term
 from simvlm_jax.families.dual_encoder import DualEncoder, DualNetwork, Scale, normalised, unit
 from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
 from simvlm_jax.nn.linear import Linear
@@ -62,10 +63,10 @@ class Network(DualNetwork):
         self.text_projection = Linear(size.width, m.compute.activation_dtype, bias=True)
         self.logit_scale = Scale(math.log(m.start_scale), m.start_bias if m.use_bias else None)
 
-    def pooled(self, pixels):
+    def pooled(self, pixels: jax.Array):
         return self.image_tower(normalised(pixels))
 
-    def image(self, pixels):
+    def image(self, pixels: jax.Array):
         return unit(self.pooled(pixels))
 
 
@@ -98,7 +99,7 @@ class SigLIP(DualEncoder):
     def text_length(self) -> int:
         return self.vocabulary.length
 
-    def lay_out(self, text, valid):
+    def lay_out(self, text: Array, valid: Array):
         """No BOS, an EOS where a text was cut, and padding up to T that is seen like any piece."""
         missing = self.vocabulary.length - text.shape[1]
         text = jnp.pad(
@@ -108,6 +109,6 @@ class SigLIP(DualEncoder):
         )
         return text, jnp.ones(text.shape, bool)
 
-    def across_batch(self, params, extra, features, *, step, train):
+    def across_batch(self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool):
         loss, count = sigmoid_pairs(self.apply(params, "scale"), features["image"], features["text"])
-        return self.told(params, {"contrastive": Term(loss, count)}, {})
+        return self.with_scale(params, {"contrastive": Term(loss, count)}, {})

@@ -33,7 +33,7 @@ from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.parts import PAIRS, check_plain, parts_of
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.core.types import Term, Vocabulary
+from simvlm_jax.core.types import Array, Batch, Extra, Params, Rngs, Rows, Term, Vocabulary
 from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
 from simvlm_jax.families.text_layout import SENTINELS, TextLayout, lay_out_prompt, prefix_layout, span_layout
@@ -72,6 +72,17 @@ SIZES = {
 OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
 
 
+class Given(NamedTuple):
+    """What is seen in both directions: an image [B,1,Y,X,C] uint8 and its mask [B,1] bool, or None; pieces [B,T] at positions
+    [B,T], and their Sight."""
+
+    image: Array | None
+    image_mask: Array | None
+    tokens: Array
+    positions: Array
+    sight: Sight
+
+
 class Network(DecoderNetwork):
     """The parameters and the passes through them; see SimVLM for what the fields mean."""
 
@@ -107,20 +118,19 @@ class Network(DecoderNetwork):
             bias = nn.with_logical_partitioning(nn.initializers.zeros, ("A",))
             self.head_bias = self.param("head_bias", bias, (m.classes,))
 
-    def embed(self, image, image_mask, tokens, positions, sight: Sight) -> tuple[jax.Array, Sight]:
+    def embed(self, given: Given) -> tuple[jax.Array, Sight]:
         """[image; text] as ([B,P+T,D], Sight). Images are normalised to [-1, 1] here; `image` None means no image."""
-        m = self.model
-        dtype = m.compute.activation_dtype
-        text = self.embed_text(tokens, positions)
+        m, image, mask = self.model, given.image, given.image_mask
+        text = self.embed_text(given.tokens, given.positions)
         if image is None:
-            return text, sight
+            return text, given.sight
         _, M, Y, X, _ = image.shape
         if M != 1 or (m.image_size, m.image_size) != (Y, X):
             raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
-        seen = self.stem(image[:, 0].astype(dtype) / 127.5 - 1)
+        seen = self.stem(image[:, 0].astype(m.compute.activation_dtype) / 127.5 - 1)
         seen = add(seen, in_use(self.image_position, (None, "D")) * self.embedding.shape[1] ** 0.5)
-        valid = jnp.broadcast_to(image_mask[:, :1] if image_mask is not None else True, seen.shape[:2])
-        return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), sight)
+        valid = jnp.broadcast_to(mask[:, :1] if mask is not None else True, seen.shape[:2])
+        return jnp.concatenate([seen, text], axis=1), join(bidirectional(valid), given.sight)
 
     def embed_text(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Pieces [B,T] at positions [B,T] as [B,T,D], of unit variance, as image tokens are."""
@@ -130,81 +140,84 @@ class Network(DecoderNetwork):
         scale = jnp.asarray(pieces.shape[-1] ** 0.5, dtype)
         return constrain((pieces.astype(dtype) + places.astype(dtype)) * scale, "BTD")
 
-    def everything(self, batch, layout: TextLayout):
+    def everything(self, rows: Rows, layout: TextLayout):
         """Touches every parameter once, to make them."""
-        out = self.teacher_forced(batch, layout)
+        out = self.teacher_forced(rows, layout)
         if not self.model.classes:
             return out
-        several = {**batch, "image": jnp.repeat(batch["image"][:, :1], self.model.images, axis=1)}
+        several = {**rows, "image": jnp.repeat(rows["image"][:, :1], self.model.images, axis=1)}
         return out, self.classify({k: v for k, v in several.items() if k != "image_mask"}, layout)
 
-    def classify(self, batch, layout: TextLayout):
+    def classify(self, rows: Rows, layout: TextLayout):
         """Logits [B,classes] in fp32 (or wider), from the decoder's output at the last slot that is predicted."""
-        M, B = self.model.images, batch["text"].shape[0]
-        rows = {k: batch[k] for k in ("image", "image_mask") if k in batch}
-        if "image" in rows and rows["image"].shape[1] != M:
-            raise ValueError(f"SimVLM classifies {M} images a row here (model.images); got {rows['image'].shape[1]}")
+        M, B = self.model.images, rows["text"].shape[0]
+        images = {k: rows[k] for k in ("image", "image_mask") if k in rows}
+        if "image" in images and images["image"].shape[1] != M:
+            raise ValueError(f"SimVLM classifies {M} images a row here (model.images); got {images['image'].shape[1]}")
         if M > 1:  # a pass an image, with the same text
-            rows = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in rows.items()}
+            images = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in images.items()}
             layout = layout.repeated(M)
-        x = self.decoder_norm(self.decode(rows, layout))
+        x = self.decoder_norm(self.decode(images, layout))
         last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0].reshape(B, -1)
         precise = statistics_dtype(x.dtype)
         kernel = in_use(self.head_kernel, "DA", x.dtype)
         return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, "A")
 
-    def last_state(self, batch, layout: TextLayout):
+    def last_state(self, rows: Rows, layout: TextLayout):
         """The decoder's normalised output [B,D] in fp32 (or wider) at the last slot that is predicted."""
-        x = self.decoder_norm(self.decode(batch, layout))
+        x = self.decoder_norm(self.decode(rows, layout))
         last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0]
         return last.astype(statistics_dtype(x.dtype))
 
-    def features(self, image):
+    def features(self, image: jax.Array) -> jax.Array:
         """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
         empty = jnp.zeros((image.shape[0], 1), jnp.int32)
-        unseen = bidirectional(jnp.zeros(empty.shape, bool))
+        given = Given(image, None, empty, empty, bidirectional(jnp.zeros(empty.shape, bool)))
         if self.model.decoder_only:
-            x, sight = self.embed(image, None, empty, empty, unseen)
+            x, sight = self.embed(given)
             x = self.decoder_norm(self.decoder(x, Shared(self_mask(sight, Kind("full", "right")))))
         else:
-            x, _ = self.encode(image, None, empty, empty, unseen)
+            x, _ = self.encode(given)
         return x[:, :-1].astype(statistics_dtype(x.dtype)).mean(1)
 
-    def teacher_forced(self, batch, layout: TextLayout):
+    def teacher_forced(self, rows: Rows, layout: TextLayout) -> jax.Array:
         """Logits [B,T',V] of every decoder slot of a layout."""
-        return self.logits(self.decode(batch, layout))
+        return self.logits(self.decode(rows, layout))
 
-    def decode(self, batch, layout: TextLayout):
+    def decode(self, rows: Rows, layout: TextLayout) -> jax.Array:
         """The decoder's output [B,T',D] at every slot of a layout, before the last norm."""
-        image, image_mask = batch.get("image"), batch.get("image_mask")
-        given = bidirectional(layout.given)
+        image, image_mask = rows.get("image"), rows.get("image_mask")
         if self.model.decoder_only:
-            x, sight = self.embed(image, image_mask, *layout.one_sequence())
-            mask = self_mask(sight, Kind("prefix", self._padding(image_mask), None))
+            given = Given(image, image_mask, *layout.one_sequence())
+            x, sight = self.embed(given)
+            mask = self_mask(sight, Kind("prefix", self._padding(given), None))
             x = self.decoder(x, Shared(mask), image_tokens=image is not None)
             return x[:, -layout.targets.shape[1] :]
-        context, seen = self.encode(image, image_mask, layout.tokens, layout.positions, given)
+        given = Given(image, image_mask, layout.tokens, layout.positions, bidirectional(layout.given))
+        context, seen = self.encode(given)
         x, sight = self.embed_text(layout.inputs, layout.input_positions), causal(layout.predicted)
-        cross = cross_mask(sight, seen.segment >= 0, self._padding(image_mask))
+        cross = cross_mask(sight, seen.segment >= 0, self._padding(given))
         return self.decoder(x, Shared(self_mask(sight, Kind("causal")), context, cross))
 
-    def encode(self, image, image_mask, tokens, positions, sight: Sight) -> tuple[jax.Array, Sight]:
+    def encode(self, given: Given) -> tuple[jax.Array, Sight]:
         """The encoder's output [B,P+T,D] over [image; prefix] and its Sight."""
-        x, sight = self.embed(image, image_mask, tokens, positions, sight)
-        mask = self_mask(sight, Kind("full", self._padding(image_mask)))
-        return self.encoder_norm(self.encoder(x, Shared(mask), image_tokens=image is not None)), sight
+        x, sight = self.embed(given)
+        mask = self_mask(sight, Kind("full", self._padding(given)))
+        return self.encoder_norm(self.encoder(x, Shared(mask), image_tokens=given.image is not None)), sight
 
-    def last_norm(self, x):
+    def last_norm(self, x: jax.Array):
         return self.decoder_norm(x)
 
     def output_table(self):
         return self.table
 
-    def predictions(self, batch, layout: TextLayout) -> tuple[jax.Array, jax.Array]:
+    def predictions(self, rows: Rows, layout: TextLayout) -> tuple[jax.Array, jax.Array]:
         """`head` of every decoder slot of a layout."""
-        return self.head(self.decode(batch, layout))
+        return self.head(self.decode(rows, layout))
 
-    def step(self, tokens: jax.Array, new: Written, layers, fixed) -> tuple[jax.Array, Any]:
+    def step(
+        self, tokens: jax.Array, new: Written, layers: dict[str, Any], fixed: dict[str, Any]
+    ) -> tuple[jax.Array, Any]:
         """The decoder over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
         x = self.embed_text(tokens, jnp.clip(new.position, 0, self.model.vocabulary.length - 1))
         cross = None
@@ -213,20 +226,22 @@ class Network(DecoderNetwork):
         x, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, fixed.get("context", ()), cross)
         return x, {"decoder": kept}
 
-    def _padding(self, image_mask) -> str:
+    def _padding(self, given: Given) -> str:
         """Where padding may stand in [image; prefix]: after it, unless rows have no image or spans are cut out."""
-        return "right" if image_mask is None and self.model.objective != "span_corruption" else "any"
+        return "right" if given.image_mask is None and self.model.objective != "span_corruption" else "any"
 
-    def read_context(self, image, image_mask, tokens, positions, sight: Sight):
+    def read_context(self, given: Given) -> dict[str, Any]:
         """What the decoder looks at: keys and values of its layers over [image; prefix], and who is seen there [B,P+T]."""
-        context, sight = self.encode(image, image_mask, tokens, positions, sight)
+        context, sight = self.encode(given)
         return {"context": self.decoder.context(context), "seen": sight.segment >= 0}
 
-    def read_prefix(self, image, image_mask, tokens, positions, sight: Sight, slots, layers):
+    def read_prefix(
+        self, given: Given, slots: dict[str, Any], layers: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """[image; prefix] written into the cache of a single stack: (slots, layers)."""
-        x, sight = self.embed(image, image_mask, tokens, positions, sight)
+        x, sight = self.embed(given)
         new = write(slots, sight.segment >= 0, sight.block)
-        _, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, image_tokens=image is not None)
+        _, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, image_tokens=given.image is not None)
         return {**new.state, "position": slots["position"]}, {"decoder": kept}
 
 
@@ -291,7 +306,7 @@ class SimVLM(LanguageModel):
     def network(self) -> Network:
         return Network(self)
 
-    def init(self, rng, batch):
+    def init(self, rng: Array, batch: Batch):
         _, rows = parts_of(batch)[0]
         small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
         small["image"] = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)  # also where rows have none
@@ -300,7 +315,7 @@ class SimVLM(LanguageModel):
         variables = self.network.init(rng, small, layout, method="everything")
         return variables["params"], {}
 
-    def per_example(self, params, extra, batch, *, rngs, step, train):
+    def per_example(self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool):
         """The language-model loss, over every part alike: images with text, documents (section 3.1).
 
         Rows with a `label` or `scores` are classified instead; label -1 is an answer outside the list and trains nothing.
@@ -321,9 +336,9 @@ class SimVLM(LanguageModel):
                     f"SimVLM learns from texts, and the rows of {part!r} have none; keep text and text_mask"
                 )
             layout = self.layout(group)
-            head: Any = self.network.apply({"params": params}, group, layout, rngs=streams, method="predictions")
+            states, table = self.apply(params, "predictions", group, layout, rngs=streams)
             weight = layout.predicted * group["weight"][:, None]
-            loss, tokens, correct = linear_cross_entropy(head[0], head[1], layout.targets, weight)
+            loss, tokens, correct = linear_cross_entropy(states, table, layout.targets, weight)
             aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
             total, count = total + loss, count + tokens
             terms["lm"] = Term(total, count)
@@ -334,9 +349,9 @@ class SimVLM(LanguageModel):
         if not self.classes:
             raise ValueError("SimVLM has no head to classify with; set config.data.labels.size")
         layout = prefix_layout(batch["text"], batch["text_mask"], batch["prefix_length"], self.vocabulary.bos)
-        return self.network.apply({"params": params}, batch, layout, rngs=streams, method="classify")
+        return self.apply(params, "classify", batch, layout, rngs=streams)
 
-    def layout(self, group) -> TextLayout:
+    def layout(self, group: Rows) -> TextLayout:
         """Encoder inputs, decoder inputs and targets of a group of rows."""
         text, valid = group["text"], group["text_mask"]
         if self.objective == "span_corruption":
@@ -344,7 +359,7 @@ class SimVLM(LanguageModel):
         prefix = group["prefix_length"] if self.objective == "prefix_lm" else jnp.zeros_like(text[:, 0])
         return prefix_layout(text, valid, prefix, self.vocabulary.bos)
 
-    def adapt(self, params, target):
+    def adapt(self, params: Params, target: Params):
         """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size.
 
         A longer text keeps the positions learned and has fresh ones after them; a shorter one drops the last.
@@ -370,15 +385,15 @@ class SimVLM(LanguageModel):
             able["score_text"] = self.score_text
         return {**able, "classify": self.classify} if self.classes else able
 
-    def classify(self, params, extra, batch):
+    def classify(self, params: Params, extra: Extra, batch: Rows):
         """Logits [B,classes] fp32 of the text (and images) of each row."""
         return self._class_logits(params, batch, {})
 
-    def features(self, params, extra, batch):
+    def features(self, params: Params, extra: Extra, batch: Rows):
         """Image features [B,D] fp32 for probing: the mean of the encoded image tokens."""
-        return self.network.apply({"params": params}, batch["image"], method="features")
+        return self.apply(params, "features", batch["image"])
 
-    def pair_features(self, params, extra, batch):
+    def pair_features(self, params: Params, extra: Extra, batch: Rows):
         """Features [B,D] fp32 of an image with a text, for probing: the decoder's last state, the text being the prefix.
 
         With `objective` "lm", which never has text in its prefix, the decoder reads the text.
@@ -386,34 +401,34 @@ class SimVLM(LanguageModel):
         pieces = jnp.asarray(batch["text_mask"]).sum(1)
         prefix = jnp.zeros_like(pieces) if self.objective == "lm" else pieces - 1  # all but EOS
         layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
-        return self.network.apply({"params": params}, batch, layout, method="last_state")
+        return self.apply(params, "last_state", batch, layout)
 
-    def teacher_forced(self, params, batch):
+    def teacher_forced(self, params: Params, batch: Rows):
         layout = self.layout(batch)
-        head: Any = self.network.apply({"params": params}, batch, layout, method="predictions")
-        return Teacher(head[0], head[1], layout.targets, layout.predicted)
+        states, table = self.apply(params, "predictions", batch, layout)
+        return Teacher(states, table, layout.targets, layout.predicted)
 
-    def visible_layout(self, batch):
+    def visible_layout(self, batch: Rows):
         """What the two sides see of a batch, for people: see Layout."""
         layout = self.layout(batch)
         return {k: np.asarray(v) for k, v in vars(layout).items() if k != "aligned"}
 
-    def read(self, params, batch, max_length):
+    def read(self, params: Params, batch: Rows, max_length: int):
         prompt = lay_out_prompt(batch["text"], batch["text_mask"], self.objective, self.vocabulary)
         image, (B, T) = batch.get("image"), prompt.tokens.shape
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        given = (image, batch.get("image_mask"), prompt.tokens, positions, bidirectional(prompt.given))
+        given = Given(image, batch.get("image_mask"), prompt.tokens, positions, bidirectional(prompt.given))
         room = prompt.inputs.shape[1] + max_length
         if self.decoder_only:
             room += T + (0 if image is None else self.grid[0] * self.grid[1])
         slots, dtype = empty_slots(B, room, prompt.position), self.compute.activation_dtype
         layers = {"decoder": empty_layers(B, self.stacks["decoder"], room, self.sizes.decoder, dtype)}
-        apply = functools.partial(self.network.apply, {"params": params})
         if self.decoder_only:
-            return Reading(prompt.inputs, prompt.fed, *apply(*given, slots, layers, method="read_prefix"), {})
-        return Reading(prompt.inputs, prompt.fed, slots, layers, apply(*given, method="read_context"))
+            slots, layers = self.apply(params, "read_prefix", given, slots, layers)
+            return Reading(prompt.inputs, prompt.fed, slots, layers, {})
+        return Reading(prompt.inputs, prompt.fed, slots, layers, self.apply(params, "read_context", given))
 
-    def attention(self, params, extra, batch):
+    def attention(self, params: Params, extra: Extra, batch: Rows):
         """Where each predicted piece looks: [B,T,P], the last decoder layer's weights on image tokens, mean over heads.
 
         Row t belongs to piece t of `text`; all of it is predicted, as in captioning without a prompt.
@@ -421,9 +436,7 @@ class SimVLM(LanguageModel):
         layout = prefix_layout(
             batch["text"], batch["text_mask"], jnp.zeros_like(batch["text"][:, 0]), self.vocabulary.bos
         )
-        _, state = self.network.apply(
-            {"params": params}, batch, layout, method="teacher_forced", mutable=["intermediates"]
-        )
+        sown = self.intermediates(params, "teacher_forced", batch, layout)
         attention = "attention" if self.decoder_only else "cross_attention"
-        weights = self.last_weights(state["intermediates"]["decoder"], attention)
+        weights = self.last_weights(sown["decoder"], attention)
         return weights[:, -batch["text"].shape[1] :, : self.grid[0] * self.grid[1]]

@@ -63,7 +63,7 @@ class Conv(nn.Module):
     symmetric: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         half = self.kernel // 2
         letters = ("Y", "X", "I", "C")
         init = nn.with_logical_partitioning(nn.initializers.he_normal(), letters)
@@ -95,7 +95,7 @@ class Bottleneck(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         inner = self.width // 4
         h = x
         for i, (features, kernel, stride) in enumerate(((inner, 1, 1), (inner, 3, self.stride), (self.width, 1, 1))):
@@ -120,7 +120,7 @@ class BasicBlock(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         h = nn.relu(conv(self.width, 3, self.stride, self.dtype, "conv_0", bias=True)(x))
         h = conv(self.width, 3, 1, self.dtype, "conv_1", bias=True)(h)
         if x.shape[-1] != self.width or self.stride != 1:
@@ -140,7 +140,7 @@ class ConvStem(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, image):
+    def __call__(self, image: jax.Array):
         root, root_width = self.size.root
         dtype = self.compute.activation_dtype
         if root == "conv7":
@@ -182,7 +182,7 @@ class Patches(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         B, Y, X, C = x.shape
         p = self.patch
         x = x[:, : Y // p * p, : X // p * p]

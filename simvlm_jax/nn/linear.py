@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.layout import in_use
 
 
-def add(x, parameter):
+def add(x: jax.Array, parameter: jax.Array) -> jax.Array:
     """Activations [...,*shape] plus a parameter [*shape], in the dtype of the activations.
 
     The parameter's gradient, a sum over all rows, is summed in the parameter's own dtype: in bfloat16 a sum of thousands of
@@ -43,7 +43,7 @@ class Linear(nn.Module):
     out: str = "E"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         into, across = ("D", self.out), (self.out,)
         init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), into)
         kernel = self.param("kernel", init, (x.shape[-1], self.width))

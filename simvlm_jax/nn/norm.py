@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
     letter: str = "D"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         width = x.shape[-1]
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.letter,)), (width,))
         x = x.astype(statistics_dtype(x.dtype))
@@ -67,7 +67,7 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         channels = x.shape[-1]
         groups = max(channels // self.group_width, 1)
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("C",)), (channels,))

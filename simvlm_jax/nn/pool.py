@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import in_use
@@ -42,7 +43,7 @@ class AttentionalPool(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x, seen=None):
+    def __call__(self, x: jax.Array, seen: jax.Array | None = None):
         """seen: bool [B,S], which of the sequence is there; None for all."""
         dtype = self.compute.activation_dtype
         queries = LearnedTokens(self.queries, self.width, dtype, nn.initializers.normal(1.0), name="query")(x.shape[0])
@@ -63,7 +64,7 @@ class MapHead(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         dtype, width = self.compute.activation_dtype, x.shape[-1]
         probe = LearnedTokens(1, width, dtype, nn.initializers.xavier_uniform(), name="probe")(x.shape[0])
         style = self.style

@@ -77,7 +77,7 @@ class RelativeBias2D(nn.Module):
         return jnp.pad(bias, ((0, 0), (0, queries - Y * X), (0, keys - Y * X)))[None]
 
 
-def resize_grid(table, old: tuple[int, int], new: tuple[int, int]):
+def resize_grid(table: jax.Array, old: tuple[int, int], new: tuple[int, int]):
     """Resizes a position table [..., Y*X, D] bilinearly as a 2D grid; the identity where `old == new`."""
     if old == new:
         return table
@@ -86,7 +86,7 @@ def resize_grid(table, old: tuple[int, int], new: tuple[int, int]):
     return jax.image.resize(grid, (*lead, *new, D), "bilinear").reshape(*lead, new[0] * new[1], D)
 
 
-def resize_relative(table, new: tuple[int, int]):
+def resize_relative(table: jax.Array, new: tuple[int, int]):
     """Resizes relative tables [..., 2Y-1, 2X-1] to a new grid (Y, X); offset 0 stays in the centre."""
     shape = (*table.shape[:-2], 2 * new[0] - 1, 2 * new[1] - 1)
     return table if shape == table.shape else jax.image.resize(table, shape, "bilinear")

@@ -8,6 +8,7 @@ convolution of this library (see nn.norm.GroupNorm). Parameters are as many.
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import in_use
@@ -44,7 +45,7 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array):
         h, out = x, 4 * self.width
         for i, (features, kernel) in enumerate(((self.width, 1), (self.width, 3), (out, 1))):
             if i == 2:
@@ -67,7 +68,7 @@ class AttentionResNet(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, image):
+    def __call__(self, image: jax.Array):
         B, Y, X, _ = image.shape
         if (self.image_size, self.image_size) != (Y, X):
             raise ValueError(f"this image tower takes {self.image_size} px a side; got {Y} x {X}")

@@ -1,6 +1,7 @@
 """The text tower: a transformer over pieces, causal or in both directions, pooled to one vector."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
@@ -44,7 +45,7 @@ class TextTower(nn.Module):
         self.stack = Stack(self.size, self.compute, style=self.style)
         self.norm = norm_of(self.style, self.compute.activation_dtype)()
 
-    def __call__(self, tokens, valid):
+    def __call__(self, tokens: jax.Array, valid: jax.Array):
         """(hidden states [B,T,D] after the last norm, pooled [B,D])."""
         dtype, T = self.compute.activation_dtype, tokens.shape[1]
         if self.pool == "last" and self.length != T:

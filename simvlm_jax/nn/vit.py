@@ -1,6 +1,9 @@
 """The vision transformer (Dosovitskiy et al., arXiv 2010.11929) and the ways of its descendants to pool it."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.layout import constrain, in_use
@@ -69,7 +72,7 @@ class ViT(nn.Module):
         """P, of the image alone."""
         return (self.image_size // self.patch) ** 2
 
-    def encode(self, image):
+    def encode(self, image: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         """[B,Y,X,C] -> (image tokens [B,P,D], class token [B,D] or None, learned tokens [B,learned,D]), after the last norm."""
         B, Y, X, _ = image.shape
         if (self.image_size, self.image_size) != (Y, X):
@@ -88,7 +91,7 @@ class ViT(nn.Module):
         x = self.norm(x)
         return x[:, first : first + self.tokens], x[:, 0] if first else None, x[:, first + self.tokens :]
 
-    def __call__(self, image):
+    def __call__(self, image: jax.Array) -> jax.Array:
         """[B,Y,X,C] -> [B,D], pooled."""
         tokens, class_token, _ = self.encode(image)
         if self.pool == "cls":
@@ -98,7 +101,7 @@ class ViT(nn.Module):
         return tokens.astype(statistics_dtype(tokens.dtype)).mean(1).astype(tokens.dtype)
 
 
-def resize_positions(table, image_tokens: int):
+def resize_positions(table: jax.Array, image_tokens: int):
     """A ViT's position table for another number of image tokens; the row of a class token stays what it is."""
     first = round((table.shape[0] - 1) ** 0.5) ** 2 == table.shape[0] - 1
     old, new = round((table.shape[0] - first) ** 0.5), round(image_tokens**0.5)

@@ -17,7 +17,9 @@ HIDDEN = -1e30
 """The logit of a pair that does not count."""
 
 
-def info_nce(logits_BB, targets_BB, weight_B=None):
+def info_nce(
+    logits_BB: jax.Array, targets_BB: jax.Array, weight_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(sum of both directions' losses, sum of weights): cross-entropies over rows and over columns (arXiv 1807.03748, eq. 4).
 
     targets_BB: of the rows' direction and, transposed, of the columns', each normalised here: an identity for pairs, several
@@ -33,7 +35,7 @@ def info_nce(logits_BB, targets_BB, weight_B=None):
     return loss, weight.sum()
 
 
-def nce(positive, negative, log_noise_ratio=0.0):
+def nce(positive: jax.Array, negative: jax.Array, log_noise_ratio: jax.Array | float = 0.0) -> jax.Array:
     """Noise-contrastive estimation (Gutmann & Hyvarinen 2010): data against noise by logistic regression; a sum, in nats.
 
     positive, negative: unnormalised log-densities of data and of noise samples, any shapes. log_noise_ratio: log(k q(x)) of k
@@ -42,7 +44,7 @@ def nce(positive, negative, log_noise_ratio=0.0):
     return jax.nn.softplus(log_noise_ratio - positive).sum() + jax.nn.softplus(negative - log_noise_ratio).sum()
 
 
-def cosine_logits(params, rows, columns):
+def cosine_logits(params: dict[str, jax.Array], rows: dict[str, Any], columns: dict[str, Any]) -> jax.Array:
     """scale * x.y + bias of unit vectors `features` [r,E] and [c,E]: [r,c], at full precision."""
     cosine = jnp.einsum("rE,cE->rc", rows["features"], columns["features"], precision=jax.lax.Precision.HIGHEST)
     return params["scale"] * cosine + params.get("bias", 0.0)
