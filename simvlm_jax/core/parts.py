@@ -26,10 +26,18 @@ def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
     return [(name, batch[name]) for name in ordered(batch)]
 
 
-def check_plain(rows: Rows, part: str, model: str) -> None:
-    """Raises:
-    ValueError: several examples stand in a row, or images among the text, of a model that knows of neither.
+def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = ()) -> None:
+    """Refuse rows that a model cannot learn from.
+
+    Raises:
+      ValueError: several examples stand in a row, or images among the text, of a model that knows of neither; or one of the
+        keys that it `needs` is missing.
     """
+    if missing := [key for key in needs if key not in rows]:
+        raise ValueError(
+            f"{model} learns from {', '.join(needs)}, and the rows of {part!r} have no {', '.join(missing)}; keep them in "
+            f"config.data.parts.{part}.transforms"
+        )
     if "image_index" in rows:
         raise ValueError(
             f"{model} takes images before a text, and the rows of {part!r} have them anywhere (`image_index`); use other "

@@ -1,7 +1,7 @@
 """Two towers, one space: what every contrastive model has in common, whatever its towers and its loss."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,21 +82,6 @@ class DualEncoder(NetworkModel):
     image_size: Side
     size: str = "tiny"
     compute: Compute = Compute()
-
-    SIZES: ClassVar[dict[str, Any]] = {}
-    network_class: ClassVar[Any] = None
-
-    def __post_init__(self):
-        if self.size not in self.SIZES:
-            raise ValueError(f"{type(self).__name__} size {self.size!r} is not one of {', '.join(self.SIZES)}")
-
-    @property
-    def sizes(self) -> Any:
-        return self.SIZES[self.size]
-
-    @property
-    def network(self) -> Any:
-        return self.network_class(self)
 
     @property
     def image_tokens(self) -> int:

@@ -9,11 +9,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Array, Vocabulary
+from simvlm_jax.core.types import Array, Rows, Vocabulary
 from simvlm_jax.nn.masks import Sight, bidirectional, join
 
 SENTINELS = 32
 SPAN_SHARE, SPAN_LENGTH = 0.15, 3  # T5 (arXiv 1910.10683, section 3.3.4)
+
+
+class Given(NamedTuple):
+    """What is seen in both directions: an image [B,1,Y,X,C] uint8 and its mask [B,1] bool, or None; pieces [B,T] at positions
+    [B,T], and their Sight."""
+
+    image: Array | None
+    image_mask: Array | None
+    tokens: Array
+    positions: Array
+    sight: Sight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +50,11 @@ class TextLayout:
 
     def repeated(self, times: int) -> "TextLayout":
         """Each row `times` times."""
-        arrays = {k: jnp.repeat(v, times, axis=0) for k, v in vars(self).items() if k != "aligned"}
-        return dataclasses.replace(self, **arrays)
+        return dataclasses.replace(self, **jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self.arrays()))
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """All but `aligned`, by name."""
+        return {k: v for k, v in vars(self).items() if k != "aligned"}
 
     def one_sequence(self) -> tuple[jax.Array, jax.Array, Sight]:
         """Lay both sides out for a single stack, as (tokens, positions, Sight): the prefix in block 0, then a block per position.
@@ -59,6 +73,15 @@ class TextLayout:
             pick(self.positions, self.input_positions),
             Sight(pick(prefix.block, suffix.block), jnp.where(self.given | self.predicted, 0, -1)),
         )
+
+
+def lay_out_text(rows: Rows, objective: str, vocabulary: Vocabulary) -> TextLayout:
+    """Lay texts out as an objective learns them: "prefix_lm", "lm" (nothing is given) or "span_corruption"."""
+    text, valid = rows["text"], rows["text_mask"]
+    if objective == "span_corruption":
+        return span_layout(text, valid, rows["seed"], vocabulary)
+    prefix = rows["prefix_length"] if objective == "prefix_lm" else jnp.zeros_like(text[:, 0])
+    return prefix_layout(text, valid, prefix, vocabulary.bos)
 
 
 def prefix_layout(text: Array, valid: Array, prefix_length: Array, bos: int) -> TextLayout:
@@ -128,6 +151,11 @@ class Prompt(NamedTuple):
     inputs: jax.Array
     fed: jax.Array
     position: jax.Array
+
+    def with_image(self, image: Array | None, image_mask: Array | None) -> Given:
+        """The encoder's side, after an image."""
+        positions = jnp.broadcast_to(jnp.arange(self.tokens.shape[1]), self.tokens.shape)
+        return Given(image, image_mask, self.tokens, positions, bidirectional(self.given))
 
 
 def lay_out_prompt(text: Array, valid: Array, objective: str, vocabulary: Vocabulary) -> Prompt:

@@ -3,21 +3,20 @@
 One idea: a prefix language model over [image tokens; text]. The image and a random prefix of the text are seen in both
 directions, the rest is predicted left to right; nothing else is trained.
 
-An image [Y,X,C] becomes P tokens by the first three blocks of a ResNet (section 3.2), text is T pieces. The encoder
-sees [image; prefix], the decoder predicts the suffix and cross-attends to the encoder. Text keeps its absolute
-position on both sides, and slot t of the decoder predicts piece t, so that a random prefix is a matter of masks alone:
-encoder slots from the prefix length on and decoder slots before it are segment -1.
+An image [Y,X,C] becomes P tokens by the first three blocks of a ResNet (section 3.2), text is T pieces. The encoder sees
+[image; prefix], the decoder predicts the suffix and cross-attends to the encoder. Text keeps its absolute position on both
+sides, and slot t of the decoder predicts piece t, so that a random prefix is a matter of masks alone: encoder slots from the
+prefix length on and decoder slots before it are segment -1.
 
-What the paper does not state, and our choice: GroupNorm in the conv stem (see nn.norm); one table of text positions
-for encoder and decoder; prefix length uniform over [0, pieces] so that at least the EOS is predicted.
+What the paper does not state, and our choice: GroupNorm in the conv stem (see nn.norm); one table of text positions for
+encoder and decoder; prefix length uniform over [0, pieces] so that at least the EOS is predicted.
 
-The ablations of table 5 are fields: `stem_stages` 2, 3, 4, or 0 for plain patches (the token grid stays that of
-`patch`); `decoder_only`; `objective`.
+The ablations of table 5 are fields: `stem_stages` 2, 3, 4, or 0 for plain patches (the token grid stays that of `patch`);
+`decoder_only`; `objective`.
 
-Fine-tuning to classify (section 4.1, VQA, SNLI-VE, NLVR2) puts a linear head on the decoder's output at the last token of
-the text. Where the text stands is the prefix length's to say: 0 feeds it to the decoder, the image alone to the encoder;
-its full length puts it into the encoder beside the image. Several images are as many passes, whose outputs are
-concatenated (NLVR2).
+Fine-tuning to classify (section 4.1, VQA, SNLI-VE, NLVR2) puts a linear head on the decoder's output at the last token of the
+text. Where the text stands is the prefix length's to say: 0 feeds it to the decoder, the image alone to the encoder; its full
+length puts it into the encoder beside the image. Several images are as many passes, whose outputs are concatenated (NLVR2).
 """
 
 import dataclasses
@@ -36,21 +35,17 @@ from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Params, Rngs, Rows, Term, Vocabulary
 from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
-from simvlm_jax.families.text_layout import SENTINELS, TextLayout, lay_out_prompt, prefix_layout, span_layout
+from simvlm_jax.families.text_layout import SENTINELS, Given, TextLayout, lay_out_prompt, lay_out_text, prefix_layout
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
-from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStem, ConvStemSize, Patches
+from simvlm_jax.nn.conv_stem import RESNET101, RESNET152, TINY_STEM, WIDE_RESNET152, ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import Kind, Sight, bidirectional, causal, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
-from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative
+from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative_tables
 from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
 from simvlm_jax.nn.stack import Stack
 from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
-
-_RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
-_RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
-_WIDE_RESNET152 = ConvStemSize(("conv7", 80), (320, 640, 1280, 2560), (3, 8, 36, 3))
 
 
 class Sizes(NamedTuple):
@@ -64,23 +59,14 @@ class Sizes(NamedTuple):
 _SMALL = Size(512, 8, 8, 2048)
 SIZES = {
     "tiny": Sizes(TOWERS["tiny"], TOWERS["tiny"], TINY_STEM),
-    "small": Sizes(_SMALL, _SMALL, _RESNET101),
-    "base": Sizes(TOWERS["B"], TOWERS["B"], _RESNET101),
-    "large": Sizes(TOWERS["L"], TOWERS["L"], _RESNET152),
-    "huge": Sizes(TOWERS["H"], TOWERS["H"], _WIDE_RESNET152),
+    "small": Sizes(_SMALL, _SMALL, RESNET101),
+    "base": Sizes(TOWERS["B"], TOWERS["B"], RESNET101),
+    "large": Sizes(TOWERS["L"], TOWERS["L"], RESNET152),
+    "huge": Sizes(TOWERS["H"], TOWERS["H"], WIDE_RESNET152),
 }
+
+
 OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
-
-
-class Given(NamedTuple):
-    """What is seen in both directions: an image [B,1,Y,X,C] uint8 and its mask [B,1] bool, or None; pieces [B,T] at positions
-    [B,T], and their Sight."""
-
-    image: Array | None
-    image_mask: Array | None
-    tokens: Array
-    positions: Array
-    sight: Sight
 
 
 class Network(DecoderNetwork):
@@ -157,17 +143,14 @@ class Network(DecoderNetwork):
         if M > 1:  # a pass an image, with the same text
             images = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in images.items()}
             layout = layout.repeated(M)
-        x = self.decoder_norm(self.decode(images, layout))
-        last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0].reshape(B, -1)
-        precise = statistics_dtype(x.dtype)
-        kernel = in_use(self.head_kernel, "DA", x.dtype)
+        last = self.last_state(images, layout).reshape(B, -1)
+        kernel, precise = in_use(self.head_kernel, "DA", last.dtype), statistics_dtype(last.dtype)
         return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, "A")
 
     def last_state(self, rows: Rows, layout: TextLayout):
-        """The decoder's normalised output [B,D] in fp32 (or wider) at the last slot that is predicted."""
+        """The decoder's normalised output [B,D] at the last slot that is predicted."""
         x = self.decoder_norm(self.decode(rows, layout))
-        last = jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0]
-        return last.astype(statistics_dtype(x.dtype))
+        return jnp.take_along_axis(x, layout.last[:, None, None], axis=1)[:, 0]
 
     def features(self, image: jax.Array) -> jax.Array:
         """[B,1,Y,X,C] -> [B,D]: the mean of the encoded image tokens, without text."""
@@ -205,8 +188,8 @@ class Network(DecoderNetwork):
         mask = self_mask(sight, Kind("full", self._padding(given)))
         return self.encoder_norm(self.encoder(x, Shared(mask), image_tokens=given.image is not None)), sight
 
-    def last_norm(self, x: jax.Array):
-        return self.decoder_norm(x)
+    def last_norm(self, states: jax.Array):
+        return self.decoder_norm(states)
 
     def output_table(self):
         return self.table
@@ -262,6 +245,9 @@ class SimVLM(LanguageModel):
       compute: dtype, remat, scan.
     """
 
+    SIZES = SIZES
+    network_class = Network
+
     vocabulary: Vocabulary
     image_size: Side
     size: str = "tiny"
@@ -276,21 +262,15 @@ class SimVLM(LanguageModel):
     compute: Compute = Compute()
 
     def __post_init__(self):
-        if self.size not in SIZES:
-            raise ValueError(f"SimVLM size {self.size!r} is not one of {', '.join(SIZES)}")
+        super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"SimVLM objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
 
     @property
-    def sizes(self) -> Sizes:
-        return SIZES[self.size]
-
-    @property
     def stacks(self) -> dict[str, int]:
-        encoder, decoder, _ = self.sizes
-        return {"decoder": decoder.depth + (encoder.depth if self.decoder_only else 0)}
+        return {"decoder": self.sizes.decoder.depth + (self.sizes.encoder.depth if self.decoder_only else 0)}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -302,16 +282,11 @@ class SimVLM(LanguageModel):
         """Rows of the embedding: the vocabulary, and sentinels where the objective needs them."""
         return self.vocabulary.size + (SENTINELS if self.objective == "span_corruption" else 0)
 
-    @property
-    def network(self) -> Network:
-        return Network(self)
-
     def init(self, rng: Array, batch: Batch):
         _, rows = parts_of(batch)[0]
-        small = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
+        small: dict[str, Any] = {k: np.zeros((1, *x.shape[1:]), x.dtype) for k, x in rows.items() if k != "image_mask"}
         small["image"] = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)  # also where rows have none
-        small.pop("image_mask", None)
-        layout = prefix_layout(small["text"], small["text_mask"], np.zeros(1, np.int32), self.vocabulary.bos)
+        layout = self.with_prefix(small, np.zeros(1, np.int32))
         variables = self.network.init(rng, small, layout, method="everything")
         return variables["params"], {}
 
@@ -322,42 +297,31 @@ class SimVLM(LanguageModel):
         """
         terms, aux, total, count = {}, {}, 0.0, 0.0
         for i, (part, group) in enumerate(parts_of(batch)):
-            name = "text" if part == PAIRS else part
-            streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}
+            name, streams = "text" if part == PAIRS else part, {"dropout": jax.random.fold_in(rngs, i)} if train else {}
             if "label" in group or "scores" in group:
                 if "classify" in terms:
                     raise ValueError(f"SimVLM classifies the rows of one part; those of {part!r} have a label too")
-                more, measured = class_terms(self._class_logits(params, group, streams), group)
+                more, measured = class_terms(self.classify(params, extra, group, streams), group)
                 terms, aux = {**terms, **more}, {**aux, **measured}
                 continue
-            check_plain(group, part, "SimVLM")
-            if "text" not in group:
-                raise ValueError(
-                    f"SimVLM learns from texts, and the rows of {part!r} have none; keep text and text_mask"
-                )
+            check_plain(group, part, "SimVLM", needs=("text", "text_mask"))
             layout = self.layout(group)
             states, table = self.apply(params, "predictions", group, layout, rngs=streams)
-            weight = layout.predicted * group["weight"][:, None]
-            loss, tokens, correct = linear_cross_entropy(states, table, layout.targets, weight)
+            loss, tokens, correct = linear_cross_entropy(
+                states, table, layout.targets, layout.predicted * group["weight"][:, None]
+            )
             aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
             total, count = total + loss, count + tokens
             terms["lm"] = Term(total, count)
         return {}, terms, aux
 
-    def _class_logits(self, params, batch, streams) -> Any:
-        """Logits [B,classes]; without images the text is all there is (cross-modality transfer, section 4.3)."""
-        if not self.classes:
-            raise ValueError("SimVLM has no head to classify with; set config.data.labels.size")
-        layout = prefix_layout(batch["text"], batch["text_mask"], batch["prefix_length"], self.vocabulary.bos)
-        return self.apply(params, "classify", batch, layout, rngs=streams)
-
     def layout(self, group: Rows) -> TextLayout:
         """Encoder inputs, decoder inputs and targets of a group of rows."""
-        text, valid = group["text"], group["text_mask"]
-        if self.objective == "span_corruption":
-            return span_layout(text, valid, group["seed"], self.vocabulary)
-        prefix = group["prefix_length"] if self.objective == "prefix_lm" else jnp.zeros_like(text[:, 0])
-        return prefix_layout(text, valid, prefix, self.vocabulary.bos)
+        return lay_out_text(group, self.objective, self.vocabulary)
+
+    def with_prefix(self, rows: Rows, prefix_length: Array) -> TextLayout:
+        """A group of rows with the first `prefix_length` [B] pieces given, whatever the objective."""
+        return prefix_layout(rows["text"], rows["text_mask"], prefix_length, self.vocabulary.bos)
 
     def adapt(self, params: Params, target: Params):
         """Resizes the image position table as a 2D grid, and the relative tables, to this model's image size.
@@ -370,13 +334,8 @@ class SimVLM(LanguageModel):
             out["image_position"] = resize_grid(params["image_position"], (side, side), self.grid)
         if "text_position" in params:
             out["text_position"] = fit_positions(params["text_position"], target["text_position"])
-
-        def fit(path, leaf):
-            return resize_relative(leaf, self.grid) if path[-2].key == "relative" else leaf
-
-        for tower in {"encoder", "decoder"} & set(params):
-            out[tower] = jax.tree_util.tree_map_with_path(fit, params[tower])
-        return out
+        towers = {k: resize_relative_tables(params[k], self.grid) for k in ("encoder", "decoder") if k in params}
+        return {**out, **towers}
 
     def capabilities(self):
         able = self.language_capabilities()
@@ -385,9 +344,11 @@ class SimVLM(LanguageModel):
             able["score_text"] = self.score_text
         return {**able, "classify": self.classify} if self.classes else able
 
-    def classify(self, params: Params, extra: Extra, batch: Rows):
-        """Logits [B,classes] fp32 of the text (and images) of each row."""
-        return self._class_logits(params, batch, {})
+    def classify(self, params: Params, extra: Extra, batch: Rows, streams: Rngs = None):
+        """Logits [B,A] fp32; without images the text is all there is (cross-modality transfer, section 4.3)."""
+        if not self.classes:
+            raise ValueError("SimVLM has no head to classify with; set config.data.labels.size")
+        return self.apply(params, "classify", batch, self.with_prefix(batch, batch["prefix_length"]), rngs=streams)
 
     def features(self, params: Params, extra: Extra, batch: Rows):
         """Image features [B,D] fp32 for probing: the mean of the encoded image tokens."""
@@ -400,8 +361,9 @@ class SimVLM(LanguageModel):
         """
         pieces = jnp.asarray(batch["text_mask"]).sum(1)
         prefix = jnp.zeros_like(pieces) if self.objective == "lm" else pieces - 1  # all but EOS
-        layout = prefix_layout(batch["text"], batch["text_mask"], prefix, self.vocabulary.bos)
-        return self.apply(params, "last_state", batch, layout)
+        layout = self.with_prefix(batch, prefix)
+        last = self.apply(params, "last_state", batch, layout)
+        return last.astype(statistics_dtype(last.dtype))
 
     def teacher_forced(self, params: Params, batch: Rows):
         layout = self.layout(batch)
@@ -409,15 +371,13 @@ class SimVLM(LanguageModel):
         return Teacher(states, table, layout.targets, layout.predicted)
 
     def visible_layout(self, batch: Rows):
-        """What the two sides see of a batch, for people: see Layout."""
-        layout = self.layout(batch)
-        return {k: np.asarray(v) for k, v in vars(layout).items() if k != "aligned"}
+        """What the two sides see of a batch, for people: the arrays of a TextLayout."""
+        return jax.tree.map(np.asarray, self.layout(batch).arrays())
 
     def read(self, params: Params, batch: Rows, max_length: int):
         prompt = lay_out_prompt(batch["text"], batch["text_mask"], self.objective, self.vocabulary)
         image, (B, T) = batch.get("image"), prompt.tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        given = Given(image, batch.get("image_mask"), prompt.tokens, positions, bidirectional(prompt.given))
+        given = prompt.with_image(image, batch.get("image_mask"))
         room = prompt.inputs.shape[1] + max_length
         if self.decoder_only:
             room += T + (0 if image is None else self.grid[0] * self.grid[1])
@@ -433,10 +393,8 @@ class SimVLM(LanguageModel):
 
         Row t belongs to piece t of `text`; all of it is predicted, as in captioning without a prompt.
         """
-        layout = prefix_layout(
-            batch["text"], batch["text_mask"], jnp.zeros_like(batch["text"][:, 0]), self.vocabulary.bos
-        )
-        sown = self.intermediates(params, "teacher_forced", batch, layout)
+        layout = self.with_prefix(batch, jnp.zeros(len(batch["text"]), jnp.int32))
+        sown = self.intermediates(params, "decode", batch, layout)
         attention = "attention" if self.decoder_only else "cross_attention"
         weights = self.last_weights(sown["decoder"], attention)
         return weights[:, -batch["text"].shape[1] :, : self.grid[0] * self.grid[1]]

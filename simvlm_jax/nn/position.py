@@ -1,5 +1,7 @@
 """Positions: learned and sin-cos tables, 2D relative attention bias, and tables at another resolution. Rotary: nn.rotary."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,15 @@ def resize_relative(table: jax.Array, new: tuple[int, int]):
     """Resizes relative tables [..., 2Y-1, 2X-1] to a new grid (Y, X); offset 0 stays in the centre."""
     shape = (*table.shape[:-2], 2 * new[0] - 1, 2 * new[1] - 1)
     return table if shape == table.shape else jax.image.resize(table, shape, "bilinear")
+
+
+def resize_relative_tables(params: Any, new: tuple[int, int]) -> Any:
+    """Resize every relative table in the parameters of a stack; see `resize_relative`."""
+
+    def fit(path, leaf):
+        return resize_relative(leaf, new) if path[-2].key == "relative" else leaf
+
+    return jax.tree_util.tree_map_with_path(fit, params)
 
 
 def fit_positions(learned: jax.Array, fresh: jax.Array) -> jax.Array:

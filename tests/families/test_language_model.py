@@ -33,7 +33,7 @@ def made(request, text_batch, monkeypatch):
     monkeypatch.setitem(coca.SIZES, "untied", coca.SIZES["tiny"]._replace(tied=False))
     kind, fields = MODELS[request.param]
     model, batch = kind(V, 32, **fields), text_batch(4)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)[0])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), {"pairs": batch})[0])
     params = jax.tree.map(lambda x: 1.5 * x, params)  # sharper logits, so that hypotheses differ
     rows = {"image": batch["image"], "text": batch["text"][:, :2]}
     return model, params, {**rows, "text_mask": np.arange(2) < np.asarray([[0], [1], [2], [2]])}

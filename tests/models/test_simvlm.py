@@ -241,7 +241,7 @@ def test_another_resolution_resizes_both_tables(text_batch):
     jax.tree.map(np.testing.assert_array_equal, same, params)
     larger = dataclasses.replace(model, image_size=64)
     big = text_batch(2, image=64)
-    fresh = nn.unbox(jax.jit(larger.init)(jax.random.key(0), big)[0])
+    fresh = nn.unbox(jax.jit(larger.init)(jax.random.key(0), {"pairs": big})[0])
     adapted = larger.adapt(params, fresh)
     assert jax.tree.map(jnp.shape, adapted) == jax.tree.map(jnp.shape, fresh)
     np.testing.assert_allclose(adapted["image_position"].mean(0), params["image_position"].mean(0), atol=1e-6)
