@@ -211,7 +211,7 @@ def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float6
         return model.per_example(p, {}, {"pairs": micro}, rngs=rng, step=0, train=False)
 
     keys = jax.random.split(jax.random.key(0), 8)
-    loss, _, _, grads = jax.jit(lambda p: accumulated(per_example, lambda p, f: ({}, {}), p, split(batch, 8), keys))(
+    loss, *_, grads = jax.jit(lambda p: accumulated(per_example, lambda p, f: ({}, {}), p, split(batch, 8), keys))(
         params
     )
     equal(values[0], (loss, grads))

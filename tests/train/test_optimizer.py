@@ -20,6 +20,7 @@ from simvlm_jax.run.load import build_model
 from simvlm_jax.train.adafactor import factored, scale_by_factored_moments
 from simvlm_jax.train.optimizer import OPTIMIZERS, Optimizer
 from tests.conftest import ROOT
+from tests.test_golden import read
 
 NO_DECAY = r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale"
 MATRICES = (  # (name, axes in, axes out), counted from the end
@@ -32,10 +33,11 @@ MATRICES = (  # (name, axes in, axes out), counted from the end
 
 
 def golden(path):
-    """(name, letters) of every parameter of a config."""
-    for line in path.read_text().splitlines():
-        if found := re.match(r"(\S+) \[[\d, ]*\]((?: [A-Z-])*)(?!\S)", line):
-            yield found[1], tuple(None if c == "-" else c for c in found[2].split())
+    """(name, letters) of every parameter of a config and its variants."""
+    for line in {line for lines in read(path.read_text()).values() for line in lines}:
+        found = re.fullmatch(r"(\S+) \[[\d, ]*\]((?: [A-Z-])*) ?", line)
+        assert found, line
+        yield found[1], tuple(None if c == "-" else c for c in found[2].split())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden").glob("*.txt")), ids=lambda p: p.stem)

@@ -17,7 +17,7 @@ from tests.parallel.test_sharding import Wide
 
 
 def rows(n=64, width=512):
-    return {"x": jax.ShapeDtypeStruct((n, width), "float32")}
+    return {"pairs": {"x": jax.ShapeDtypeStruct((n, width), "float32")}}
 
 
 def test_a_plan_adds_up():
@@ -207,6 +207,6 @@ def test_vocabulary_of_a_stand_in():
     for task in ("vqa", "pairs", "transfer", "captions", "entail"):
         config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}-base")
         config.text.length = 64  # without data to take it from
-        found = abstract_batch(config, stand_in_tokenizer(config), stand_in_labels(config))
+        found = abstract_batch(config, stand_in_tokenizer(config), stand_in_labels(config))["pairs"]
         assert found["text"].shape == (config.train.batch_size, 64 + slots.get(task, 0))
         assert ("label" in found) == bool(config.data.labels.size)
