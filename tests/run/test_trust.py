@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+import functools
 import json
 import os
 import shutil
@@ -40,8 +41,15 @@ DEPTHS = {
 def called(monkeypatch):
     """What was run of that which the configs name."""
     found = []
+    real = builtins.eval
+
+    def watched(*a, name, **k):
+        if name == "eval" and str(a[0]).startswith("lambda _cls"):  # how Python itself makes a NamedTuple
+            return real(*a, **k)
+        return found.append((name, a, k))
+
     for module, name in ((os, "system"), (builtins, "eval"), (subprocess, "run")):
-        monkeypatch.setattr(module, name, lambda *a, name=name, **k: found.append((name, a, k)))
+        monkeypatch.setattr(module, name, functools.partial(watched, name=name))
     monkeypatch.delenv(TRUSTED, raising=False)
     return found
 
