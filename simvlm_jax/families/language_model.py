@@ -1,7 +1,7 @@
-"""Language models that can be asked: cached generation, likelihoods and attention maps, written once.
+"""Language models: cached generation, likelihoods of texts and attention maps, written once for all of them.
 
-A model of this family states how it reads an image and a prompt (`read`), and how its network feeds new pieces (`step`), turns
-states into logits (`logits`) and scores a whole text (`teacher_forced`); the rest is here.
+A model of this family states how it reads an image and a prompt (`read`), predicts a whole text (`teacher_forced`) and shows
+where it looks (`attention`); its network, how it feeds new pieces (`step`) and what its logits are products of. The rest is here.
 """
 
 from typing import Any, NamedTuple
@@ -141,8 +141,12 @@ class LanguageModel(NetworkModel):
         dtype, out = self.compute.activation_dtype, dict(params)
         out.setdefault(OUTPUT, params[self.output_name].astype(dtype).T)
         for name, depth in self.stacks.items():
-            layers = unstacked(params[name], depth)
-            out[name] = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layers)
+            out[name] = jax.tree_util.tree_map_with_path(
+                lambda path, x: (
+                    x if x.ndim < 2 or path[-2].key == "relative" else x.astype(dtype)
+                ),  # biases of fp32 logits
+                unstacked(params[name], depth),
+            )
         return out
 
     def _feed(self, params, cache, tokens, fed):

@@ -60,6 +60,7 @@ def test_matrices_of_decoding_layers_have_the_dtype_of_the_computation(made):
         layer = ready[name][f"layer_{depth - 1}"]
         assert {layer["attention"]["query"].dtype, layer["mlp"]["up"].dtype} == {jnp.dtype("bfloat16")}
         assert layer["norm_mlp"]["scale"].dtype == jnp.float32
+        assert layer.get("relative", {}).get("table", layer["norm_mlp"]["scale"]).dtype == jnp.float32
 
 
 def test_beams_share_what_no_step_changes(made):
