@@ -24,7 +24,7 @@ COLOURS = {"softmax": "#2864c8", "sigmoid": "#2a9054", "dense": "#d06414", "feat
 def loss_of(kind: str):
     import jax.numpy as jnp
 
-    from simvlm_jax.core.layout import constrain
+    from simvlm_jax.core.sharding import constrain
     from simvlm_jax.objectives.contrastive import info_nce, sigmoid_pairs, softmax_pairs
 
     def loss(scale, images, texts):
@@ -46,8 +46,9 @@ def compile_row(kind: str, target: str, rows: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from simvlm_jax.core.layout import compiled_for, with_layout
-    from simvlm_jax.parallel.mesh import by_row, layout_of, make_mesh, replicated
+    from simvlm_jax.core.platform import compiled_for
+    from simvlm_jax.core.sharding import with_sharding
+    from simvlm_jax.parallel.mesh import by_row, make_mesh, replicated, sharding_rules
     from simvlm_jax.parallel.targets import parse_target
 
     mesh = make_mesh(parse_target(target).devices())
@@ -56,7 +57,7 @@ def compile_row(kind: str, target: str, rows: int) -> dict:
     began = time.perf_counter()
     with compiled_for("tpu"):
         gradient = jax.jit(
-            with_layout(layout_of(mesh), jax.value_and_grad(loss_of(kind), (0, 1, 2))),
+            with_sharding(sharding_rules(mesh), jax.value_and_grad(loss_of(kind), (0, 1, 2))),
             out_shardings=(replicated(mesh), (replicated(mesh), by_row(mesh), by_row(mesh))),
         )
         try:

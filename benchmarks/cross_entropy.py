@@ -26,17 +26,18 @@ def measured(
     import jax.numpy as jnp
 
     from simvlm_jax.core.flops import count_flops
-    from simvlm_jax.core.layout import compiled_for, in_use, with_layout
+    from simvlm_jax.core.platform import compiled_for
+    from simvlm_jax.core.sharding import in_use, with_sharding
     from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
-    from simvlm_jax.parallel.mesh import MeshLayout, make_mesh
+    from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh
     from simvlm_jax.parallel.program import Program
     from simvlm_jax.parallel.targets import parse_target
 
     mesh = make_mesh(parse_target(TARGET).devices(), **sizes)
-    layout = MeshLayout(mesh)
+    rules = MeshShardingRules(mesh)
     B = rows * CHIPS // mesh.shape["tensor"]
 
-    def array(letters, dtype, *shape, place=layout.activation):
+    def array(letters, dtype, *shape, place=rules.activation):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place(letters, shape))
 
     def loss(states, table, targets, weight):
@@ -45,13 +46,13 @@ def measured(
 
     given = (
         array("BTD", jnp.bfloat16, B, length, width),
-        array("VD", jnp.float32, vocabulary, width, place=layout.parameter),
+        array("VD", jnp.float32, vocabulary, width, place=rules.parameter),
         array("BT", jnp.int32, B, length),
         array("BT", jnp.float32, B, length),
     )
-    places = (layout.activation("", ()), (given[0].sharding, given[1].sharding))
+    places = (rules.activation("", ()), (given[0].sharding, given[1].sharding))
     with compiled_for("tpu"):
-        step = jax.jit(with_layout(layout, jax.value_and_grad(loss, (0, 1))), out_shardings=places)
+        step = jax.jit(with_sharding(rules, jax.value_and_grad(loss, (0, 1))), out_shardings=places)
         compiled = step.lower(*given).compile()
         flops = count_flops(step, *given) / mesh.size
     program = Program(compiled.as_text(), mesh.size)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.core.types import BaseModel, Term
 
 D, E = 16, 8

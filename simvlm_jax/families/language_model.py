@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain
+from simvlm_jax.core.sharding import constrain
 from simvlm_jax.core.types import FIXED, Extra, Params, Rows, Vocabulary
 from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.cache import write

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import Model, Rows
-from simvlm_jax.parallel.mesh import layout_of, place_everywhere, replicated, row_shards
+from simvlm_jax.parallel.mesh import place_everywhere, replicated, row_shards, sharding_rules
 
 Computation = Callable[..., Any]
 """A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same."""
@@ -58,8 +58,8 @@ class Programs:
         """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
         key = function, mesh, whole
         if key not in self._compiled:
-            laid_out = with_layout(layout_of(mesh), lambda *args: function(*args))
-            self._compiled[key] = jax.jit(laid_out, out_shardings=replicated(mesh) if whole else None)
+            sharded = with_sharding(sharding_rules(mesh), lambda *args: function(*args))
+            self._compiled[key] = jax.jit(sharded, out_shardings=replicated(mesh) if whole else None)
         return self._compiled[key]
 
     def over(

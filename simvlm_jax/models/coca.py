@@ -25,8 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.schema import Count, NotNegative, Rate
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Features, Params, Rngs, Rows, Term
 from simvlm_jax.families.class_head import class_terms

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.layout import constrain, in_use
 from simvlm_jax.core.parts import PAIRS, check_plain, parts_of
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Params, Rngs, Rows, Term, Vocabulary
 from simvlm_jax.families.class_head import class_terms

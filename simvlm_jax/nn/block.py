@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain
+from simvlm_jax.core.sharding import constrain
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.cache import KeyValue, write_keys_values
 from simvlm_jax.nn.masks import Mask

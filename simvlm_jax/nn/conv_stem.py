@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.block import drop_branch
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import GroupNorm

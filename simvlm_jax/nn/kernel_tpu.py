@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
-from simvlm_jax.core.layout import activation_sharding
+from simvlm_jax.core.sharding import activation_sharding
 from simvlm_jax.nn.masks import Mask
 
 BLOCK, LANES = 512, 128
@@ -33,7 +33,7 @@ def splash(
 ) -> jax.Array:
     """Softmax attention [B,T,H,K] of a mask that is full, causal or prefix, with any padding.
 
-    Under a layout every device computes its own rows and heads. interpret: run on any platform, slowly.
+    Under sharding rules every device computes its own rows and heads. interpret: run on any platform, slowly.
     """
     run = functools.partial(_of_device, interpret=interpret)
     where = activation_sharding("BTHK", q_BTHK.shape)

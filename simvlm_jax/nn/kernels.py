@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import platform
+from simvlm_jax.core.platform import platform
 from simvlm_jax.nn.masks import Kind, Mask
 from simvlm_jax.nn.sizes import statistics_dtype
 

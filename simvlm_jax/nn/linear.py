@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import in_use
+from simvlm_jax.core.sharding import in_use
 
 
 def add(x: jax.Array, parameter: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import in_use
+from simvlm_jax.core.sharding import in_use
 from simvlm_jax.nn.sizes import Style, statistics_dtype
 
 

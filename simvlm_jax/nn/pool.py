@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import in_use
+from simvlm_jax.core.sharding import in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.masks import bidirectional, cross_mask

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.layout import in_use
+from simvlm_jax.core.sharding import in_use
 from simvlm_jax.nn.sizes import statistics_dtype
 
 

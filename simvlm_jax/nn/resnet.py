@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import in_use
+from simvlm_jax.core.sharding import in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.conv_stem import Conv, conv
 from simvlm_jax.nn.linear import add

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import IN_USE, gathers, platform
+from simvlm_jax.core.platform import platform
+from simvlm_jax.core.sharding import IN_USE, gathers
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.nn.mlp import ACTIVATIONS
 

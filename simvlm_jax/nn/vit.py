@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain, in_use
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add

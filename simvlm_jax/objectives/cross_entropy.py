@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.layout import constrain, constrain_gradient
+from simvlm_jax.core.sharding import constrain, constrain_gradient
 
 CHUNK = 8192
 """The most pieces whose logits are held at once; a smaller vocabulary is never cut."""

@@ -3,7 +3,7 @@
 Rows (images) and columns (texts) are split over devices alike. Columns go once around the ring of devices while rows stay;
 where a device's own pairs are many they are taken in tiles; and no pair's logit outlives its tile, for the backward pass
 makes it again. What a column gathers on its way (its gradient, its normaliser) travels with it and comes home. On one device,
-or outside `core.layout.laid_out`, the ring has one member and only tiles are left.
+or outside `core.sharding.use_sharding`, the ring has one member and only tiles are left.
 
 The ring is that of arXiv 2303.15343, section 3.3; the normalisers of a softmax are streamed (Milakov & Gimelshein, arXiv
 1805.02867).
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from simvlm_jax.core.layout import laid_out, row_split
+from simvlm_jax.core.sharding import row_split, use_sharding
 
 TILE = 1024
 """Rows and columns of a tile, at most: 4 MiB of fp32 logits, in products large enough for any accelerator."""
@@ -214,7 +214,7 @@ def _around(local, inputs, out: tuple[bool, ...]):
     specs = tuple(share if is_split else whole for is_split in out)
 
     def share_of_device(*inputs):
-        with laid_out(None):  # where things lie is settled here
+        with use_sharding(None):  # where things lie is settled here
             return local(*inputs, ring)
 
     run = jax.shard_map(

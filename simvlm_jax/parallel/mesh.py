@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simvlm_jax.core.layout import Letters
 from simvlm_jax.core.letters import SCANNED, Letterbook
+from simvlm_jax.core.sharding import Letters
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Batch, Rows
 
@@ -71,8 +71,8 @@ def row_shards(mesh: Mesh) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout:
-    """What letters mean on a mesh (a `core.layout.Layout`): the first claim to an axis wins, left to right.
+class MeshShardingRules:
+    """What letters mean on a mesh (a `core.sharding.ShardingRules`): the first claim to an axis wins, left to right.
 
     A letter whose size its axis does not divide is whole; where that is the one that fsdp splits, the first other axis that
     fsdp divides is split instead. Vectors are never split by fsdp: gathering them costs more than they weigh.
@@ -111,9 +111,9 @@ class MeshLayout:
         return NamedSharding(self.mesh, PartitionSpec(*(s[0] if s and len(s) == 1 else s for s in spec)))
 
 
-def layout_of(mesh: Mesh) -> MeshLayout | None:
-    """The layout of a mesh; one device needs none."""
-    return MeshLayout(mesh) if mesh.size > 1 else None
+def sharding_rules(mesh: Mesh) -> MeshShardingRules | None:
+    """The sharding rules of a mesh; None of one device, which needs none."""
+    return MeshShardingRules(mesh) if mesh.size > 1 else None
 
 
 EXTRA = "extra/"
@@ -156,11 +156,11 @@ def placement(mesh: Mesh, book: Letterbook) -> Callable[[str, Sequence[int]], Na
     A name that ends in a parameter's lies as that parameter does (moments, averages, targets) where it has as many axes.
     Everything else (counts, factored moments) is whole.
     """
-    layout = MeshLayout(mesh)
+    rules = MeshShardingRules(mesh)
 
     def place(name: str, shape: Sequence[int]) -> NamedSharding:
         letters = letters_at(book, name) or ()
-        return layout.parameter(letters, shape) if len(letters) == len(shape) else replicated(mesh)
+        return rules.parameter(letters, shape) if len(letters) == len(shape) else replicated(mesh)
 
     return place
 

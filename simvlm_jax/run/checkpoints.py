@@ -167,18 +167,18 @@ class Checkpoints:
         """
         self.check_about(step)
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        self._check_layout(step, abstract)
+        self._check_structure(step, abstract)
         try:
             state = self._manager.restore(step, args=wanted)[_STATE]
         except Exception as e:  # Orbax and its file formats raise many kinds
             raise self._unreadable(step, e) from e
         return self._check_bits(step, _STATE, state)
 
-    def _check_layout(self, step: int, abstract: Any) -> None:
+    def _check_structure(self, step: int, abstract: Any) -> None:
         """Compares the optimizer's state of a step with the one it is to be restored as, by paths and shapes.
 
         Raises:
-          ValueError: it is laid out otherwise; the message names the first leaves that differ.
+          ValueError: its structure differs; the message names the first leaves that differ.
         """
         try:
             with ocp.StandardCheckpointer() as reader:
@@ -200,7 +200,7 @@ class Checkpoints:
             else "the optimizer or what it trains has changed since"
         )
         raise ValueError(
-            f"the optimizer's state in {self._folder(step)} is laid out otherwise than this run's: {why}, or begin a new run "
+            f"the optimizer's state in {self._folder(step)} has another structure than this run's: {why}, or begin a new run "
             f"with its weights (config.train.init_from=({str(self._manager.directory.parent)!r},))\n  "
             + "\n  ".join(lines)
         )

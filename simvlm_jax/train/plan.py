@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.flops import count_flops
-from simvlm_jax.core.layout import compiled_for
+from simvlm_jax.core.platform import compiled_for
 from simvlm_jax.core.trees import merge, partition, path_name
 from simvlm_jax.core.types import Batch, Model
 from simvlm_jax.parallel.mesh import ACTIVATIONS, TENSOR, by_row, check_parts, make_mesh, row_shards

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simvlm_jax.core.layout import with_layout
 from simvlm_jax.core.letters import Letterbook
+from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.trees import check_same_shapes, match, partition, path_name
 from simvlm_jax.core.types import Batch, Model, TrainState
-from simvlm_jax.parallel.mesh import layout_of, placed, replicated, state_letters
+from simvlm_jax.parallel.mesh import placed, replicated, sharding_rules, state_letters
 from simvlm_jax.train.optimizer import Optimizer
 from simvlm_jax.train.step import make_train_step
 
@@ -67,7 +67,9 @@ class Prepared:
     def _begin(self, state: TrainState) -> Any:
         """The model's `begin`, traced on the mesh; the old extra is donated."""
         begin = jax.jit(
-            with_layout(layout_of(self.mesh), self.model.begin), out_shardings=self._shardings().extra, donate_argnums=1
+            with_sharding(sharding_rules(self.mesh), self.model.begin),
+            out_shardings=self._shardings().extra,
+            donate_argnums=1,
         )
         return begin(state.params, state.extra) if jax.tree.leaves(state.extra) else state.extra
 
@@ -84,7 +86,7 @@ class Prepared:
         """The jitted `(state, batch) -> (state, measurements)`; the state given is donated."""
         function = make_train_step(self.model, self.tx, self.flags, accumulate)
         return jax.jit(
-            with_layout(layout_of(self.mesh), function),
+            with_sharding(sharding_rules(self.mesh), function),
             donate_argnums=0,
             out_shardings=(self._shardings(), replicated(self.mesh)),
         )

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simvlm_jax.core.layout import platform
 from simvlm_jax.core.parts import parts_of
+from simvlm_jax.core.platform import platform
 from simvlm_jax.core.terms import check_terms, join_halves, total_loss
 from simvlm_jax.core.trees import check_same_shapes, merge, partition, path_name
 from simvlm_jax.core.types import Batch, Model, Term, TrainState

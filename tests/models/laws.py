@@ -11,11 +11,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import TrainState, Vocabulary
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.nn.vit import resize_positions
-from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
+from simvlm_jax.parallel.mesh import letters_of, make_mesh, place_batch, placed, sharding_rules
 from simvlm_jax.train.step import make_train_step
 
 V = Vocabulary(size=50, length=12)
@@ -41,7 +41,7 @@ def one_step(model, params, batch, accumulate=1, devices=1, tensor=1):
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {}, jax.random.key(1))
     laid = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, placed(mesh, letters_of(boxed), params))
     state = state._replace(params=laid)
-    new, measured = jax.jit(with_layout(layout_of(mesh), step))(state, place_batch(mesh, batch))
+    new, measured = jax.jit(with_sharding(sharding_rules(mesh), step))(state, place_batch(mesh, batch))
     gradients = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, new.params)
     return gradients, jax.tree.map(np.asarray, measured)
 

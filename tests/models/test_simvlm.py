@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.core.layout import with_layout
+from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
@@ -17,7 +17,7 @@ from simvlm_jax.families.text_layout import prefix_layout, span_layout
 from simvlm_jax.models import simvlm
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
-from simvlm_jax.parallel.mesh import layout_of, letters_of, make_mesh, place_batch, placed
+from simvlm_jax.parallel.mesh import letters_of, make_mesh, place_batch, placed, sharding_rules
 from simvlm_jax.train.step import accumulated, split
 
 V = Vocabulary(size=50, length=12)
@@ -196,7 +196,7 @@ def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float6
 
     def on(mesh, model):
         everything = jax.jit(
-            with_layout(layout_of(mesh), jax.value_and_grad(lambda p, b: loss_of(model, p, b))),
+            with_sharding(sharding_rules(mesh), jax.value_and_grad(lambda p, b: loss_of(model, p, b))),
         )
         shardings = jax.tree.map(lambda a: a.sharding, placed(mesh, book, params))
         loss, grads = everything(jax.device_put(params, shardings), place_batch(mesh, batch))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.flops import count_flops
-from simvlm_jax.core.layout import compiled_for, laid_out
+from simvlm_jax.core.platform import compiled_for
+from simvlm_jax.core.sharding import use_sharding
 from simvlm_jax.models.clip import CLIP
 from simvlm_jax.models.coca import CoCa
 from simvlm_jax.models.llip import Llip
@@ -21,7 +22,7 @@ from simvlm_jax.nn.kernel_tpu import splash
 from simvlm_jax.nn.kernels import attend, chosen, dense
 from simvlm_jax.nn.masks import DENSE, Kind, Mask, Sight, bidirectional, causal, self_mask
 from simvlm_jax.nn.sizes import Compute
-from simvlm_jax.parallel.mesh import MeshLayout, make_mesh
+from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh
 from tests.models.laws import V
 from tests.nn.kinds import KINDS, check_kind, drawn
 
@@ -140,7 +141,7 @@ def test_on_a_mesh_every_device_computes_its_rows_and_heads(kv_heads):
     given = inputs(T, kv_heads=kv_heads, rows=4)
     expected = outcome(functools.partial(reference, mask=mask), *given)
     mesh = make_mesh(jax.devices()[:8], data=2, fsdp=2, tensor=2)
-    with laid_out(MeshLayout(mesh)):
+    with use_sharding(MeshShardingRules(mesh)):
         attention = functools.partial(splash, mask=mask, interpret=True)
         agree(outcome(attention, *given), expected, 2e-6)
         text = str(jax.make_jaxpr(attention)(*given[:3]))

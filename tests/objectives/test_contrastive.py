@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.core.layout import laid_out
+from simvlm_jax.core.sharding import use_sharding
 from simvlm_jax.objectives.contrastive import cosine_logits, info_nce, nce, sigmoid_pairs, softmax_pairs
 from simvlm_jax.objectives.pairs import log_normalisers, pair_sum
-from simvlm_jax.parallel.mesh import layout_of, make_mesh
+from simvlm_jax.parallel.mesh import make_mesh, sharding_rules
 
 B, E = 48, 7
 
@@ -91,7 +91,7 @@ def mixture_logits(p, rows, columns):
 def with_gradients(loss, devices, *args):
     """(value, gradients), features split over a mesh of so many devices, of two axes where they allow."""
     mesh = make_mesh(jax.devices()[:devices], fsdp=2 if devices > 2 else 1)
-    with laid_out(layout_of(mesh)):
+    with use_sharding(sharding_rules(mesh)):
         return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(len(args)))))(*args)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from simvlm_jax.core.layout import in_use, with_layout
+from simvlm_jax.core.sharding import in_use, with_sharding
 from simvlm_jax.objectives.cross_entropy import cross_entropy, linear_cross_entropy, token_log_likelihood
-from simvlm_jax.parallel.mesh import MeshLayout, make_mesh
+from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh
 from simvlm_jax.parallel.program import Program
 
 
@@ -142,7 +142,7 @@ def test_it_is_the_same_on_any_mesh(sizes):
     """And no part of the table, nor its logits, is ever gathered from the devices that `tensor` splits it over."""
     x, table, targets, weight = problem(64, np.float32, rows=8, width=64)
     mesh = make_mesh(None, *sizes)
-    layout = MeshLayout(mesh)
+    rules = MeshShardingRules(mesh)
 
     def loss(x, table, targets, weight):
         found = linear_cross_entropy(x, in_use(table, "VD"), targets, weight, chunk=16)
@@ -150,12 +150,12 @@ def test_it_is_the_same_on_any_mesh(sizes):
 
     one = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, table, targets, weight)
     where = (
-        layout.activation("BTD", x.shape),
-        layout.parameter("VD", table.shape),
-        *[layout.activation("BT", (8, 6))] * 2,
+        rules.activation("BTD", x.shape),
+        rules.parameter("VD", table.shape),
+        *[rules.activation("BT", (8, 6))] * 2,
     )
     placed = [jax.device_put(a, s) for a, s in zip((x, table, targets, weight), where, strict=True)]
-    step = jax.jit(with_layout(layout, jax.value_and_grad(loss, (0, 1), has_aux=True))).lower(*placed).compile()
+    step = jax.jit(with_sharding(rules, jax.value_and_grad(loss, (0, 1), has_aux=True))).lower(*placed).compile()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), step(*placed), one)
     gathered = [c for c in Program(step.as_text(), 8).collectives() if c.kind == "all-gather" and c.times > 1]
     guesses = 4 * 8 * 6 * sizes[2] / (sizes[0] * sizes[1])  # each device's best of a part, to find the best of all

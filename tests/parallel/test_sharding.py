@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from simvlm_jax.core.flops import count_flops
-from simvlm_jax.core.layout import constrain, in_use, laid_out
+from simvlm_jax.core.sharding import constrain, in_use, use_sharding
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.objectives.contrastive import softmax_pairs
-from simvlm_jax.parallel.mesh import MeshLayout, layout_of, make_mesh, mesh_shape, place_batch, placement
+from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh, mesh_shape, place_batch, placement, sharding_rules
 from simvlm_jax.parallel.program import Program
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.train.optimizer import Optimizer
@@ -39,15 +39,15 @@ from simvlm_jax.train.step import make_train_step
     ],
 )
 def test_the_first_claim_wins(letters, shape, expected):
-    assert MeshLayout(make_mesh(None, 2, 2, 2)).parameter(letters, shape).spec == expected
+    assert MeshShardingRules(make_mesh(None, 2, 2, 2)).parameter(letters, shape).spec == expected
 
 
 def test_activations_and_parameters_in_use_are_whole_over_fsdp():
-    layout = MeshLayout(make_mesh(None, 2, 2, 2))
-    assert layout.activation("BTD", (8, 5, 16)).spec == P(("data", "fsdp"), None, None)
-    assert layout.activation("BTHK", (8, 5, 4, 8)).spec == P(("data", "fsdp"), None, "tensor", None)
-    assert layout.activation(("D", "H", "K"), (16, 4, 8)).spec == P(None, "tensor", None)
-    assert layout.activation("BT", (3, 5)).spec == P(None, None)
+    rules = MeshShardingRules(make_mesh(None, 2, 2, 2))
+    assert rules.activation("BTD", (8, 5, 16)).spec == P(("data", "fsdp"), None, None)
+    assert rules.activation("BTHK", (8, 5, 4, 8)).spec == P(("data", "fsdp"), None, "tensor", None)
+    assert rules.activation(("D", "H", "K"), (16, 4, 8)).spec == P(None, "tensor", None)
+    assert rules.activation("BT", (3, 5)).spec == P(None, None)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_meshes_that_do_not_fit_say_so(sizes):
 
 def test_a_parameter_in_use_is_gathered_and_its_gradient_goes_back_to_the_shards():
     mesh = make_mesh(None, 2, 4, 1)
-    layout, letters = MeshLayout(mesh), ("D", "F")
-    w = jax.device_put(jnp.arange(128.0).reshape(8, 16) / 100, layout.parameter(letters, (8, 16)))
-    x = jax.device_put(jnp.ones((8, 8)), layout.activation("BD", (8, 8)))
+    rules, letters = MeshShardingRules(mesh), ("D", "F")
+    w = jax.device_put(jnp.arange(128.0).reshape(8, 16) / 100, rules.parameter(letters, (8, 16)))
+    x = jax.device_put(jnp.ones((8, 8)), rules.activation("BD", (8, 8)))
 
     def loss(w, x):
-        with laid_out(layout):
+        with use_sharding(rules):
             return (constrain(x @ in_use(w, letters), "BF") ** 2).sum()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(w, x)
@@ -231,7 +231,7 @@ def test_flops_of_a_program_that_is_written_for_a_device_are_those_of_all():
         return softmax_pairs({"scale": jnp.asarray(9.0)}, {**side, "features": x}, side, tile=8).loss
 
     alone = count_flops(jax.grad(loss), x)
-    with laid_out(layout_of(make_mesh(jax.devices()[:8]))):
+    with use_sharding(sharding_rules(make_mesh(jax.devices()[:8]))):
         assert count_flops(jax.grad(loss), x) == pytest.approx(alone, rel=0.02)
 
 
@@ -347,5 +347,5 @@ class Wide(BaseModel):
         return {}, {"lm": Term((y**2).sum(), jnp.asarray(y.shape[0], jnp.float32))}, {}
 
 
-def test_layouts_of_one_device_change_nothing():
-    assert layout_of(make_mesh(jax.devices()[:1])) is None and layout_of(make_mesh()) is not None
+def test_one_device_needs_no_sharding_rules():
+    assert sharding_rules(make_mesh(jax.devices()[:1])) is None and sharding_rules(make_mesh()) is not None

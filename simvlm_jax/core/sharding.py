@@ -1,6 +1,7 @@
-"""Where arrays lie, said in letters where they are made; what a letter means is known to whoever traces.
+"""Sharding annotations by letters: networks name the axes of their arrays, the mesh's rules say how each axis is split.
 
-Networks call `constrain` and `in_use`; without `laid_out` around them, or on one device, both leave arrays where they are.
+Networks call `constrain` and `in_use`; without `use_sharding` around them, or on one device, both leave arrays where they are.
+The rules of a mesh are in parallel/mesh.py.
 """
 
 import contextlib
@@ -19,82 +20,66 @@ Letters = Sequence[str | None]
 """One letter an axis (see core/types.py); None, or a letter that no table lists, is whole on every device."""
 
 
-class Layout(Protocol):
-    """What letters mean on a mesh."""
+class ShardingRules(Protocol):
+    """The sharding of an array by the letters of its axes."""
 
     @property
     def gathers(self) -> bool:
-        """Whether parameters lie in parts that are gathered to be used."""
+        """Whether parameters are kept in shards that are gathered to be used (FSDP)."""
         ...
 
     def parameter(self, letters: Letters, shape: Sequence[int]) -> jax.sharding.NamedSharding:
-        """Where a parameter is kept."""
+        """The sharding that a parameter is kept in."""
         ...
 
     def activation(self, letters: Letters, shape: Sequence[int]) -> jax.sharding.NamedSharding:
-        """Where an activation, or a parameter in use, lies."""
+        """The sharding of an activation, or of a gathered parameter."""
         ...
 
 
-_LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
-_PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
+_RULES: ContextVar[ShardingRules | None] = ContextVar("sharding_rules", default=None)
 
 
 @contextlib.contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
-    """What is traced inside has its arrays laid out so."""
-    token = _LAYOUT.set(layout)
+def use_sharding(rules: ShardingRules | None) -> Iterator[None]:
+    """Applies sharding rules to everything that is traced inside; None: no annotation."""
+    token = _RULES.set(rules)
     try:
         yield
     finally:
-        _LAYOUT.reset(token)
-
-
-@contextlib.contextmanager
-def compiled_for(platform: str) -> Iterator[None]:
-    """What is traced inside is meant for "tpu", "gpu" or "cpu", whatever this machine has."""
-    token = _PLATFORM.set(platform)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
-
-
-def platform() -> str:
-    """What is being traced for: "tpu", "gpu" or "cpu"."""
-    return _PLATFORM.get() or jax.default_backend()
+        _RULES.reset(token)
 
 
 def gathers() -> bool:
     """Whether parameters are gathered to be used, and should not be kept so for the backward pass."""
-    layout = _LAYOUT.get()
-    return layout is not None and layout.gathers
+    rules = _RULES.get()
+    return rules is not None and rules.gathers
 
 
 def constrain(x: jax.Array, letters: Letters) -> jax.Array:
-    """An activation, laid out by its letters ("BTD")."""
-    layout = _LAYOUT.get()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.activation(letters, x.shape))
+    """Constrains an activation to the sharding of its letters ("BTD")."""
+    rules = _RULES.get()
+    return x if rules is None else jax.lax.with_sharding_constraint(x, rules.activation(letters, x.shape))
 
 
 def activation_sharding(letters: Letters, shape: Sequence[int]) -> jax.sharding.NamedSharding | None:
-    """Where an activation lies; None where every device has arrays to itself."""
-    layout = _LAYOUT.get()
-    return None if layout is None else layout.activation(letters, shape)
+    """The sharding of an activation; None without sharding rules."""
+    rules = _RULES.get()
+    return None if rules is None else rules.activation(letters, shape)
 
 
 def constrain_gradient(x: jax.Array, letters: Letters) -> jax.Array:
-    """A parameter's gradient, or a part of it, laid out as the parameter is kept: summed over devices into its shards."""
-    layout = _LAYOUT.get()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.parameter(letters, x.shape))
+    """Constrains a parameter's gradient, or a part of it, to the parameter's own sharding: summed over devices into its shards."""
+    rules = _RULES.get()
+    return x if rules is None else jax.lax.with_sharding_constraint(x, rules.parameter(letters, x.shape))
 
 
 def row_split(rows: int) -> tuple[jax.sharding.Mesh, tuple[str, ...]] | None:
     """The mesh and the axes of it that split so many rows of a batch; None where every device holds them all."""
-    layout = _LAYOUT.get()
-    if layout is None:
+    rules = _RULES.get()
+    if rules is None:
         return None
-    where = layout.activation("B", (rows,))
+    where = rules.activation("B", (rows,))
     axes = where.spec[0] if len(where.spec) else None
     if axes is None:
         return None
@@ -108,10 +93,10 @@ def in_use(parameter: Any, letters: Letters, dtype: Any = None) -> jax.Array:
     parameter's own.
     """
     x = jax.numpy.asarray(parameter)
-    dtype, layout = dtype or x.dtype, _LAYOUT.get()
-    if layout is None:
+    dtype, rules = dtype or x.dtype, _RULES.get()
+    if rules is None:
         return x.astype(dtype)
-    gathered = _gather(layout.parameter(letters, x.shape), layout.activation(letters, x.shape), x.astype(dtype))
+    gathered = _gather(rules.parameter(letters, x.shape), rules.activation(letters, x.shape), x.astype(dtype))
     return checkpoint_name(gathered, IN_USE)
 
 
@@ -135,12 +120,12 @@ def _gather_backward(kept, used, _, gradient):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def with_layout(layout: Layout | None, function: Callable) -> Callable:
-    """`function`, traced with a layout."""
+def with_sharding(rules: ShardingRules | None, function: Callable) -> Callable:
+    """Returns `function` traced under sharding rules."""
 
     @functools.wraps(function)
     def traced(*args, **kwargs):
-        with laid_out(layout):
+        with use_sharding(rules):
             return function(*args, **kwargs)
 
     return traced
