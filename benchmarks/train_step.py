@@ -44,7 +44,7 @@ def measure(case: str) -> dict[str, float]:
     model, optimizer = build_model(config, Tokenizer()), build(config.optimizer)
     prepared = prepare(model, optimizer, batch, make_mesh(), seed=0, steps=1000)
     state = prepared.make()
-    step = prepared.step().lower(state, batch).compile()
+    step = prepared.train_step().lower(state, batch).compile()
     memory, took = step.memory_analysis(), []
     for _ in range(STEPS + 1):
         began = time.perf_counter()

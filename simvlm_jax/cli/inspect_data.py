@@ -90,8 +90,8 @@ def describe(
         for pixels in row["image"]:
             out += _picture(pixels, colour)
     if "image" in row:
-        images, height, width, _ = row["image"].shape
-        out.append(f"image    {images} x {height} x {width} px, mean {row['image'].mean():.0f}")
+        count, height, width, _ = row["image"].shape
+        out.append(f"image    {count} x {height} x {width} px, mean {row['image'].mean():.0f}")
     if "text" in row:
         out += _text(row, tokenizer)
     trains = bool(row.get("weight", 1) > 0)

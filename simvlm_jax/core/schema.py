@@ -114,17 +114,17 @@ def _place(value: Any, kind: Any, path: str) -> tuple[str, Any]:
     """(path, what stands there) of msgspec's path, in which "[...]" is a key that it does not tell: found by trying each."""
     done, here, rest = "", value, path
     while rest:
-        step = re.match(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", rest)
-        if step is None:
+        part = re.match(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", rest)
+        if part is None:
             return path, _UNKNOWN
-        rest = rest[step.end() :]
+        rest = rest[part.end() :]
         try:
-            if step[2] == "...":
+            if part[2] == "...":
                 key = next(k for k in here if not _fits(_only(value, done, k), kind))
                 done, here = f"{done}.{key}", here[key]
             else:
-                here = here[int(step[2])] if step[2] else here[step[1]]
-                done += step[0]
+                here = here[int(part[2])] if part[2] else here[part[1]]
+                done += part[0]
         except (KeyError, IndexError, TypeError, StopIteration):
             return path, _UNKNOWN
     return done, here
@@ -134,13 +134,13 @@ def _only(value: Any, path: str, key: str) -> Any:
     """A value whose record at a path holds one key alone."""
     if not path:
         return {key: value[key]}
-    step = re.match(r"\.([^.\[]+)|\[(\d+)\]", path)
-    assert step is not None
-    if step[2]:
+    part = re.match(r"\.([^.\[]+)|\[(\d+)\]", path)
+    assert part is not None
+    if part[2]:
         inner = list(value)
-        inner[int(step[2])] = _only(value[int(step[2])], path[step.end() :], key)
+        inner[int(part[2])] = _only(value[int(part[2])], path[part.end() :], key)
         return inner
-    return {**value, step[1]: _only(value[step[1]], path[step.end() :], key)}
+    return {**value, part[1]: _only(value[part[1]], path[part.end() :], key)}
 
 
 def _fits(value: Any, kind: Any) -> bool:

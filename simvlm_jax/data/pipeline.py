@@ -105,7 +105,7 @@ class Pipeline:
             if not len(p.source):
                 raise ValueError(f"data source {p.name!r} is empty")
         self._mine = {p.name: mine(p.rows) for p in self.parts}
-        self._images: dict[str, int | None] = {}
+        self._counts: dict[str, int | None] = {}
         self._order: list[Any] = []
         for p in self.parts:
 
@@ -159,10 +159,10 @@ class Pipeline:
             for p, order in zip(self.parts, self._order, strict=True)
         }
 
-    def _images_a_row(self, p: Part, order: Any) -> int | None:
+    def _images_per_row(self, p: Part, order: Any) -> int | None:
         """How many pictures a row of a part has: as many as most of the first rows of the whole sequence."""
         with self._lock:
-            known = p.name in self._images
+            known = p.name in self._counts
         if not known:
             counts = Counter[int]()
             for index in range(min(p.rows, 8)):
@@ -171,8 +171,8 @@ class Pipeline:
                     if "image" in row:
                         counts[len(row["image"])] += 1
             with self._lock:
-                self._images[p.name] = counts.most_common(1)[0][0] if counts else None
-        return self._images[p.name]
+                self._counts[p.name] = counts.most_common(1)[0][0] if counts else None
+        return self._counts[p.name]
 
     def _made(self, p: Part, position: int, rng: np.random.Generator) -> tuple[dict[str, Any], bool]:
         """(the row of an example, whether its text has lost pieces)."""
@@ -186,12 +186,12 @@ class Pipeline:
     def _row(self, p: Part, order: Any, index: int) -> tuple[dict[str, Any], bool]:
         rng = np.random.default_rng((self._seed_of(p), index))
         position = int(order[index])
-        images = self._images_a_row(p, order)
+        expected = self._images_per_row(p, order)
         for _ in range(_MAX_TRIES):
             try:
                 row, cut = self._made(p, position, rng)
-                if "image" in row and images is not None and len(row["image"]) != images:
-                    raise ValueError(f"it has {len(row['image'])} images, where others have {images}")
+                if "image" in row and expected is not None and len(row["image"]) != expected:
+                    raise ValueError(f"it has {len(row['image'])} images, where others have {expected}")
                 self.quarantine.good()
                 return row, cut
             except BadTransforms:

@@ -168,7 +168,7 @@ class Examples:
 
     def _good(self) -> Iterator[tuple[int, list[Example]]]:
         """(examples read so far, what is asked of one of them) of the good ones; the fingerprint is made on the way."""
-        wrong, good, images = [], 0, 0
+        wrong, good, expected = [], 0, 0
         digest = hashlib.sha256()
         for done, i in enumerate(self.indices, 1):
             try:
@@ -176,9 +176,9 @@ class Examples:
                 digest.update(content([str(self.source.key(i)), raw]))
                 example = self._read(raw, i)
                 if "image" in example:
-                    images = images or len(example["image"])
-                    if len(example["image"]) != images:
-                        raise BadExample(f"it has {len(example['image'])} images, where others have {images}")
+                    expected = expected or len(example["image"])
+                    if len(example["image"]) != expected:
+                        raise BadExample(f"it has {len(example['image'])} images, where others have {expected}")
                 if seen := [raw[k] for k in ("image", "images") if raw.get(k) is not None]:
                     example["picture"] = hashlib.sha256(content(seen)).hexdigest()[:16]
                 made = list(self._expand(example)) if self._expand else [example]

@@ -124,7 +124,7 @@ class _Reader:
     """Reads pictures of a source in chunks; all must have as many images as the first."""
 
     def __init__(self, source: Source, pixels: Callable[[dict[str, Any], Any], dict[str, Any]], size: int):
-        self._source, self._pixels, self._size, self._images = source, pixels, size, 0
+        self._source, self._pixels, self._size, self._expected = source, pixels, size, 0
 
     def chunks(self, indices: range) -> Iterator[_Chunk]:
         """Yields chunks of `size` readable pictures; the last may have fewer."""
@@ -146,9 +146,9 @@ class _Reader:
 
     def _read(self, index: int) -> tuple[np.ndarray, str]:
         image, key = self._pixels(self._source[index], None)["image"], str(self._source.key(index))
-        self._images = self._images or len(image)
-        if len(image) != self._images:
-            raise ValueError(f"it has {len(image)} images, where others have {self._images}")
+        self._expected = self._expected or len(image)
+        if len(image) != self._expected:
+            raise ValueError(f"it has {len(image)} images, where others have {self._expected}")
         if len(key) > LONGEST_KEY:
             raise ValueError(f"its key has {len(key):,} characters, more than {LONGEST_KEY:,}")
         return image, key

@@ -137,13 +137,15 @@ class Network(DecoderNetwork):
     def classify(self, rows: Rows, layout: TextLayout):
         """Logits [B,classes] in fp32 (or wider), from the decoder's output at the last slot that is predicted."""
         M, B = self.model.images, rows["text"].shape[0]
-        images = {k: rows[k] for k in ("image", "image_mask") if k in rows}
-        if "image" in images and images["image"].shape[1] != M:
-            raise ValueError(f"SimVLM classifies {M} images a row here (model.images); got {images['image'].shape[1]}")
+        pictures = {k: rows[k] for k in ("image", "image_mask") if k in rows}
+        if "image" in pictures and pictures["image"].shape[1] != M:
+            raise ValueError(
+                f"SimVLM classifies {M} images a row here (model.images); got {pictures['image'].shape[1]}"
+            )
         if M > 1:  # a pass an image, with the same text
-            images = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in images.items()}
+            pictures = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in pictures.items()}
             layout = layout.repeated(M)
-        last = self.last_state(images, layout).reshape(B, -1)
+        last = self.last_state(pictures, layout).reshape(B, -1)
         kernel, precise = in_use(self.head_kernel, "DA", last.dtype), statistics_dtype(last.dtype)
         return jnp.dot(last, kernel, preferred_element_type=precise) + in_use(self.head_bias, "A")
 

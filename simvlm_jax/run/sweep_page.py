@@ -134,6 +134,6 @@ def ticks(low: float, high: float) -> list[float]:
     """At least two round numbers, evenly spaced, the first at most `low` and the last at least `high`."""
     rough = max(high - low, 1e-3) / 4
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
-    first = math.floor(low / step)
-    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
+    spacing = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
+    first = math.floor(low / spacing)
+    return [spacing * i for i in range(first, max(math.ceil(high / spacing), first + 1) + 1)]

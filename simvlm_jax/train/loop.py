@@ -93,9 +93,9 @@ def train(
         )
 
     # ---- what a step does and costs ------------------------------------------------------------------------------
-    train_step = ready.step(options.accumulate)
+    train_step = ready.train_step(options.accumulate)
     flops, peak = model.train_flops(_whole(first, pipeline.share), ready.flags), peak_flops() * mesh.size
-    images = round(sum(len(rows["image"]) for rows in first.values() if "image" in rows) / pipeline.share)
+    images_per_step = round(sum(len(rows["image"]) for rows in first.values() if "image" in rows) / pipeline.share)
     stop, any_stop, stopping = _StopSignal(), SharedFlag(mesh), False
     retries = options.retries
     batches = pipeline.iterate(step, options.steps, threads)
@@ -113,7 +113,7 @@ def train(
         if done:
             seconds = progress.lap()
             speeds = {
-                "images_per_s": images * done / seconds,
+                "images_per_s": images_per_step * done / seconds,
                 "tokens_per_s": tokens / seconds,
                 "mfu": flops * done / seconds / peak,
                 "input_bound": input_wait.share(seconds),

@@ -96,10 +96,10 @@ class Draft:
             {"exec_time_optimization_effort": -1.0} if (self.target.platform, effort) == ("tpu", "low") else None
         )
         with compiled_for(self.target.platform):
-            step = ready.step(self.accumulate)
-            flops = count_flops(step, ready.abstract, self.rows) / mesh.size
+            train_step = ready.train_step(self.accumulate)
+            flops = count_flops(train_step, ready.abstract, self.rows) / mesh.size
             kept = _activations(ready, self.rows, self.accumulate)
-            lowered = step.lower(ready.abstract, self.rows)
+            lowered = train_step.lower(ready.abstract, self.rows)
             try:
                 compiled, error = lowered.compile(compiler_options=options), ""
             except jax.errors.JaxRuntimeError as e:

@@ -82,7 +82,7 @@ class Prepared:
         )
         return state._replace(opt=begin(state.params))
 
-    def step(self, accumulate: int = 1) -> Any:
+    def train_step(self, accumulate: int = 1) -> Any:
         """The jitted `(state, batch) -> (state, measurements)`; the state given is donated."""
         function = make_train_step(self.model, self.tx, self.flags, accumulate)
         return jax.jit(

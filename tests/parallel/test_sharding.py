@@ -148,7 +148,7 @@ def test_fsdp_gathers_a_layer_at_a_time_and_data_parallel_nothing(text_batch):
     for sizes in ((8, 1, 1), (1, 8, 1)):
         mesh = make_mesh(None, *sizes)
         ready, batch = prepared(mesh, text_batch, deep)
-        compiled = ready.step().lower(ready.abstract, place_batch(mesh, batch)).compile()
+        compiled = ready.train_step().lower(ready.abstract, place_batch(mesh, batch)).compile()
         collectives[sizes] = Program(compiled.as_text(), 8).collectives()
     assert {c.kind for c in collectives[8, 1, 1]} == {"all-reduce"}
     gathers = [c for c in collectives[1, 8, 1] if c.kind == "all-gather"]
@@ -189,7 +189,7 @@ def test_a_pmap_step_is_the_jit_step(text_batch):
     whole = float(jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(mine))))
     for a, b in zip(jax.tree.leaves(jax.tree.map(lambda g: g[0], grads)), jax.tree.leaves(mine), strict=True):
         assert np.linalg.norm(a - b) <= 5e-6 * max(np.linalg.norm(b), 1e-2 * whole)
-    _, sharded = ready.step()(state, place_batch(mesh, batch))
+    _, sharded = ready.train_step()(state, place_batch(mesh, batch))
     np.testing.assert_allclose(sharded["loss"], loss[0], rtol=2e-6)
 
 

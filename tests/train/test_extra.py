@@ -26,7 +26,7 @@ def steps(accumulate=1, devices=1, model=None, **sizes):
     """The state, as numpy, and the losses of three steps."""
     mesh = make_mesh(jax.devices()[:devices], **sizes)
     ready = prepared(model or ToyMomentum(), mesh)
-    state, step, losses = ready.start(), ready.step(accumulate), []
+    state, step, losses = ready.start(), ready.train_step(accumulate), []
     for n in range(3):
         state, measured = step(state, place_batch(mesh, toy_batch(n)))
         losses.append(float(measured["loss"]))
@@ -56,7 +56,7 @@ def test_the_queue_holds_the_batches_in_their_order():
         ready = prepared(model, mesh)
         state = ready.start()
         expected = np.asarray(model.encode(state.extra["target"], toy_batch(0)["pairs"]["y"]))
-        state, _ = ready.step(4)(state, place_batch(mesh, toy_batch(0)))
+        state, _ = ready.train_step(4)(state, place_batch(mesh, toy_batch(0)))
         np.testing.assert_allclose(state.extra["queue"][:16], expected, rtol=1e-12)
         assert state.extra["next"] == 16
 
@@ -90,7 +90,7 @@ def test_a_model_that_mixes_rows_is_compared_at_equal_micro_batches(tmp_path, ca
 def test_extra_lies_by_its_letters_and_copies_as_what_they_copy():
     ready = prepared(ToyMomentum(), make_mesh(None, 2, 2, 2))
     state = ready.start()
-    state, _ = ready.step()(state, place_batch(ready.mesh, toy_batch(0)))
+    state, _ = ready.train_step()(state, place_batch(ready.mesh, toy_batch(0)))
     assert state.extra["queue"].sharding.spec == P("fsdp", None)
     assert state.params["encoder"]["kernel"].sharding.spec == P("fsdp", "tensor")
     assert state.extra["target"]["encoder"]["kernel"].sharding.spec == P("fsdp", "tensor")
@@ -100,7 +100,7 @@ def test_extra_lies_by_its_letters_and_copies_as_what_they_copy():
 def test_a_step_donates_extra():
     ready = prepared(ToyMomentum(), make_mesh(jax.devices()[:1]))
     old = ready.start()
-    ready.step()(old, toy_batch(0))
+    ready.train_step()(old, toy_batch(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.extra)))
 
 
@@ -169,7 +169,7 @@ def started(source, model=None, **fields):
     weights = reader.restore_weights(2, lambda name, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     wanted, found = ready.abstract, jax.tree.map(lambda x: x.sharding, state)
     assert jax.tree.map(lambda x: x.sharding, wanted) == found
-    ready.step()(jax.tree.map(jnp.copy, state), place_batch(mesh, toy_batch(0)))  # no buffer stands in two places
+    ready.train_step()(jax.tree.map(jnp.copy, state), place_batch(mesh, toy_batch(0)))  # no buffer stands in two places
     return jax.device_get(state), jax.device_get(weights)
 
 

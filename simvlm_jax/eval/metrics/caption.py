@@ -159,19 +159,16 @@ def document_frequency(references: list[list[Tokens]]) -> Counter:
 
 
 class CiderD:
-    """CIDEr-D (Vedantam et al. 2015) against a set of references, which are weighed once.
+    """CIDEr-D (Vedantam et al. 2015) against a set of references, whose own document frequencies weigh them, once."""
 
-    `frequency` and `images` (how many) default to those of the references themselves.
-    """
-
-    def __init__(self, references: list[list[Tokens]], frequency: Counter | None = None, images: int | None = None):
-        self.frequency = document_frequency(references) if frequency is None else frequency
-        self.log_images = math.log(images or len(references))
-        self._idf = {g: self.log_images - math.log(max(1.0, n)) for g, n in self.frequency.items()}
+    def __init__(self, references: list[list[Tokens]]):
+        self.frequency = document_frequency(references)
+        self.log_documents = math.log(len(references))
+        self._idf = {g: self.log_documents - math.log(max(1.0, n)) for g, n in self.frequency.items()}
         self.references = [[self._weigh(r) for r in refs] for refs in references]
 
     def _weigh(self, tokens: Tokens) -> tuple[list[dict[tuple, float]], list[float], int]:
-        idf, unseen = self._idf, self.log_images
+        idf, unseen = self._idf, self.log_documents
         vectors = [{g: c * idf.get(g, unseen) for g, c in _ngrams(tokens, n).items()} for n in range(1, _CIDER_N + 1)]
         norms = [math.sqrt(sum(v * v for v in vec.values())) for vec in vectors]
         return vectors, norms, max(len(tokens) - 1, 0)  # the official "length" counts bigrams
