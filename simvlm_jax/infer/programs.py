@@ -14,10 +14,14 @@ import numpy as np
 
 from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import Model, Rows
+from simvlm_jax.parallel.environment import decoding_options
 from simvlm_jax.parallel.mesh import place_everywhere, replicated, row_shards, sharding_rules
 
 Computation = Callable[..., Any]
-"""A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same."""
+"""A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same.
+
+Its attribute `decodes`, where it has one, says whether most of its time goes into steps of decoding.
+"""
 
 Array = np.ndarray | np.generic
 
@@ -55,11 +59,17 @@ class Programs:
         self._sizes: dict[Any, set[int]] = {}
 
     def compiled(self, mesh: jax.sharding.Mesh, function: Computation, whole: bool = True) -> Callable:
-        """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
+        """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do.
+
+        One that `decodes` is compiled with the options under which a decoding step is fastest.
+        """
         key = function, mesh, whole
         if key not in self._compiled:
+            decodes = getattr(function, "decodes", False)
+            options = decoding_options(mesh.devices.flat[0].platform) if decodes else None
             sharded = with_sharding(sharding_rules(mesh), lambda *args: function(*args))
-            self._compiled[key] = jax.jit(sharded, out_shardings=replicated(mesh) if whole else None)
+            out = replicated(mesh) if whole else None
+            self._compiled[key] = jax.jit(sharded, out_shardings=out, compiler_options=options)
         return self._compiled[key]
 
     def over(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.cache import KeyValue
 from simvlm_jax.nn.kernels import attend, dense
-from simvlm_jax.nn.linear import add
+from simvlm_jax.nn.linear import TRANSPOSED, Transposed, add, multiply_transposed
 from simvlm_jax.nn.masks import Mask, Sight
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.rotary import rotate
@@ -46,7 +46,7 @@ class Attention(nn.Module):
     def setup(self):
         K = self.head_width or self.width // self.heads
         heads, groups = (self.heads, K), (self.kv_heads or self.heads, K)
-        G = "H" if heads == groups else "G"
+        G = self._key_letter
         source, out = self.source_width or self.width, self.out_width or self.width
         self.query = self._kernel("query", (self.width, *heads), ("D", "H", "K"), 0, (1, 2))
         self.query_bias = self._offset("query_bias", heads, ("H", "K"), self.bias.query)
@@ -110,8 +110,11 @@ class Attention(nn.Module):
         return self._join(out)
 
     def _join(self, out_BTHK):
-        kernel = in_use(self.out, ("H", "K", "D"), self.dtype)
-        out = jnp.einsum("BTHK,HKD->BTD", constrain(out_BTHK, "BTHK"), kernel)
+        y = constrain(out_BTHK, "BTHK")
+        if isinstance(self.out, Transposed):
+            out = multiply_transposed(y, in_use(self.out.kernel, ("D", "H", "K"), self.dtype), inputs=2)
+        else:
+            out = jnp.einsum("BTHK,HKD->BTD", y, in_use(self.out, ("H", "K", "D"), self.dtype))
         return out if self.out_bias is None else add(out, in_use(self.out_bias, "D"))
 
     def _queries(self, x, position):
@@ -119,7 +122,7 @@ class Attention(nn.Module):
         return self._turned(q if self.norm is None else self.query_norm(q), position)
 
     def _keys_values(self, x, position):
-        G = "H" if self.key.shape[1] == self.heads else "G"
+        G = self._key_letter
         k = self._project(x, self.key, self.key_offset, G)
         k = self._turned(k if self.norm is None else self.key_norm(k), position)
         return k, self._project(x, self.value, self.value_bias, G)
@@ -135,10 +138,20 @@ class Attention(nn.Module):
         return rotate(x, position, self.rotary)
 
     def _project(self, x, kernel, offset, heads):
-        y = jnp.einsum("BTD,DHK->BTHK", x, in_use(kernel, ("D", heads, "K"), self.dtype))
+        if isinstance(kernel, Transposed):
+            y = multiply_transposed(x, in_use(kernel.kernel, (heads, "K", "D"), self.dtype))
+        else:
+            y = jnp.einsum("BTD,DHK->BTHK", x, in_use(kernel, ("D", heads, "K"), self.dtype))
         return constrain(y if offset is None else add(y, in_use(offset, (heads, "K"))), f"BT{heads}K")
 
+    @property
+    def _key_letter(self) -> str:
+        """The letter of the heads of keys and values."""
+        return "H" if self.kv_heads in (0, self.heads) else "G"
+
     def _kernel(self, name, shape, letters, in_axis, out_axis):
+        if self.has_variable("params", name + TRANSPOSED):
+            return Transposed(self.get_variable("params", name + TRANSPOSED))
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
         return self.param(name, nn.with_logical_partitioning(init, letters), shape)
 

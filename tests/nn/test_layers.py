@@ -10,6 +10,7 @@ from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.block import drop_branch
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches, stage_strides
 from simvlm_jax.nn.kernels import dense
+from simvlm_jax.nn.linear import FEW_ROWS, multiply_transposed
 from simvlm_jax.nn.masks import Mask, Sight, bidirectional, causal, join, self_mask, visible
 from simvlm_jax.nn.mlp import gelu
 from simvlm_jax.nn.norm import GroupNorm, LayerNorm
@@ -79,6 +80,20 @@ def test_multi_head_attention_is_that_of_flax():
     )
     got = ours.apply({"params": params}, x, x, self_mask(causal(jnp.ones((B, T), bool))))
     np.testing.assert_allclose(got, expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [(3, 1), (FEW_ROWS + 1, 2)], ids=["few", "many"])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_a_product_with_a_transposed_kernel(rows, inputs):
+    """Few rows, whose matrix is the left factor, and many."""
+    output, input = (4, 3)[: 3 - inputs], (3, 5)[2 - inputs :]
+    kernel, x = normal(*output, *input), normal(*rows, *input)
+    multiply = jax.jit(multiply_transposed, static_argnums=(2, 3))
+    np.testing.assert_allclose(
+        multiply(x, kernel, inputs), np.tensordot(x, kernel, [range(-inputs, 0)] * 2), rtol=1e-13
+    )
+    half = multiply(x.astype("bfloat16"), kernel.astype("bfloat16"), inputs, jnp.float32)
+    assert (half.shape, half.dtype) == ((*rows, *output), jnp.float32)
 
 
 def test_gelu_is_that_of_jax_with_its_derivatives():

@@ -16,7 +16,7 @@ from simvlm_jax.nn.masks import Kind
 from simvlm_jax.nn.position import sin_cos, sin_cos_grid
 from simvlm_jax.nn.rotary import rotate
 from simvlm_jax.nn.sizes import Compute, Rotary, Size, Style
-from simvlm_jax.nn.stack import Stack
+from simvlm_jax.nn.stack import Stack, decoding_layers
 from simvlm_jax.nn.vit import ViT
 from tests.models import from_torch
 from tests.nn.rows import ROWS, VOCABULARY, Network, Row, copied, inputs, network, shapes, stacked, vit_params
@@ -80,7 +80,8 @@ def test_scanned_is_unrolled(name):
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.causal])
 def test_cached_is_uncached(name):
-    """A prompt with padding on either side in one go, then token by token, are the same tokens side by side."""
+    """A prompt with padding on either side in one go, then token by token, are the same tokens side by side; some of the tokens
+    by parameters that are laid out for decoding."""
     row = ROWS[name]
     scanned = network(row, scan=True)
     tokens, _, given = inputs(row, T)
@@ -94,16 +95,18 @@ def test_cached_is_uncached(name):
     there = jnp.arange(T) < lengths[:, None]
     expected = jax.jit(scanned.apply)(variables, jnp.stack(together), there, *given)[1]
 
-    step = jax.jit(lambda *args: scanned.apply(variables, *args, method="step"))
+    step = jax.jit(lambda v, *args: scanned.apply(v, *args, method="step"))
+    params = variables["params"]
+    laid_out = {"params": {**params, "stack": decoding_layers(params["stack"], row.size.depth, jnp.float32)}}
     slots = empty_slots(3, T)
     layers = empty_layers(3, row.size.depth, T, row.size, jnp.float32)
     look = (scanned.apply(variables, given[0], method="look"), given[1]) if given else ()
     new = write(slots, fed)
-    (_, logits), layers = step(tokens[:, :PROMPT], new, layers, *look)
+    (_, logits), layers = step(laid_out, tokens[:, :PROMPT], new, layers, *look)
     got = [[logits[b, t] for t in range(PROMPT) if fed[b, t]] for b in range(3)]
     for t in range(PROMPT, T):
         new = write(new.state, jnp.ones((3, 1), bool))
-        (_, logits), layers = step(tokens[:, t : t + 1], new, layers, *look)
+        (_, logits), layers = step(variables if t == PROMPT else laid_out, tokens[:, t : t + 1], new, layers, *look)
         for b in range(3):
             got[b].append(logits[b, 0])
     for b in range(3):
