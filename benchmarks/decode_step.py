@@ -2,10 +2,9 @@
 
 SimVLM base (224 px, 32k pieces) and CoCa base (288 px, 64k pieces), 16 captions of 20 pieces in float32: milliseconds of a
 step, greedy and with four beams, and of the prefill; the temporary memory of the programs. Weights are laid out beforehand, as an
-Engine does it once; flags and compiler options are those of the command line. See beside.py.
+Engine does it once. The flags are those of the command line. See beside.py.
 """
 
-import importlib
 import importlib.util
 import time
 from pathlib import Path
@@ -68,7 +67,7 @@ def measure(case: str) -> dict[str, float]:
         return beam_search(extending(params), logits, cache, Tokenizer.vocabulary, wide)
 
     def timed(function, *args, calls=3):
-        compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
+        compiled = jax.jit(function).lower(*args).compile()
         out = jax.block_until_ready(compiled(*args))
         took = []
         for _ in range(calls):
@@ -77,8 +76,6 @@ def measure(case: str) -> dict[str, float]:
             took.append(time.perf_counter() - began)
         return out, 1e3 * min(took), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
-    environment = importlib.import_module("simvlm_jax.parallel.environment")
-    options = environment.decoding_options("cpu") if hasattr(environment, "decoding_options") else None
     if "decoding_params" in able:
         params = jax.block_until_ready(jax.jit(able["decoding_params"])(params, {}))
     found: dict[str, float] = {}

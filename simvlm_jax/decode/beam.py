@@ -40,10 +40,6 @@ def beam_search(
     fixed, cache = {k: cache[k] for k in (FIXED,) if k in cache}, {k: v for k, v in cache.items() if k != FIXED}
     cache = jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), cache)
     logits = jnp.repeat(logits, J, axis=0)
-    empty = jnp.full((B, J, U), vocabulary.pad, jnp.int32)
-    running = jnp.full((B, J), _NEVER).at[:, 0].set(0.0)  # all beams are alike at first: one of them stands for all
-    none = jnp.full((B, J), -jnp.inf)
-    start = (jnp.zeros((), jnp.int32), logits, cache, empty, running, empty, none)
 
     def rows(x, index):
         """x [B,n,...] at index [B,k]."""
@@ -53,14 +49,14 @@ def beam_search(
         return total / jnp.maximum(length, 1).astype(jnp.float32) ** decoding.length_penalty
 
     def unfinished(carry):
-        i, _, _, _, running, _, finished = carry
+        i, _, _, _, _, running, _, finished = carry
         # scores are sums of numbers <= 0: a hypothesis is best at its longest if length helps, else at its shortest
         length = U - skipped if decoding.length_penalty > 0 else jnp.maximum(i + 1 - skipped, 1)
         hope = normalise(running[:, 0], length)
         return (i < U) & (hope > finished[:, -1]).any()
 
-    def step(carry):
-        i, logits, cache, tokens, running, ended, finished = carry
+    def select(i, logits, tokens, running, ended, finished):
+        """The next pieces [B*J], the hypotheses that they continue [B*J], and the search from then on."""
         scores = jax.nn.log_softmax(logits.astype(jnp.float32))
         scores = apply_rules(scores, tokens.reshape(B * J, U), i, decoding, vocabulary, forced)
         totals = running[:, :, None] + jnp.maximum(scores, _NEVER).reshape(B, J, V)
@@ -78,10 +74,17 @@ def beam_search(
         running, order = jax.lax.top_k(jnp.where(ends, _NEVER, best), J)
         tokens, parent, piece = rows(grown, order), rows(parent, order), rows(piece, order)
         source = (jnp.arange(B)[:, None] * J + parent).reshape(-1)
-        chosen = jax.tree.map(lambda x: x[source], cache)
-        logits, cache = extend({**chosen, **fixed}, piece.reshape(-1))
-        cache = {k: cache[k] for k in chosen}
-        return i + 1, logits, cache, tokens, running, ended, finished
+        return piece.reshape(-1), source, tokens, running, ended, finished
 
-    *_, ended, finished = jax.lax.while_loop(unfinished, step, start)
+    def step(carry):
+        i, cache, piece, source, *search = carry
+        chosen = jax.tree.map(lambda x: x[source], cache)
+        logits, cache = extend({**chosen, **fixed}, piece)
+        return i + 1, {k: cache[k] for k in chosen}, *select(i, logits, *search)
+
+    empty = jnp.full((B, J, U), vocabulary.pad, jnp.int32)
+    running = jnp.full((B, J), _NEVER).at[:, 0].set(0.0)  # all beams are alike at first: one of them stands for all
+    none = jnp.full((B, J), -jnp.inf)
+    first = select(jnp.zeros((), jnp.int32), logits, empty, running, empty, none)
+    *_, ended, finished = jax.lax.while_loop(unfinished, step, (jnp.ones((), jnp.int32), cache, *first))
     return ended[:, : decoding.n_best], finished[:, : decoding.n_best]

@@ -84,24 +84,26 @@ def one_by_one(
     extend: `(cache, tokens [B]) -> (logits [B,V], cache)`; logits [B,V] and cache are those after the prompt. keys [B]: typed.
     """
     B, U = logits.shape[0], decoding.max_length
-    tokens = jnp.full((B, U), vocabulary.pad, jnp.int32)
-    start = (jnp.zeros((), jnp.int32), logits, cache, tokens, jnp.zeros((B,)), jnp.zeros((B,), bool))
 
-    def unfinished(carry):
-        i, _, _, _, _, done = carry
-        return (i < U) & ~done.all()
-
-    def step(carry):
-        i, logits, cache, tokens, total, done = carry
+    def choose(i, logits, tokens, total, done):
         logits = logits.astype(jnp.float32)
         allowed = apply_rules(logits, tokens, i, decoding, vocabulary, forced)
         chosen = decoding.sampler(allowed, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         likely = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], 1)[:, 0]
         chosen = jnp.where(done, vocabulary.pad, chosen)
         total = total + jnp.where(done | (i < len(forced)), 0.0, likely)
-        tokens, done = tokens.at[:, i].set(chosen), done | (chosen == vocabulary.eos)
-        logits, cache = extend(cache, chosen)
-        return i + 1, logits, cache, tokens, total, done
+        return tokens.at[:, i].set(chosen), total, done | (chosen == vocabulary.eos)
 
-    _, _, _, tokens, total, _ = jax.lax.while_loop(unfinished, step, start)
+    def unfinished(carry):
+        i, _, _, _, done = carry
+        return (i < U) & ~done.all()
+
+    def step(carry):
+        i, cache, tokens, total, done = carry
+        logits, cache = extend(cache, tokens[:, i - 1])
+        return i + 1, cache, *choose(i, logits, tokens, total, done)
+
+    empty = jnp.full((B, U), vocabulary.pad, jnp.int32)
+    first = choose(jnp.zeros((), jnp.int32), logits, empty, jnp.zeros((B,)), jnp.zeros((B,), bool))
+    _, _, tokens, total, _ = jax.lax.while_loop(unfinished, step, (jnp.ones((), jnp.int32), cache, *first))
     return tokens, total

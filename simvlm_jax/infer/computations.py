@@ -1,7 +1,7 @@
 """What is compiled: pure functions of weights, rows and arrays, each equal to every other that computes the same."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ class Generate:
     vocabulary: Vocabulary
     decoding: Decoding
     forced: tuple[int, ...]
-    decodes: ClassVar[bool] = True
 
     def __call__(self, params: Any, extra: Any, batch: Rows, seed: jax.Array) -> Generated:
         return generate(
@@ -41,7 +40,6 @@ class Likelihoods:
 
     model: Model
     shortlist: int
-    decodes: ClassVar[bool] = True
 
     def __call__(self, params: Any, extra: Any, batch: Rows, candidates: jax.Array, mask: jax.Array) -> jax.Array:
         able = self.model.capabilities()

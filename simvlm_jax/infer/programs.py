@@ -14,14 +14,10 @@ import numpy as np
 
 from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import Model, Rows
-from simvlm_jax.parallel.environment import decoding_options
 from simvlm_jax.parallel.mesh import place_everywhere, replicated, row_shards, sharding_rules
 
 Computation = Callable[..., Any]
-"""A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same.
-
-Its attribute `decodes`, where it has one, says whether most of its time goes into steps of decoding.
-"""
+"""A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same."""
 
 Array = np.ndarray | np.generic
 
@@ -59,17 +55,11 @@ class Programs:
         self._sizes: dict[Any, set[int]] = {}
 
     def compiled(self, mesh: jax.sharding.Mesh, function: Computation, whole: bool = True) -> Callable:
-        """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do.
-
-        One that `decodes` is compiled with the options under which a decoding step is fastest.
-        """
+        """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
         key = function, mesh, whole
         if key not in self._compiled:
-            decodes = getattr(function, "decodes", False)
-            options = decoding_options(mesh.devices.flat[0].platform) if decodes else None
             sharded = with_sharding(sharding_rules(mesh), lambda *args: function(*args))
-            out = replicated(mesh) if whole else None
-            self._compiled[key] = jax.jit(sharded, out_shardings=out, compiler_options=options)
+            self._compiled[key] = jax.jit(sharded, out_shardings=replicated(mesh) if whole else None)
         return self._compiled[key]
 
     def over(
