@@ -570,7 +570,7 @@ def two_ways(p: Place) -> Iterator[Case]:
         yield shown(name, {"t.csv": f"{head}0.png,{text}\n"}, of(found))
     yield shown("UTF-16 without a mark", {"t.csv": good.encode("utf-16-le")}, of(["a dog"]))  # pyright: ignore
     yield shown("a TSV with trailing tabs", {"t.tsv": "image\tcaption\n0.png\ta dog\t\n"}, of(["a dog"]))
-    yield shown("a caption a line, U+2028 within", {"0.txt": "a\u2028b\nc", "1.txt": "d"}, of(["a b", "c"], ["d"]))
+    yield shown("one caption per line, U+2028 within", {"0.txt": "a\u2028b\nc", "1.txt": "d"}, of(["a b", "c"], ["d"]))
     empty = {**coco, "annotations": [*coco["annotations"], {"image_id": 1, "caption": ""}]}
     yield shown("an empty caption", {"captions_train.json": json.dumps(empty)}, of(["a dog"]))
     yield shown("files of a Mac", {"t.csv": good, "._t.csv": "\0\5\x16", "__MACOSX/._0.png": "\0"}, of(["a dog"]))

@@ -40,7 +40,7 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
 
 
 def packed_transforms():
-    """Of a part with packed=True: several texts a row, each a segment of its own."""
+    """Of a part with packed=True: several texts per row, each a segment of its own."""
     rows = keep("text", "text_mask", "target_mask", "segment", "position")
     return (spec("simvlm_jax.data.packing:LayOutPacked"), rows)
 

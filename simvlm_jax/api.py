@@ -88,21 +88,23 @@ class Run:
         A run that classifies answers with the likeliest of its answer list; another writes its answer.
         """
         decoding = _decoding({"max_length": max_length, **how})
-        asked, same = _texts(question, "question")
+        questions, same = _texts(question, "question")
         made, one = self._pictures(images)
-        asked = asked * len(made) if same else asked
-        if len(asked) != len(made):
-            raise ValueError(f"{len(asked)} questions for {len(made)} pictures; give one question, or one a picture")
+        questions = questions * len(made) if same else questions
+        if len(questions) != len(made):
+            raise ValueError(
+                f"{len(questions)} questions for {len(made)} pictures; give one question, or one per picture"
+            )
         engine = self.engine
         if engine.labels and engine.has("classify"):
-            rows = self._warned(text_rows(engine.tokenizer, asked))
+            rows = self._warned(text_rows(engine.tokenizer, questions))
             given = np.maximum(rows["text_mask"].sum(1).astype(np.int32) - 1, 0)  # all but EOS are read
             likely = engine.apply("answering", "classify", {"image": made, **rows, "prefix_length": given})
             answers = [engine.labels[int(i)] for i in likely.argmax(-1)]
         else:
             width = prompt_width(engine.vocabulary, decoding.max_length)
             ids = np.zeros(len(made), np.int64)
-            found = self._warned(engine.generate(made, asked, ids, decoding, width=width))
+            found = self._warned(engine.generate(made, questions, ids, decoding, width=width))
             answers = [a[0][0] for a in found]
         return answers[0] if one else answers
 

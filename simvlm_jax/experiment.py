@@ -24,7 +24,7 @@ from simvlm_jax.data.transforms import Pixels
 from simvlm_jax.eval.final import evaluate_run, make_examples, own_validation
 from simvlm_jax.eval.suite import Suite
 from simvlm_jax.infer.engine import Engine
-from simvlm_jax.materials import Data, Say, make_pipeline, open_data
+from simvlm_jax.materials import Data, Log, make_pipeline, open_data
 from simvlm_jax.parallel.heartbeat import Heartbeat
 from simvlm_jax.parallel.hosts import main_process_first, warm_up_collectives
 from simvlm_jax.parallel.mesh import make_mesh, placement, rows_of_process
@@ -81,7 +81,7 @@ class Materials:
 
     directory: RunDir
     heartbeat: Heartbeat
-    say: Say
+    log: Log
     mesh: jax.sharding.Mesh
     data: Data
     model: Model
@@ -111,22 +111,22 @@ def run(config: Any, workdir: str, variant: str = "", mode: Literal["train", "fi
     with heartbeat.reporting(Interrupted), contextlib.ExitStack() as alone:
         if training and not directory.process:
             alone.enter_context(held(directory.path))
-        say = _printer(directory.process)
+        log = _printer(directory.process)
         _check_run(config, directory, variant, training)
         if training and _finished(directory, config.train.steps):
-            say(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
+            log(f"{directory.path} is finished at step {config.train.steps}; see {directory.report}")
             return
         opened = open(config, directory, variant, training, heartbeat)
         weights = fit(opened) if training else None
         if mode == "fit":
-            say(f"{directory.path} is trained to step {config.train.steps}; --mode train or eval scores it")
+            log(f"{directory.path} is trained to step {config.train.steps}; --mode train or eval scores it")
         else:
             score(opened, weights)
-            say(f"report: {directory.report}")
+            log(f"report: {directory.report}")
         opened.checkpoints.close()
 
 
-def _printer(process: int) -> Say:
+def _printer(process: int) -> Log:
     """Returns what prints a line to stderr, on process 0 alone."""
     return lambda text: None if process else print(printable_lines(text), file=sys.stderr, flush=True)
 
@@ -165,15 +165,15 @@ def open(
     Raises:
       ValueError: data, tokenizer or suites are not what the config says, or differ between processes.
     """
-    say, heartbeat = _printer(directory.process), heartbeat or Heartbeat(directory.path / "hosts")
+    log, heartbeat = _printer(directory.process), heartbeat or Heartbeat(directory.path / "hosts")
     with main_process_first("beginning"):
         if training and (moved_to := directory.set_aside()):
-            say(moved_to)
+            log(moved_to)
     mesh = make_mesh(**config.mesh)
     warm_up_collectives(mesh)
-    say("data ...")
+    log("data ...")
     heartbeat.enter("data")
-    data = open_data(config, directory, variant, training, say)
+    data = open_data(config, directory, variant, training, log)
     tokenizer, labels = data.tokenizer, data.labels
     model = build_model(config, tokenizer, labels)
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=config.eval.batch_size, seed=config.seed)
@@ -188,10 +188,10 @@ def open(
         config.data.quarantine,
         functools.cache(lambda: list(assemble.constant_captions(data.parts))),
     )
-    made = _open_training(config, directory, mesh, data, engine, scoring, say) if training else None
+    made = _open_training(config, directory, mesh, data, engine, scoring, log) if training else None
     keep, about = config.checkpoint, belongs_to(config, tokenizer, labels)
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, not training, about)
-    return Materials(directory, heartbeat, say, mesh, data, model, engine, checkpoints, scoring, made)
+    return Materials(directory, heartbeat, log, mesh, data, model, engine, checkpoints, scoring, made)
 
 
 def _open_training(
@@ -201,7 +201,7 @@ def _open_training(
     data: Data,
     engine: Engine,
     scoring: Scoring,
-    say: Say,
+    log: Log,
 ) -> Training:
     """Builds the optimizer and the pipeline of this process's rows, and what scores the run while it trains."""
     optimizer = build(config.optimizer, "config.optimizer")
@@ -216,7 +216,7 @@ def _open_training(
         elif best:
             raise ValueError(f"checkpoint.best={best!r} goes by the first suite, but {_no_validation(suite)}")
         else:
-            say(_no_validation(suite))
+            log(_no_validation(suite))
     options = LoopOptions(
         t.steps, config.log.every, config.eval.every, config.checkpoint.every, t.accumulate, t.retries
     )
@@ -252,12 +252,12 @@ def fit(materials: Materials) -> Weights:
     data, words = m.data, None if isinstance(m.data.tokenizer, NoTokenizer) else m.data.tokenizer.vocabulary
     t.pipeline.batch(0)
     for cut in t.pipeline.report_cuts() if words else ():
-        m.say(f"{cut} at {words.length} pieces, in the first batch; raise config.text.length")
+        m.log(f"{cut} at {words.length} pieces, in the first batch; raise config.text.length")
     if data.changes:
-        m.say("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
+        m.log("continuing under other conditions, so not bit for bit:\n  " + "\n  ".join(data.changes))
     pieces = f", {words.size} pieces" if words else ""
     counts = ", ".join(f"{len(source):,} {name}" for name, source in data.parts.items())
-    m.say(f"{counts}{pieces}; compiling ...")
+    m.log(f"{counts}{pieces}; compiling ...")
     params, extra = train(
         m.model,
         t.pipeline,
@@ -274,7 +274,7 @@ def fit(materials: Materials) -> Weights:
         heartbeat=m.heartbeat,
     )
     for cut in t.pipeline.report_cuts() if words else ():
-        m.say(f"{cut} at {words.length} pieces, in this training")
+        m.log(f"{cut} at {words.length} pieces, in this training")
     return Weights(t.options.steps, params, extra)
 
 
@@ -292,7 +292,7 @@ def score(materials: Materials, weights: Weights | None = None) -> list[dict[str
         raise FileNotFoundError(f"{m.directory.path} has no checkpoint to evaluate")
     if weights is None or weights.step != step:
         weights = Weights(step, *m.checkpoints.restore_weights(step, placement(m.mesh, m.directory.letters())))
-    m.say(f"evaluating step {step} ...")
+    m.log(f"evaluating step {step} ...")
     m.heartbeat.enter("eval", step)
     return evaluate_run(
         m.directory,
@@ -305,5 +305,5 @@ def score(materials: Materials, weights: Weights | None = None) -> list[dict[str
         limit=s.limit,
         bad=s.bad,
         texts=s.texts,
-        say=m.say,
+        log=m.log,
     )

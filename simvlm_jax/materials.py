@@ -22,7 +22,7 @@ from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 from simvlm_jax.train.init_from import tokenizer_of
 from simvlm_jax.train.optimizer import Optimizer
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 """Prints a line for people."""
 
 
@@ -48,7 +48,7 @@ class Outline(NamedTuple):
     batch: Batch
 
 
-def open_data(config: Any, directory: RunDir, variant: str, training: bool, say: Say) -> Data:
+def open_data(config: Any, directory: RunDir, variant: str, training: bool, log: Log) -> Data:
     """Opens all sources; reads tokenizer and answer list of the run, or makes and records them where it begins.
 
     Raises:
@@ -60,14 +60,14 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
         parts, evaluation = assemble.part_sources(config), assemble.eval_sources(config)
         for name, source in [*parts.items(), *evaluation.items()]:
             if not repr(source).startswith("scenes/"):
-                say(f"{name}: {understood(source).line()}")
+                log(f"{name}: {understood(source).line()}")
         changes = directory.moved() if training and begun else []
         if begun or not first_process:
             tokenizer, labels = load_tokenizer(directory, config.text is not None), directory.labels()
         else:
             if origin and config.text is not None and not config.text.model:
-                say(f"the tokenizer is that of {origin.parent}, as the weights are")
-            tokenizer, labels = make_tokenizer_and_labels(config, parts, origin, say)
+                log(f"the tokenizer is that of {origin.parent}, as the weights are")
+            tokenizer, labels = make_tokenizer_and_labels(config, parts, origin, log)
         if training:
             directory.start(config, variant)
         if training and first_process and not begun:
@@ -80,7 +80,7 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, say:
 
 
 def make_tokenizer_and_labels(
-    config: ConfigDict, parts: dict[str, Source], origin: Any, say: Say = lambda text: None
+    config: ConfigDict, parts: dict[str, Source], origin: Any, log: Log = lambda text: None
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """Makes the tokenizer (none where `config.text` is None) and the answer list of a run that begins.
 
@@ -88,7 +88,7 @@ def make_tokenizer_and_labels(
     """
     if config.text is None:
         return NoTokenizer(), assemble.make_labels(config, parts)
-    return assemble.make_tokenizer(config, parts, origin=origin, say=say), assemble.make_labels(config, parts)
+    return assemble.make_tokenizer(config, parts, origin=origin, log=log), assemble.make_labels(config, parts)
 
 
 def make_pipeline(

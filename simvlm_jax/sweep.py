@@ -45,7 +45,7 @@ class Stage:
     config: ConfigDict
     path: Path
     flops: float
-    """Of all its training steps."""
+    """FLOPs of all its training steps."""
 
     def check(self) -> None:
         """Refuses to go on with a run of another length: its schedule, and what started from it, would be neither's.
@@ -181,8 +181,8 @@ def make_tokenizer(wanted: Any, folder: Path) -> Path:
       ValueError: the folder holds one that was trained for something else.
     """
     made_for = json.loads(json.dumps({k: wanted[k] for k in ("paths", "vocabulary", "length")}))
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    with turn(folder.with_name(".tokenizer.lock"), say):  # another sweep may run other arms
+    log = functools.partial(print, file=sys.stderr, flush=True)
+    with turn(folder.with_name(".tokenizer.lock"), log):  # another sweep may run other arms
         record = folder.with_name("tokenizer.json")
         if (folder / CONTRACT).exists() and record.exists() and read_json(record, most=MOST_RECORD) != made_for:
             raise ValueError(

@@ -101,7 +101,7 @@ def test_what_is_no_picture(captioner, picture, message):
 def test_what_cannot_be_meant(captioner, pair, kinds):
     with pytest.raises(ValueError, match=r"no way of decoding is called beam; there are .*beams"):
         captioner.caption(kinds[0], beam=3)
-    with pytest.raises(ValueError, match="give one question, or one a picture"):
+    with pytest.raises(ValueError, match="give one question, or one per picture"):
         captioner.ask(kinds[:2], ["a?"])
     with pytest.raises(ValueError, match="give one of the two"):
         pair.embed()

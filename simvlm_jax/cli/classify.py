@@ -14,7 +14,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="a run directory")
     parser.add_argument("images", nargs="+", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
     parser.add_argument("--labels", help='names, with commas: "red circle,blue square"')
-    parser.add_argument("--prompts", help='a JSON file {"classes", "templates"}, or a text file with a template a line')
+    parser.add_argument(
+        "--prompts", help='a JSON file {"classes", "templates"}, or a text file with one template per line'
+    )
     parser.add_argument(
         "--template",
         action="append",

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     prepare.add_argument("--json", action="store_true", help="one line a data set: {name, path, splits}")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece model on a data set's texts")
     tokenizer.add_argument(
-        "path", help="a .txt, a document a line, a table of texts, or any data set that has captions"
+        "path", help="a .txt, one document per line, a table of texts, or any data set that has captions"
     )
     tokenizer.add_argument("--out", required=True, help="the folder to write tokenizer.model and contract.json to")
     tokenizer.add_argument("--split", help="the split to read (default: train, or the only one there is)")
@@ -91,14 +91,14 @@ def _tokenizer(args) -> int:
 def _texts(path: str, split: str | None) -> Any:
     """A data set with pictures, or else documents alone: a .txt, or tables that name no pictures."""
     from simvlm_jax.data.readers import flickr
-    from simvlm_jax.data.sources import open_asked
+    from simvlm_jax.data.sources import open_one_split
 
     if path.lower().endswith(".txt") and Path(path).expanduser().is_file():
-        return open_asked(path, split, images=bool(flickr.kind_of(Path(path).expanduser())))
+        return open_one_split(path, split, images=bool(flickr.kind_of(Path(path).expanduser())))
     try:
-        return open_asked(path, split)
+        return open_one_split(path, split)
     except ValueError as first:
         try:
-            return open_asked(path, split, images=False)
+            return open_one_split(path, split, images=False)
         except (ValueError, OSError):
             raise first from None

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="*", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
     parser.add_argument("--data", help="a data set in place of files: tars, a folder, a table, a TFDS name")
     parser.add_argument("--split", help="of --data (default: train)")
-    parser.add_argument("--texts", help="a text file, a text a line, in place of pictures")
+    parser.add_argument("--texts", help="a text file, one text per line, in place of pictures")
     parser.add_argument("--out", required=True, help="the .npz to write: embeddings [N,...], keys [N], errors, about")
     parser.add_argument(
         "--shard", default="0/1", help="I/N: do every N-th part, from I on; whoever comes last makes the file of all"
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     from simvlm_jax.core.lock import held
     from simvlm_jax.data.assemble import eval_pixels
     from simvlm_jax.data.source import understood
-    from simvlm_jax.data.sources import open_asked
+    from simvlm_jax.data.sources import open_one_split
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.infer.engine import load_engine
     from simvlm_jax.jobs.embed import (
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         made, errors = len(texts), []
     else:
         shape = engine.vector_shape(run.config.data.image_size)
-        source = open_asked(args.data, args.split) if args.data else FileList(args.images)
+        source = open_one_split(args.data, args.split) if args.data else FileList(args.images)
         if args.data:
             print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr)
         pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")

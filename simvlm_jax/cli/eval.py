@@ -75,14 +75,14 @@ def main(argv: list[str]) -> int:
     limit = (suite.limit or run.config.eval.examples) if args.limit is None else args.limit
     engine = Engine(run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=seed)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(printable_lines(text), file=sys.stderr, flush=True)
 
     seen = set()
 
     def left_out(bad: dict[str, Any]) -> None:
         if (bad["part"], bad["key"]) not in seen:  # a control reads everything again
-            say(printable(f"left out {bad['key']!r}: {bad['error']}"))
+            log(printable(f"left out {bad['key']!r}: {bad['error']}"))
         seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:
@@ -90,16 +90,16 @@ def main(argv: list[str]) -> int:
 
     entries, found = [], {}
     sources = {} if suite.path else assemble.eval_sources(run.config)
-    asked = suite_sources(suite, sources)
-    for i, (split, source) in enumerate(asked.items()):
+    parts = suite_sources(suite, sources)
+    for i, (split, source) in enumerate(parts.items()):
         examples = make_examples(
             suite, split, source, assemble.eval_pixels(run.config), limit, run.config.data.quarantine, left_out
         )
         controls = i == 0 and not args.no_controls
-        made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, say=say)
+        made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, log=log)
         entries += made
         found = {"run": str(args.run), "step": run.step, "entries": entries}
-        if args.out and (i + 1 == len(asked) or not is_stream(args.out)):  # a pipe gets them all at once
+        if args.out and (i + 1 == len(parts) or not is_stream(args.out)):  # a pipe gets them all at once
             write_whole(Path(args.out), json.dumps(found, indent=1, default=str))
     if args.json:
         print(json.dumps(found, default=str))

@@ -175,12 +175,12 @@ def read_vqa_files(predictions: str, annotations: str) -> tuple[dict[str, str], 
         if key in truth:
             raise ValueError(f"{annotations}: question {key!r} is annotated more than once")
         truth[key] = {**note, "answers": given}
-    said = _once(rows, predictions, "question_id", "answer", "question")
-    if unknown := [k for k in said if k not in truth]:
+    answers = _once(rows, predictions, "question_id", "answer", "question")
+    if unknown := [k for k in answers if k not in truth]:
         raise ValueError(f"{annotations}: no annotation for question {unknown[0]!r} ({len(unknown)} in all)")
-    if missing := [k for k in truth if k not in said]:
+    if missing := [k for k in truth if k not in answers]:
         raise ValueError(f"{predictions}: no answer to question {missing[0]!r} ({len(missing)} in all)")
-    return said, truth
+    return answers, truth
 
 
 def _rows_with(rows: Any, path: str, *names: str) -> None:
@@ -191,14 +191,14 @@ def _rows_with(rows: Any, path: str, *names: str) -> None:
 
 def _once(rows: list[dict[str, Any]], path: str, key: str, text: str, what: str) -> dict[str, str]:
     """{id: text} of rows that name every id once."""
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for row in rows:
         if not isinstance(row[text], str):
             raise ValueError(f"{path}: the {text} of {row[key]!r} is not text")
-        if (name := _id(row[key], path)) in said:
+        if (name := _id(row[key], path)) in texts:
             raise ValueError(f"{path}: {what} {name!r} has more than one {text}")
-        said[name] = row[text]
-    return said
+        texts[name] = row[text]
+    return texts
 
 
 def _id(value: Any, path: str) -> str:
@@ -225,13 +225,13 @@ def read_caption_files(hypotheses: str, references: str) -> tuple[list[str], lis
         ]
     _rows_with(rows, hypotheses, "image_id", "caption")
     listed: Any = rows
-    said = _once(listed, hypotheses, "image_id", "caption", "image")
-    if unknown := [k for k in said if k not in truth]:
+    captions = _once(listed, hypotheses, "image_id", "caption", "image")
+    if unknown := [k for k in captions if k not in truth]:
         raise ValueError(f"{references}: no references for image {unknown[0]!r} ({len(unknown)} in all)")
-    if missing := [k for k in truth if k not in said]:
+    if missing := [k for k in truth if k not in captions]:
         raise ValueError(f"{hypotheses}: no caption for image {missing[0]!r} ({len(missing)} in all)")
-    ids = list(said)
-    return ids, [said[k] for k in ids], [truth[k] for k in ids]
+    ids = list(captions)
+    return ids, [captions[k] for k in ids], [truth[k] for k in ids]
 
 
 def _references(path: str) -> dict[str, list[str]]:

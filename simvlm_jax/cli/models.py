@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parents[2] / "configs"
 
 
 def main(argv: list[str]) -> int:
-    """Prints a line a config as it is counted; nothing is trained, and no weights are made."""
+    """Prints one line per config as it is counted; nothing is trained, and no weights are made."""
     parser = argparse.ArgumentParser(prog="simvlm models", description="List configs, their size, cost and abilities.")
     parser.add_argument(
         "configs", nargs="*", help="FILE.py or FILE.py:VARIANT (default: those that came with the package)"
@@ -77,11 +77,11 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-_ASKED = ("prefill", "embed_image", "embed_text", "classify", "score_text", "features", "pair_features", "attention")
+_SHOWN = ("prefill", "embed_image", "embed_text", "classify", "score_text", "features", "pair_features", "attention")
 
 
 def _line(row: dict[str, Any]) -> str:
-    can = ", ".join({"prefill": "write"}.get(c, c) for c in _ASKED if c in row["capabilities"])
+    can = ", ".join({"prefill": "write"}.get(c, c) for c in _SHOWN if c in row["capabilities"])
     cost = f"{_short(row['flops_an_example']):>12}{_short(row['flops_a_step']):>12}"
     file, _, variant = row["config"].partition(":")  # whose name may have slashes, as B/32
     name = f"{Path(file).name}:{variant}".removesuffix(":")

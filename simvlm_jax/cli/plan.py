@@ -53,11 +53,11 @@ def main(argv: list[str]) -> int:
     config: Any = load_config(args.config)
     assign_flags(config, overrides)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     planner = _Planner(config, target)
-    say(f"compiling for {target.name} ...")
+    log(f"compiling for {target.name} ...")
     plan = planner.plan({}, args.effort)
     suggestion, tried = None, []
     if args.search or not (plan.fits or args.no_suggestion):
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         def attempt(changes: Changes):
             return planner.plan(changes, "low")
 
-        tried = try_changes(plan, attempt, planner.kept, args.search, say)
+        tried = try_changes(plan, attempt, planner.kept, args.search, log)
         fitting = [t for t in tried if t.plan is not None and t.plan.fits]
         best = min(fitting, key=lambda t: t.plan.step_time_estimate_s or 0.0, default=None) if args.search else None
         chosen = best or next(iter(fitting), None)

@@ -1,4 +1,4 @@
-"""`simvlm data show PATH`: what a path is understood as, and its rows, one JSON object a line, without their pictures."""
+"""`simvlm data show PATH`: what a path is understood as, and its rows, one JSON object per line, without their pictures."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def show(args) -> int:
     """Prints what was understood on stderr and the rows on stdout; returns 1 if a row of those shown cannot be read."""
     from simvlm_jax.data.source import Source, understood, without_pictures
-    from simvlm_jax.data.sources import open_asked
+    from simvlm_jax.data.sources import open_one_split
 
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit} must not be negative")
-    source: Source = open_asked(args.path, args.split, columns=args.columns, truncated=args.truncated)
+    source: Source = open_one_split(args.path, args.split, columns=args.columns, truncated=args.truncated)
     summary, bad = understood(source), 0
     if args.json:
         print(

@@ -21,7 +21,10 @@ from simvlm_jax.core.files import open_own
 BOUND = 1e-4
 """Largest relative difference of the loss where the devices changed, over 50 steps."""
 STATE_BOUND = 1e-2
-"""Of parameters and of optimizer state there, as a whole: Adam turns rounding in gradients near zero into whole steps."""
+"""Largest relative difference of all parameters, and of all optimizer state, in the same case.
+
+Adam turns rounding in gradients near zero into whole steps.
+"""
 
 
 @dataclasses.dataclass
@@ -253,18 +256,18 @@ def main(argv: list[str]) -> int:
     def drill(name: str) -> Drill:
         return Drill(args.config, folder / name, [*overrides, *fixed], base)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    say(f"the run without interruption, {args.steps} steps on {base} devices ...")
+    log(f"the run without interruption, {args.steps} steps on {base} devices ...")
     whole = drill("whole")
     whole.finish()
-    say(f"the same, killed {args.kills} times on {base} devices ...")
+    log(f"the same, killed {args.kills} times on {base} devices ...")
     still = drill("killed")
     drill_still(still, args.steps, args.kills, args.mid_save, rng)
     moved = None
     if len(counts) > 1:
-        say(f"the same, killed {args.kills} times while the devices change among {counts} ...")
+        log(f"the same, killed {args.kills} times while the devices change among {counts} ...")
         moved = drill("moved")
         drill_moved(moved, args.kills, counts, rng)
 
@@ -273,7 +276,7 @@ def main(argv: list[str]) -> int:
     write_whole(folder / "certificate.json", json.dumps(certificate, indent=1))
     write_whole(folder / "certificate.md", markdown(certificate))
     print(markdown(certificate))
-    say(f"certificate: {folder / 'certificate.md'}")
+    log(f"certificate: {folder / 'certificate.md'}")
     return 0 if certificate["holds"] else 1
 
 

@@ -63,14 +63,14 @@ def build(config: Any, name: str = "", /, **supplied: Any) -> Any:
     given = {k: v for k, v in config.items() if k != TARGET}
     if unknown := sorted(set(given) - set(fields)):
         raise ValueError(f"{target} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
-    told = {k: v for k, v in given.items() if k not in values or not _is_default(v, fields[k])}
+    explicit = {k: v for k, v in given.items() if k not in values or not _is_default(v, fields[k])}
     kwargs = {k: v for k, v in values.items() if k in fields}
-    kwargs |= {k: _built(v, values, f"{name}.{k}") for k, v in told.items()}
+    kwargs |= {k: _built(v, values, f"{name}.{k}") for k, v in explicit.items()}
     missing = [k for k, p in fields.items() if p.default is p.empty and k not in kwargs and p.kind != p.VAR_KEYWORD]
     if missing:
         raise ValueError(f"{target} needs {', '.join(missing)}; its fields are {', '.join(fields)}")
     for k, fact in supplied.items():
-        if isinstance(fact, Fact) and k in told and kwargs[k] != fact.value:
+        if isinstance(fact, Fact) and k in explicit and kwargs[k] != fact.value:
             raise ValueError(
                 f"{name}.{k} is {kwargs[k]!r:.80}, and {fact.source} is {fact.value!r:.80}; take {name}.{k} out of the config, "
                 "or make the two agree"

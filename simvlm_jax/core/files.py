@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 MOST_BYTES = 2**28
-"""Of one picture, table cell or JSON file that is read whole (256 MiB)."""
+"""Most bytes of one picture, table cell or JSON file that is read whole (256 MiB)."""
 MOST_RECORD = 2**24
-"""Of a small JSON file of ours: a config, a list of answers, a contract (16 MiB)."""
+"""Most bytes of a small JSON file of a run: a config, a list of answers, a contract (16 MiB)."""
 MOST_TABLE = 2**32
-"""Of a table of text."""
+"""Most bytes of a table of text."""
 MOST_PARSED = 2**30
-"""Memory of parsed JSON that is more than a few times its text."""
+"""Most memory of parsed JSON that is more than a few times its text."""
 MOST_UNPACKED = 2**31
-"""Of an archive, once unpacked into memory."""
+"""Most bytes of an archive, once unpacked into memory."""
 DEEPEST = 64
 """Levels that JSON may nest."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 SCANNED = "L"
-"""Of the axis in front of scanned layers: each has a parameter of its own."""
+"""Letter of the leading axis of scanned layers: each layer has a parameter of its own."""
 _SPACES = {
     "D": "width",
     "W": "width of another tower",

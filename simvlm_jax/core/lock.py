@@ -23,7 +23,7 @@ from simvlm_jax.core.schema import Count, check
 BEAT = 2.0
 """Seconds between two counts."""
 MOST_BYTES = 4096
-"""Of the record in a lock."""
+"""Longest record in a lock file, in bytes."""
 
 
 class Taken(ValueError):
@@ -77,7 +77,7 @@ def held(folder: Path, what: str = "trains in", name: str = "running.lock") -> I
 
 
 @contextlib.contextmanager
-def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[bool]:
+def turn(path: Path, log: Callable[[str], None] = lambda text: None) -> Iterator[bool]:
     """Waits until no other process of this machine is inside, then does what is inside.
 
     Yields whether that is sure: False on a file system without locks.
@@ -90,7 +90,7 @@ def turn(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that holds {path} ...")
+            log(f"waiting for another process that holds {path} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             yield False

@@ -15,12 +15,12 @@ Positive = Annotated[int, Meta(ge=1, le=2**40)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(ge=0, lt=1)]
-"""Of dropout, of a decay: 1 would leave nothing."""
+"""A rate of dropout or decay, below 1."""
 AboveZero = Annotated[float, Meta(gt=0, le=1e12)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
-"""Of a picture, in pixels."""
+"""The side of a picture in pixels."""
 Pattern = Annotated[str, Meta(title="pattern")]
 """A regular expression."""
 Replacement = Annotated[str, Meta(title="replacement")]

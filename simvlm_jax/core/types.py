@@ -1,7 +1,7 @@
 """The words everybody shares: letters, Batch, Term, Vocabulary, TrainState and the Model protocol.
 
 Letters (one letter, one meaning):
-`B` batch, `M` images an example, `Y X` rows and columns of pixels and of convolution kernels, `C` channels, `I` input
+`B` batch, `M` images per example, `Y X` rows and columns of pixels and of convolution kernels, `C` channels, `I` input
 channels of a convolution, `P` image tokens, `T` text or query length, `S` source or key length, `Q` learned queries, `D`
 model width, `F` mlp width, `H` heads, `G` heads of keys and values where they are fewer, `K` head width, `V` vocabulary, `A`
 answers of a class head, `E` a space that towers share, `W` another tower's width, `L` layers (the scan axis), `N` slots of a

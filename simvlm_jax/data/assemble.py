@@ -194,7 +194,7 @@ def make_tokenizer(
     sources: Mapping[str, Source],
     *,
     origin: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Tokenizer:
     """The tokenizer a config names (a .model file or a tokenizer folder), else `origin`, that of the run it starts from,
     else one trained on the run's own text.
@@ -227,7 +227,7 @@ def make_tokenizer(
     longest, most = lengths[-1], lengths[int(0.99 * (len(lengths) - 1))]
     if longest > max(4 * most, 256):
         cut = sum(n > -(-most // 8) * 8 for n in lengths)
-        say(
+        log(
             f"the text length is {-(-most // 8) * 8} pieces, in which {cut:,} of {len(lengths):,} texts lose their end: the "
             f"longest, of {longest:,}, would make every row as long; config.text.length sets another"
         )

@@ -178,7 +178,7 @@ def _holds_rows(inside: list[str], at: int, row: list[str], width: int, mark: st
         for line, (first, end) in zip(inside, spans, strict=True)
     ]
     own = "" if image is None else (inside[0].split(mark)[0] if image == at else "".join(row[image : image + 1]))
-    told = []
+    like_rows = []
     for number, (line, (first, end)) in enumerate(zip(inside, spans, strict=True)):
         if (number == 0 and (image is None or image <= at)) or (image is not None and not first <= image < end):
             continue  # such a part does not name the picture
@@ -186,8 +186,8 @@ def _holds_rows(inside: list[str], at: int, row: list[str], width: int, mark: st
         names = [f.strip().strip('"') for f in (fields if image is None else fields[image - first :][:1])]
         pictured = (number > 0 or fit[0]) and any(n.lower().endswith(PICTURES) for n in names)
         like = fit[number] and own.strip() and any(_shape(n) == _shape(own) for n in names)
-        told.append(len(fields) == end - first and bool(pictured or like))
-    if sum(told) * 2 > len(told):
+        like_rows.append(len(fields) == end - first and bool(pictured or like))
+    if sum(like_rows) * 2 > len(like_rows):
         return True
     words = _shape(own) not in ("0", "://") and not own.strip().lower().endswith(PICTURES)
     return words and len(inside) > 5 and fit[0] and sum(fit[1:]) * 10 >= len(fit[1:]) * 9

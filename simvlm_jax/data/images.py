@@ -23,9 +23,9 @@ from PIL import (
 MAX_PIXELS = 178_956_970
 """Largest picture decoded (Pillow's own hard limit is twice its warning level; a 50-megapixel photo passes)."""
 MAX_DECODED = 2**29
-"""Bytes that the pixels of a picture may take while it is made 8-bit RGB (Pillow keeps RGB in 4 bytes a pixel)."""
+"""Bytes that the pixels of a picture may take while it is made 8-bit RGB (Pillow keeps RGB in 4 bytes per pixel)."""
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 4, "I;16B": 4, "I;16L": 4, "I;16N": 4, "I": 5, "F": 5}
-"""Of a pixel of a mode, beside those of the RGB it becomes; 4 of the others."""
+"""Bytes per pixel of a Pillow mode, beside those of the RGB it becomes; 4 for other modes."""
 MAX_IN_PYTHON = 2**22
 """Pixels of a picture that Pillow decodes in Python (QOI, packed FITS, BLP, plain PPM, run-length BMP ...), microseconds each."""
 FORMATS = (

@@ -61,7 +61,7 @@ class Interleave:
     Args:
       tokenizer: of the run; its `length` is T.
       pixels: how images are made ready.
-      images: most images a row, M. Rows with fewer have black ones, whose mask is false.
+      images: most images per row, M. Rows with fewer have black ones, whose mask is false.
       tokens: slots an image takes, P: as many as the model makes of one.
 
     Raises:

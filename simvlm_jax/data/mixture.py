@@ -91,10 +91,10 @@ class Mixture:
         self.weights = tuple(float(sources[name][1]) for name in self.names)
         self._order = interleave(self.weights)
         self._starts = [0, *itertools.accumulate(map(len, self._sources))]
-        told = [understood(s) for s in self._sources]
-        left_out = sum((t.left_out for t in told), Counter[str]())
-        readers = " + ".join(f"{w:g} {n} ({t.reader})" for n, w, t in zip(self.names, self.weights, told, strict=True))
-        self.understood = Understood(readers, [f for t in told for f in t.files], len(self), left_out=left_out)
+        parts = [understood(s) for s in self._sources]
+        left_out = sum((t.left_out for t in parts), Counter[str]())
+        readers = " + ".join(f"{w:g} {n} ({t.reader})" for n, w, t in zip(self.names, self.weights, parts, strict=True))
+        self.understood = Understood(readers, [f for t in parts for f in t.files], len(self), left_out=left_out)
 
     def __len__(self):
         return self._starts[-1]

@@ -119,13 +119,13 @@ def _of_pictures(path: Path, held: list[str], plain: list[str], renamed: dict[st
 def _classes(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """{column: names of its classes} of a schema of Hugging Face's data sets; what is not written so is passed over."""
     try:
-        told = parse_json((metadata or {}).get(b"huggingface", b"{}"), "metadata")
+        features = parse_json((metadata or {}).get(b"huggingface", b"{}"), "metadata")
     except BadFile:
         return {}
     for name in ("info", "features"):
-        told = told.get(name) if isinstance(told, dict) else None
+        features = features.get(name) if isinstance(features, dict) else None
     found = {}
-    for column, feature in told.items() if isinstance(told, dict) else ():
+    for column, feature in features.items() if isinstance(features, dict) else ():
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             names = feature.get("names")
             if names and isinstance(names, list) and all(isinstance(n, str) for n in names):

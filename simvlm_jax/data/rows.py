@@ -112,8 +112,8 @@ class Pictures:
         if self._allowed is None:
             return True
         base = max((f for f in self.folders if path.is_relative_to(f)), key=lambda f: len(f.parts))
-        told = {p for p in path.relative_to(base).parts[:-1] if p not in parts}
-        return all(split_named(p) in (None, *self._allowed) for p in told)
+        folders = {p for p in path.relative_to(base).parts[:-1] if p not in parts}
+        return all(split_named(p) in (None, *self._allowed) for p in folders)
 
     def _shared(self, end: str) -> bool:
         """Whether several names of the table end so."""
@@ -232,7 +232,7 @@ def _stand_in(value: Any) -> str:
 
 
 def by_picture(found: Iterable[tuple[str, Any, list[str] | Exception, Row]]) -> list[Row | tuple[str, Exception]]:
-    """One row a picture with all its captions, of (key, picture, captions, more), in the order in which pictures first come.
+    """One row per picture with all its captions, of (key, picture, captions, more), in the order in which pictures first come.
 
     What is wrong with a row stands by itself, and so does one that tells something else of its picture than the first (`more`).
     """

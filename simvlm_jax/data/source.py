@@ -55,14 +55,14 @@ class HashSplit:
         if not self._indices:
             raise ValueError(f"{share:.0%} of {len(source)} examples leave none; name data.eval.path instead")
         self._label = f"{'held out' if held_out else 'without'} {share:.0%}"
-        told = understood(source)
+        understanding = understood(source)
         self.understood = Understood(
-            told.reader,
-            told.files,
+            understanding.reader,
+            understanding.files,
             len(self._indices),
-            told.columns,
-            f"{told.split or 'all'}, {self._label}",
-            told.left_out,
+            understanding.columns,
+            f"{understanding.split or 'all'}, {self._label}",
+            understanding.left_out,
         )
 
     def text(self, index: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ FILES: tuple[Any, ...] = (tars, flickr, texts, tables, annotations)
 MARKED: tuple[Any, ...] = (tfds, published, classes.IMAGENET_SAMPLES)
 """Readers of a folder that is known by a file of its own, in the order they are asked."""
 LAYOUTS: dict[str, Any] = {
-    "a caption a line": flickr,
+    "one caption per line": flickr,
     "tars": tars,
     "tables": tables,
     "pictures with texts beside them": sidecars,
@@ -49,14 +49,14 @@ def open_source(
 
     With `images`: .tar files ("x.tar", "train-*.tar", "train-{0000..0031}.tar") or a folder of them; tables of captions,
     questions or labels (CSV, TSV, JSONL, Parquet, lists in JSON), or a folder with some; COCO's, Karpathy's, Flickr's, VQA's,
-    GQA's, LAVIS's and LLaVA's files; data sets of readers/published.py; pictures in a folder a class, or with a text file
+    GQA's, LAVIS's and LLaVA's files; data sets of readers/published.py; pictures in one folder per class, or with a text file
     beside each; a folder a split of any of these. Of a data set that has splits, by its files' or folders' names or within
     them, `split` is read.
 
     A folder that holds a prepared TFDS data set (of `simvlm data web`, for one) is that; else a name that is no path is that of
     a TFDS data set ("scenes/captions", "coco_captions").
 
-    Without `images`: the texts of such tables, or a .txt, a document a line.
+    Without `images`: the texts of such tables, or a .txt, one document per line.
 
     columns: names of a table's columns in place of the usual ones, "image=filepath,caption=title". truncated: takes a tar that
     was cut for what it still holds.
@@ -99,7 +99,7 @@ def open_split(path: str, split: str, **how: Any) -> Source:
     return source
 
 
-def open_asked(path: str, split: str | None, **how: Any) -> Source:
+def open_one_split(path: str, split: str | None, **how: Any) -> Source:
     """The source of the split that is named; of none, that of `train`, or of the only split there is."""
     if split:
         return open_split(path, split, **how)
@@ -150,8 +150,8 @@ def _of_folder(here: Path, how: How) -> Source:
         if file := reader.accepts(here, dataclasses.replace(how, alone=not found)):
             found[name] = file, reader
     if len(found) > 1:
-        told = " and ".join(f"{kind} ({name})" for kind, (name, _) in found.items())
-        raise Refused(f"{str(here)!r} holds {told}; name the file that is meant, or '*.tar', or move the others away")
+        named = " and ".join(f"{kind} ({name})" for kind, (name, _) in found.items())
+        raise Refused(f"{str(here)!r} holds {named}; name the file that is meant, or '*.tar', or move the others away")
     if found:
         return next(iter(found.values()))[1].read(here, how)
     folders = [p for p in visible(here) if p.is_dir()]
@@ -167,7 +167,7 @@ def _of_folder(here: Path, how: How) -> Source:
         if reader.accepts(here, how):
             return reader.read(here, how)
     raise Refused(
-        f"path {str(here)!r} holds neither .tar shards, nor a table of captions, nor a folder a class, nor any other layout of "
+        f"path {str(here)!r} holds neither .tar shards, nor a table of captions, nor a folder for each class, nor any other layout of "
         "docs/data.md"
     )
 
@@ -180,14 +180,14 @@ def _split_folder(here: Path, folders: list[Path], how: How) -> tuple[Path, str]
     Raises:
       NoSuchSplit: splits are folders, and this one is not among them. Refused: two are.
     """
-    told = {p: s for p in folders if (s := split_named(p.name)) and _holds_data(p, how.images)}
-    if told:
-        found = folders_of(told, how.split)
+    named = {p: s for p in folders if (s := split_named(p.name)) and _holds_data(p, how.images)}
+    if named:
+        found = folders_of(named, how.split)
         if len(found) > 1:
             raise Refused(f"{str(here)!r} has {' and '.join(p.name for p in found)}, both of {how.split!r}; name one")
         if found:
-            return found[0], told[found[0]]
-        raise NoSuchSplit(f"{str(here)!r} has no split {how.split!r}; it has {', '.join(p.name for p in told)}")
+            return found[0], named[found[0]]
+        raise NoSuchSplit(f"{str(here)!r} has no split {how.split!r}; it has {', '.join(p.name for p in named)}")
     data = here / "data"
     return (data, "") if data in folders and _holds_data(data, how.images) else None
 

@@ -45,10 +45,10 @@ def is_of(found: str, split: str) -> bool:
     return found == split or (group_of(found) is not None and group_of(found) == group_of(split))
 
 
-def folders_of(told: dict[Path, str], split: str) -> list[Path]:
+def folders_of(named: dict[Path, str], split: str) -> list[Path]:
     """Those of the folders {folder: its split} that are meant by a split: the one of that very name, else all of the same split."""
-    exact = [p for p in told if p.name.lower() == split]
-    return exact or [p for p, s in told.items() if s == group_of(split) and not _is_part(split)]
+    exact = [p for p in named if p.name.lower() == split]
+    return exact or [p for p, s in named.items() if s == group_of(split) and not _is_part(split)]
 
 
 def _words(name: str) -> list[str]:
@@ -74,13 +74,13 @@ def part_of(name: str) -> str:
     return next((w for w in _words(name) if _YEAR.fullmatch(w)), "")
 
 
-def split_told(files: Sequence[Path]) -> str:
+def split_of_all(files: Sequence[Path]) -> str:
     """The one split that the names of all files tell, "" where they tell none or several."""
     try:
-        told = {split_of(p.stem) for p in files}
+        named = {split_of(p.stem) for p in files}
     except Refused:
         return ""
-    return (next(iter(told)) or "") if len(told) == 1 else ""
+    return (next(iter(named)) or "") if len(named) == 1 else ""
 
 
 def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path], str, list[str]]:
@@ -91,11 +91,11 @@ def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path]
     Raises:
       NoSuchSplit: there are splits, and not that one. Refused: there are two years of it.
     """
-    told = {p: split_of(p.stem) for p in files}
-    if not any(told.values()):
+    named = {p: split_of(p.stem) for p in files}
+    if not any(named.values()):
         return list(files), "", []
-    asked = group_of(split)
-    wanted = [p for p, s in told.items() if s is not None and s == (asked or split)]
+    group = group_of(split)
+    wanted = [p for p, s in named.items() if s is not None and s == (group or split)]
     parts = sorted({part_of(p.stem) for p in wanted} - {""})
     if _is_part(split):
         wanted = [p for p in wanted if split.replace("-", "") in _words(p.stem)]
@@ -104,12 +104,12 @@ def of_split(files: Sequence[Path], split: str, where: Path) -> tuple[list[Path]
             f"{str(where)!r} has several sets of {split!r} ({', '.join(parts)}); ask for one of these as the split, or name the file"
         )
     if not wanted:
-        there = sorted({s for s in told.values() if s})
+        there = sorted({s for s in named.values() if s})
         raise NoSuchSplit(
             f"{str(where)!r} has no split {split!r}; it has {', '.join(there)} (by the names of {files[0].name} and others)"
         )
-    rest = [p.name for p, s in told.items() if s is None]
-    return wanted, asked or split, rest
+    rest = [p.name for p, s in named.items() if s is None]
+    return wanted, group or split, rest
 
 
 def split_named(folder: str) -> str | None:

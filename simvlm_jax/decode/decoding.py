@@ -20,7 +20,7 @@ class Decoding:
     Args:
       max_length: new pieces, EOS and a forced prefix included; 0 for as many as the model's text length leaves.
       min_length: pieces before an EOS may come, a forced prefix included.
-      beams: width of the beam search, 1 for none. n_best: hypotheses returned a row, the best first.
+      beams: width of the beam search, 1 for none. n_best: hypotheses returned per row, the best first.
       length_penalty: exponent p of a hypothesis' score, log-likelihood / length^p (EOS counted, a forced prefix not); above
         0 longer ones gain (Wu et al., arXiv 1609.08144, with p as transformers has it).
       repetition_penalty: above 1 makes pieces already generated less likely (Keskar et al., arXiv 1909.05858).

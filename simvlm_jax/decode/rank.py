@@ -24,7 +24,7 @@ def likelihoods(
     candidates [J,T] int32 and mask [J,T] bool: pieces and EOS, then padding. The prompt is read once; candidates follow one
     after another over its cache.
 
-    shortlist: only so many candidates a row are scored whole, those with the likeliest first piece (BLIP, arXiv
+    shortlist: only so many candidates per row are scored whole, those with the likeliest first piece (BLIP, arXiv
     2201.12086, appendix); the others get -inf. 0: all of them.
     """
     candidates, mask = jnp.asarray(candidates), jnp.asarray(mask)
@@ -36,7 +36,7 @@ def likelihoods(
     kept = min(shortlist or J, J)
     chosen = jax.lax.top_k(first, kept)[1] if kept < J else jnp.broadcast_to(jnp.arange(J), (B, J))
 
-    def rest(which):  # [B] candidates, one a row
+    def rest(which):  # [B] candidates, one per row
         pieces, real = candidates[which], mask[which]
         logits, _ = capabilities["extend"](params, extra, cache, pieces[:, :-1])
         likely = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -214,8 +214,8 @@ class Generation(Answering):
         out: AnsweredExamples = []
         notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
-            asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
-            made, noted = engine.generate(images, asked, draw_ids(rows), self.how, width=width)
+            prompts = [filled_in(self.prompt, str(e[self.question])) for e in rows]
+            made, noted = engine.generate(images, prompts, draw_ids(rows), self.how, width=width)
             out += [(e, Answer(*best[0], tuple(best))) for e, best in zip(rows, made, strict=True)]
             notes.update(noted)
         return Answered(out, notes)
@@ -249,8 +249,8 @@ class Ranking(Answering):
         out: AnsweredExamples = []
         notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
-            asked = [filled_in(self.prompt, str(e[self.question])) for e in rows]
-            scores, noted = engine.likelihoods(images, asked, candidates, self.shortlist, width)
+            prompts = [filled_in(self.prompt, str(e[self.question])) for e in rows]
+            scores, noted = engine.likelihoods(images, prompts, candidates, self.shortlist, width)
             scores = scores / length if self.per_piece else scores
             out += [(e, best_answer(candidates, s)) for e, s in zip(rows, scores, strict=True)]
             notes.update(noted)

@@ -77,7 +77,7 @@ class Captioning(Suite):
         items = []
         for (example, answer), scene, cider in zip(answered, scenes, each, strict=True):
             verdict = judge.judge(scene, answer.text) if scene else None
-            wrong = verdict.said - verdict.true if verdict else 0
+            wrong = verdict.total - verdict.true if verdict else 0
             items.append(
                 Item(
                     example,

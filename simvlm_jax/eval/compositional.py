@@ -60,7 +60,9 @@ class Compositional(Classes):
 
     def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         found = super().outcome(engine, answered)
-        items = [dataclasses.replace(i, asked=f"{i.example['answer']}  or  {i.example['twin']}?") for i in found.items]
+        items = [
+            dataclasses.replace(i, question=f"{i.example['answer']}  or  {i.example['twin']}?") for i in found.items
+        ]
         return Outcome(
             {**found.scores, "chance": 0.5}, items, sums=found.sums
         )  # no confusion: every caption is its own class

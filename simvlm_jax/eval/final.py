@@ -41,7 +41,7 @@ def evaluate_run(
     limit: int = 0,
     bad: float = 0.05,
     texts: Callable[[], Sequence[str]] = tuple,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Runs every suite on its splits, with controls on the first; writes the page and results.json.
 
@@ -56,7 +56,7 @@ def evaluate_run(
     sections: list[Section] = []
 
     def failed(name: str, split: str, e: Exception) -> None:  # what one suite cannot do must not cost the others
-        say(f"{name} · {split} could not be run: {e}")
+        log(f"{name} · {split} could not be run: {e}")
         entries.append({"suite": name, "split": split, "control": None, "scores": {}, "error": str(e)})
 
     for name, suite in suites.items():
@@ -71,7 +71,7 @@ def evaluate_run(
         for i, (split, source) in enumerate(own.items()):
             try:
                 examples = make_examples(suite, split, source, pixels, suite.limit or limit, bad, run.quarantine)
-                made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, say=say)
+                made, outcome = evaluate(engine, name, suite, examples, step, controls=i == 0, texts=texts, log=log)
                 section = _section(f"{name} · {split}", engine, examples, outcome)
             except (ValueError, OSError) as e:
                 if jax.process_count() > 1:
@@ -100,15 +100,15 @@ def suite_sources(suite: Suite, sources: dict[str, Source]) -> dict[str, Source]
 
 
 def own_validation(suite: Suite) -> Source | None:
-    """What a suite with data of its own is asked while a run trains: their validation split, None if there is none.
+    """The examples for a suite with data of its own while a run trains: their validation split, None if there is none.
 
     Never what is reported in the end, for checkpoints are chosen by it.
     """
     reported = {repr(source) for source in suite_sources(suite, {}).values()}
-    asked = {name for split in suite.splits.values() for name in re.findall(r"\w+", split)}  # "validation[:50%]" too
+    used = {name for split in suite.splits.values() for name in re.findall(r"\w+", split)}  # "validation[:50%]" too
     for split in ("validation", "val"):
         with contextlib.suppress(NoSuchSplit):
-            if split not in asked and repr(source := open_source(suite.path, split)) not in reported:
+            if split not in used and repr(source := open_source(suite.path, split)) not in reported:
                 return source
     return None
 
@@ -139,7 +139,7 @@ def evaluate(
     *,
     controls: bool = True,
     texts: Callable[[], Sequence[str]] = tuple,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], Outcome]:
     """(results.json entries of one suite on one split, with its controls; the outcome without control)."""
     answered, notes = suite.answers(engine, examples)
@@ -149,7 +149,7 @@ def evaluate(
 
     def entry(control: str | None, found: Outcome, why: dict[str, Any]) -> dict[str, Any]:
         scores = {k: v for k, v in found.scores.items() if math.isfinite(v)}  # of what nothing is known is left out
-        say(_line(f"{name} · {examples.split}" + (f", {control}" if control else ""), scores))
+        log(_line(f"{name} · {examples.split}" + (f", {control}" if control else ""), scores))
         about = {"suite": name, "split": examples.split, "control": control}
         sure = {k: [round(v, 6) for v in pair] for k, pair in intervals(found.sums).items() if k in scores}
         return {**about, "scores": scores, "intervals": sure, "provenance": why}
@@ -166,7 +166,7 @@ def evaluate(
             entries[0]["pictures"] = pictures
     entries[0]["remarks"] = _remarks(notes, examples)
     for remark in entries[0]["remarks"]:
-        say(f"{'':>28}  {remark}")
+        log(f"{'':>28}  {remark}")
     if controls and "blind" in suite.controls and examples.pictured:
         unseen = examples.unseen()
         found = suite.outcome(engine, suite.answers(engine, unseen).values)
@@ -228,15 +228,15 @@ def _cards(items: list[Item], engine: Engine, examples: Examples) -> list[Card]:
     pictures = [
         examples.image(i.example["index"]) if examples.pictured else np.zeros((0, 1, 1, 3), np.uint8) for i in items
     ]
-    looking = [n for n, i in enumerate(items) if not i.asked and len(pictures[n]) == 1]
+    looking = [n for n, i in enumerate(items) if not i.question and len(pictures[n]) == 1]
     words = _attention([items[n].answer.text for n in looking], [pictures[n] for n in looking], engine)
     shown = dict(zip(looking, words, strict=True))
     return [
         Card(
             key=str(item.example["key"]),
             images=[_png(image) for image in pictures[n]],
-            said=item.answer.text,
-            asked=item.asked,
+            answer=item.answer.text,
+            question=item.question,
             references=list(item.truth),
             claims=list(item.claims),
             right=item.right,

@@ -54,8 +54,8 @@ class Hallucination(Answering):
             for answer, pool in (("yes", there), ("no", absent)):
                 for i in rng.permutation(len(pool))[:count]:
                     colour, shape = pool[i]
-                    asked = self.ask.format(thing=noun_phrase(Phrase(colour=colour, shape=shape)))
-                    yield {**example, "question": asked, "answer": answer, "kind": kind}
+                    question = self.ask.format(thing=noun_phrase(Phrase(colour=colour, shape=shape)))
+                    yield {**example, "question": question, "answer": answer, "kind": kind}
 
     def list_of(self, engine: Engine) -> Sequence[str]:
         return ()

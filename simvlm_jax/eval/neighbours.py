@@ -23,15 +23,15 @@ class NearestNeighbours(Frozen):
     temperature: AboveZero = 0.07
 
     def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
-        (learned,), asked, notes = self.feature_sets(engine, examples, (self.train,))
+        (learned,), evaluated, notes = self.feature_sets(engine, examples, (self.train,))
         names = sorted({answers_of(e)[0] for e in learned.rows})
         place = {name: i for i, name in enumerate(names)}
         labels = np.asarray([place[answers_of(e)[0]] for e in learned.rows])
         bank, count = _unit(learned.features), min(self.neighbours, len(labels))
         out: AnsweredExamples = []
-        for start in range(0, len(asked.rows), 1000):
-            rows = asked.rows[start : start + 1000]
-            alike = _unit(asked.features[start : start + 1000]) @ bank.T
+        for start in range(0, len(evaluated.rows), 1000):
+            rows = evaluated.rows[start : start + 1000]
+            alike = _unit(evaluated.features[start : start + 1000]) @ bank.T
             nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count]
             weight = np.exp((np.take_along_axis(alike, nearest, axis=1) - 1) / self.temperature)
             votes = np.zeros((len(rows), len(names)))

@@ -67,8 +67,8 @@ class Frozen(Classes):
                 )
             seen |= keys
         notes: Counter[str] = Counter()
-        *found, asked = [self._features(engine, part, notes) for part in (*learned, examples)]
-        return found, asked, notes
+        *found, evaluated = [self._features(engine, part, notes) for part in (*learned, examples)]
+        return found, evaluated, notes
 
     def features_of(self, engine: Engine, rows: list[Example], images: np.ndarray) -> Answered[np.ndarray]:
         """Features [n,D] of a chunk."""
@@ -99,7 +99,7 @@ class LinearProbe(Frozen):
     def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         given = self._has_validation(examples)
         splits = (self.train, self.validation) if given else (self.train,)
-        sets, asked, notes = self.feature_sets(engine, examples, splits)
+        sets, evaluated, notes = self.feature_sets(engine, examples, splits)
         names = sorted({answers_of(e)[0] for part in sets for e in part.rows})
         place = {name: i for i, name in enumerate(names)}
         found = [(part.features, np.asarray([place[answers_of(e)[0]] for e in part.rows])) for part in sets]
@@ -119,8 +119,8 @@ class LinearProbe(Frozen):
             "learned_from": {part.examples.split: part.examples.fingerprint for part in sets},
         }
         probe = fit(np.concatenate([x, xv]), np.concatenate([y, yv]), len(names), c)
-        likely = probabilities(probe(asked.features))
-        out = [(e, best_answer(names, p)) for e, p in zip(asked.rows, likely, strict=True)]
+        likely = probabilities(probe(evaluated.features))
+        out = [(e, best_answer(names, p)) for e, p in zip(evaluated.rows, likely, strict=True)]
         return Answered(out, {"probe": fitted, **notes})
 
     def _has_validation(self, examples: Examples) -> bool:

@@ -74,7 +74,7 @@ class Item:
 
     example: Example
     answer: Answer
-    asked: str = ""
+    question: str = ""
     truth: tuple[str, ...] = ()
     right: bool | None = None
     badness: float = 0.0

@@ -30,7 +30,7 @@ class ZeroShot(Classes):
 
     classes: their names, by default those found in the data. templates: sentences that name a class, "{}" or "{name}" being the
     name and "{a}" its article. prompts: a JSON file {"classes", "templates"}, as CLIP's authors publish theirs, in place of
-    both; or a text file with a template a line.
+    both; or a text file with one template per line.
     """
 
     classes: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class ZeroShot(Classes):
 
 
 def read_prompts(path: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(classes, templates) of a JSON file {"classes", "templates"}, or of a text file with a template a line."""
+    """(classes, templates) of a JSON file {"classes", "templates"}, or of a text file with one template per line."""
     if not path.is_file():
         raise FileNotFoundError(f"prompts {str(path)!r} does not exist")
     if path.suffix != ".json":

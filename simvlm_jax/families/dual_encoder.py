@@ -29,7 +29,7 @@ def unit(x: jax.Array) -> jax.Array:
 def normalised(image: Array, statistics=HALF):
     """uint8 pixels [B,1,Y,X,C] as fp32 [B,Y,X,C], by a mean and a deviation a channel (of pixels in [0, 1])."""
     if image.shape[1] != 1:
-        raise ValueError(f"this model takes one image a row; got {image.shape[1]}")
+        raise ValueError(f"this model takes one image per row; got {image.shape[1]}")
     mean, deviation = (np.asarray(x, np.float32) for x in statistics)
     return (image[:, 0].astype(jnp.float32) / 255 - mean) / deviation
 

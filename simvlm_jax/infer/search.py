@@ -22,11 +22,15 @@ def exact(engine: Engine, vectors: np.ndarray, queries: np.ndarray, top: int) ->
     engine.require("search", "similarity")
     top, block = min(top, len(vectors)), min(BLOCK if vectors.ndim == 2 else BLOCK_OF_TOKENS, len(vectors))
     program = engine.programs.compiled(engine.mesh, Nearest(engine.model, min(top, block)))
-    asked = place_whole(engine.mesh, queries)
+    on_devices = place_whole(engine.mesh, queries)
     scores, places = [], []
     for start in range(0, len(vectors), block):
         part = vectors[start : start + block]
-        arrays = place_whole(engine.mesh, padded(part, block)), asked, place_whole(engine.mesh, np.int32(len(part)))
+        arrays = (
+            place_whole(engine.mesh, padded(part, block)),
+            on_devices,
+            place_whole(engine.mesh, np.int32(len(part))),
+        )
         score, place = program(engine.params, engine.extra, *arrays)
         scores.append(np.asarray(score))
         places.append(np.asarray(place) + start)

@@ -28,7 +28,7 @@ from simvlm_jax.jobs.fetch import fetched
 
 URL_COLUMNS = ("url", "image_url")
 MOST_BYTES = 2**26
-"""Of a picture's file from the web."""
+"""Most bytes of a picture's file from the web."""
 _FETCHERS = 16
 
 

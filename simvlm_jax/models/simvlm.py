@@ -112,7 +112,7 @@ class Network(DecoderNetwork):
             return text, given.sight
         _, M, Y, X, _ = image.shape
         if M != 1 or (m.image_size, m.image_size) != (Y, X):
-            raise ValueError(f"SimVLM takes one image of {m.image_size} px a row; got {M} of {Y} x {X}")
+            raise ValueError(f"SimVLM takes one image of {m.image_size} px per row; got {M} of {Y} x {X}")
         seen = self.stem(image[:, 0].astype(m.compute.activation_dtype) / 127.5 - 1)
         seen = add(seen, in_use(self.image_position, (None, "D")) * self.embedding.shape[1] ** 0.5)
         valid = jnp.broadcast_to(mask[:, :1] if mask is not None else True, seen.shape[:2])
@@ -140,7 +140,7 @@ class Network(DecoderNetwork):
         pictures = {k: rows[k] for k in ("image", "image_mask") if k in rows}
         if "image" in pictures and pictures["image"].shape[1] != M:
             raise ValueError(
-                f"SimVLM classifies {M} images a row here (model.images); got {pictures['image'].shape[1]}"
+                f"SimVLM classifies {M} images per row here (model.images); got {pictures['image'].shape[1]}"
             )
         if M > 1:  # a pass an image, with the same text
             pictures = {k: v.reshape(B * M, 1, *v.shape[2:]) for k, v in pictures.items()}
@@ -242,7 +242,7 @@ class SimVLM(LanguageModel):
       stem_stages: ResNet stages of the conv stem, 0 for plain patches.
       decoder_only: one stack of both depths instead of encoder and decoder.
       objective: "prefix_lm", "lm" (no text in the prefix) or "span_corruption" (T5).
-      classes: of the head that fine-tuning to classify puts on the decoder, 0 for none. images: a row, to classify.
+      classes: of the head that fine-tuning to classify puts on the decoder, 0 for none. images: how many per row, to classify.
       dropout, drop_path: off in pre-training, 0.1 in fine-tuning; drop_path acts on the conv stem and the encoder only.
       compute: dtype, remat, scan.
     """

@@ -39,7 +39,7 @@ RESNET101 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 4, 23, 3))
 RESNET152 = ConvStemSize(("conv7", 64), (256, 512, 1024, 2048), (3, 8, 36, 3))
 WIDE_RESNET152 = ConvStemSize(("conv7", 80), (320, 640, 1280, 2560), (3, 8, 36, 3))
 TINY_STEM = ConvStemSize(("conv3", 64), (64, 96, 128, 128), (0, 1, 1, 1), bottleneck=False)
-"""Of models that learn from small pictures in minutes."""
+"""The stem of models that learn from small pictures in minutes."""
 
 
 def stage_strides(stages: int, patch: int) -> tuple[int, ...]:

@@ -100,8 +100,8 @@ def softmax_pairs(
         place = jnp.arange(len(weight))
         sides = [{"of": {**side["of"], "group": place}, "alike": jnp.zeros_like(weight)} for side in sides]
     if teacher is not None:
-        taught: Any = log_normalisers(_taught(logits), teacher, images, texts, tile)
-        sides = [{**side, "taught": n} for side, n in zip(sides, taught[:2], strict=True)]
+        teacher_normal: Any = log_normalisers(_teacher_logits(logits), teacher, images, texts, tile)
+        sides = [{**side, "teacher": n} for side, n in zip(sides, teacher_normal[:2], strict=True)]
     sides = [{**jax.lax.stop_gradient({k: v for k, v in s.items() if k != "of"}), "of": s["of"]} for s in sides]
     sides = [{**side, "weight": side["of"]["weight"], "matched": beside} for side in sides]
 
@@ -119,8 +119,8 @@ def softmax_pairs(
         every = [jnp.where(_counts(r, c), w, 0) / params["pairs"] for w in (r["weight"][:, None], c["weight"][None])]
         targets = mixed(target("alike", _among_pairs(_alike)({}, r["of"], c["of"])), every, smoothing)
         if "teacher" in params:
-            told = target("taught", _taught(logits)(params["teacher"], r["of"], c["of"]))
-            targets = mixed(targets, told, teacher_share)
+            teacher_targets = target("teacher", _teacher_logits(logits)(params["teacher"], r["of"], c["of"]))
+            targets = mixed(targets, teacher_targets, teacher_share)
         by_row, by_column = jax.lax.stop_gradient(targets)
         block = _among_pairs(logits)(params["own"], r["of"], c["of"])
         return (by_row * (block - r["matched"][:, None]) + by_column * (block - c["matched"][None])).sum()
@@ -174,6 +174,6 @@ def _alike(_, r, c):
     return jnp.where(r["group"][:, None] == c["group"][None], 0.0, HIDDEN)
 
 
-def _taught(logits):
+def _teacher_logits(logits):
     """The teacher's logits."""
     return _among_pairs(lambda params, r, c: logits(params, r["teacher"], c["teacher"]))

@@ -84,7 +84,7 @@ def _value_and_gradients(of_tile, params, rows, columns, tile):
 
 
 class Normalisers(NamedTuple):
-    """Of each row over all columns and of each column over all rows, [B] each: log-sum-exp and the largest logit."""
+    """Log-sum-exp and largest logit of each row over all columns and of each column over all rows, [B] each."""
 
     rows: jax.Array
     columns: jax.Array
@@ -162,7 +162,7 @@ class _Ring(NamedTuple):
     axes: tuple[str, ...] = ()
 
     def onward(self, tree: Any) -> Any:
-        """To the next device."""
+        """Sends arrays to the next device of the ring."""
         if self.size == 1:
             return tree
         hops = [(i, (i + 1) % self.size) for i in range(self.size)]

@@ -16,7 +16,7 @@ _FREE = {  # names for what is already there
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """kind as XLA names it; bytes of the whole array a device takes part in; group: devices that take part; times a step."""
+    """kind as XLA names it; bytes of the whole array a device takes part in; group: devices that take part; times per step."""
 
     kind: str
     bytes: float
@@ -25,7 +25,7 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes into one device a step, by the best algorithm on a ring."""
+        """Bytes into one device per step, by the best algorithm on a ring."""
         passes = 2 if self.kind == "all-reduce" else 1
         share = 1 if self.kind == "collective-permute" else (self.group - 1) / max(self.group, 1)
         return passes * share * self.bytes * self.times

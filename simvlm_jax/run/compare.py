@@ -16,7 +16,7 @@ SPEEDS = ("images_per_s", "tokens_per_s", "mfu", "input_bound")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of one part of the state. apart: |a - b| over |a|, of all its leaves together."""
+    """The difference of one part of the state. apart: |a - b| over |a|, norms over all its leaves."""
 
     leaves: int
     differing: int

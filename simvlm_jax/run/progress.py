@@ -8,7 +8,7 @@ from simvlm_jax.core.files import printable_lines
 
 
 class Progress:
-    """Prints a line a log interval to stderr; on a terminal the line is rewritten in place. quiet: prints nothing."""
+    """Prints one line per log interval to stderr; on a terminal the line is rewritten in place. quiet: prints nothing."""
 
     def __init__(self, total: int, quiet: bool = False):
         self._total, self._quiet = total, quiet
@@ -43,7 +43,7 @@ class Progress:
             )
         self._print(text)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line that stays."""
         if self._quiet:
             return
@@ -63,7 +63,7 @@ class Countdown:
 
     def __init__(self, what: str, total: int, every: float = 5.0):
         self._what, self._total, self._every = what, total, every
-        self._began = self._said = time.perf_counter()
+        self._began = self._shown = time.perf_counter()
         self._live = sys.stderr.isatty()
         jax = sys.modules.get("jax")  # what has not loaded it has no other process either
         self._quiet = jax is not None and jax.process_index() > 0
@@ -71,9 +71,9 @@ class Countdown:
     def at(self, done: int) -> None:
         """`done` of the total are done."""
         now = time.perf_counter()
-        if self._quiet or now - self._said < self._every:
+        if self._quiet or now - self._shown < self._every:
             return
-        self._said = now
+        self._shown = now
         rate = done / (now - self._began)
         left = duration((self._total - done) / rate) if rate else "?"
         text = f"{self._what}  {done:,}/{self._total:,}  {rate:,.{0 if rate >= 10 else 1}f}/s  {left} left"
@@ -81,7 +81,7 @@ class Countdown:
 
     def close(self) -> None:
         """Clears the line of a terminal."""
-        if self._live and self._said != self._began:
+        if self._live and self._shown != self._began:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 

@@ -15,15 +15,15 @@ from simvlm_jax.run.directory import RunDir
 class Card:
     """One example of the gallery.
 
-    asked: the question, if there was one. claims: (what was said, whether it is true); right: all of it true, None where
+    question: the question, if there was one. claims: (claim, whether it is true); right: all of it true, None where
     truth is not known. words: each word of the answer with its attention over the image, rows of a grid of values between 0
     and 1. n_best: hypotheses with their scores.
     """
 
     key: str
     images: list[bytes]
-    said: str
-    asked: str
+    answer: str
+    question: str
     references: list[str]
     claims: list[tuple[str, bool]]
     right: bool | None
@@ -74,17 +74,17 @@ def _gallery(cards: list[Card]) -> str:
 
 def _confusion(counts: dict[tuple[str, str], int], most: int = 16) -> str:
     """The most frequent truths against the most frequent answers; the shade is the share of a row."""
-    truths, said = Counter[str](), Counter[str]()
+    truths, answers = Counter[str](), Counter[str]()
     for (truth, answer), n in counts.items():
         truths[truth] += n
-        said[answer] += n
+        answers[answer] += n
     rows = [t for t, _ in truths.most_common(most)]
     columns = sorted(
-        {*[a for a, _ in said.most_common(most)], *[t for t in rows if t in said]},
-        key=lambda a: (a not in rows, -said[a]),
+        {*[a for a, _ in answers.most_common(most)], *[t for t in rows if t in answers]},
+        key=lambda a: (a not in rows, -answers[a]),
     )
     columns.sort(key=lambda a: rows.index(a) if a in rows else len(rows))
-    rest = len(said) - len(columns)
+    rest = len(answers) - len(columns)
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns) + ("<th>others</th>" if rest else "")
     out = [f"<table class=confusion><tr><th></th>{head}<th>all</th></tr>"]
     for truth in rows:
@@ -209,16 +209,16 @@ def _card(card: Card) -> str:
         for word, grid in card.words
     )
     claims = "".join(
-        f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(said)}</span>"
-        for said, ok in card.claims
+        f"<span class={'yes' if ok else 'no'}>{'✓' if ok else '✗'} {html.escape(claim)}</span>"
+        for claim, ok in card.claims
     )
-    asked = f"<p class=asked>{html.escape(card.asked)}</p>" if card.asked else ""
+    question = f"<p class=asked>{html.escape(card.question)}</p>" if card.question else ""
     others = "".join(f"<li>{html.escape(text)} <b>{score:.2f}</b></li>" for text, score in card.n_best)
     others = f"<ol>{others}</ol>" if others else ""
     references = "".join(f"<li>{html.escape(r)}</li>" for r in card.references)
     return (
         f"<div class='card {mark}'><div class=pic style='--n:{max(len(card.images), 1)}'>{pictures}<div class=heat></div></div>"
-        f"{asked}<p class=cap>{words or html.escape(card.said)}</p><p class=claims>{claims}</p>{others}"
+        f"{question}<p class=cap>{words or html.escape(card.answer)}</p><p class=claims>{claims}</p>{others}"
         f"<ul>{references}</ul><p class=key>{html.escape(card.key)}</p></div>"
     )
 

@@ -19,7 +19,7 @@ from simvlm_jax.core.schema import (
 
 Text = Annotated[str, Meta(max_length=10_000)]
 Path = Annotated[str, Meta(min_length=1, max_length=10_000)]
-"""Of data: an empty one would be the current folder."""
+"""A path of data; an empty one would be the current folder."""
 Axis = Annotated[int, Meta(ge=-1, le=2**20)]
 
 

@@ -97,7 +97,7 @@ def figure(sweep: Any, summaries: list[Summary]) -> str:
 
 
 def _panel(sweep: Any, summaries: list[Summary], main: str, title: str) -> tuple[str, int, int]:
-    """(drawing, width, height): an arm a row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
+    """(drawing, width, height): one arm per row, every seed a dot and their mean a bar, the baseline's mean a dashed line."""
     rows = [s for s in summaries if s.scores[main]]
     values = [v for s in rows for v in s.scores[main].values()]
     at = ticks(min(values), max(values))

@@ -30,7 +30,7 @@ _FIELDS = {
     "chunked": True,
     "cache": False,
 }
-"""Of a part, as they were before each had all of them."""
+"""Defaults of a part's keys, from before each part had all of them."""
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:

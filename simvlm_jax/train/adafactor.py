@@ -2,7 +2,7 @@
 
 The paper speaks of matrices. A kernel [L,D,H,K] is L matrices of D inputs and H*K outputs, so its second moment is the product
 of [L,D] and [L,H,K], as if it were reshaped to [L, inputs, outputs]; by the two largest axes alone, as optax has it, a head
-width of 64 is never long enough and the whole second moment is kept. Updates are clipped a layer at a time, so that layers
+width of 64 is never long enough and the whole second moment is kept. Updates are clipped layer by layer, so that layers
 which are scanned learn as layers which are not.
 """
 

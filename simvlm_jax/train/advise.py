@@ -69,7 +69,7 @@ def try_changes(
     attempt: Callable[[Changes], Plan],
     kept: Callable[[Changes], float],
     every: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Tried]:
     """Compiles candidates until one fits; with `every` all that do not accumulate, and then until one more fits.
 
@@ -85,7 +85,7 @@ def try_changes(
         if least > plan.hbm_bytes:
             tried.append(Tried(changes, None, f"keeps {least / 2**30:.1f} GiB"))
             continue
-        say(f"trying {flags(changes)} ...")
+        log(f"trying {flags(changes)} ...")
         found = attempt(changes)
         tried.append(Tried(changes, found, "" if found.fits else (found.error or "does not fit")))
         if found.fits and (not every or "train.accumulate" in changes):

@@ -85,9 +85,9 @@ def train(
     metrics = Metrics(run, step)
     progress = Progress(options.steps, quiet=run.process > 0)
     if resumed is not None:
-        progress.say(f"continuing {run.path} from step {resumed}")
+        progress.log(f"continuing {run.path} from step {resumed}")
     if model.mixes_rows and options.accumulate > 1:
-        progress.say(
+        progress.log(
             f"examples of this model look at other rows: with train.accumulate={options.accumulate}, at those of their "
             "micro-batch, so that results compare with runs of as many micro-batches"
         )
@@ -163,7 +163,7 @@ def train(
                 retries -= 1
                 checkpoints.wait()
                 good = checkpoints.latest_step()
-                progress.say(f"the loss of step {bad} is not finite; back to step {good or 0} ({retries} retries left)")
+                progress.log(f"the loss of step {bad} is not finite; back to step {good or 0} ({retries} retries left)")
                 del state, measured, pending, checked  # memory holds one state
                 state = state_of(good)
                 step, pending, compiled = good or 0, None, False
@@ -180,7 +180,7 @@ def train(
                 with progress.paused():
                     scores = evaluate(averaged(state.params, state.opt), state.extra)
                 metrics.write(step, "validation", scores)
-                progress.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+                progress.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             if at_save:
                 heartbeat.enter("checkpoint", step)
                 metrics.flush()

@@ -209,7 +209,7 @@ def _unsplit(ready: Prepared) -> list[str]:
 
 
 def _by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
-    """Collectives of one kind and group together: how many a step, their bytes, and what a device receives."""
+    """Collectives of one kind and group together: how many per step, their bytes, and what a device receives."""
     out: dict[tuple[str, int], dict[str, Any]] = {}
     for c in moved:
         row = out.setdefault((c.kind, c.group), dict(kind=c.kind, group=c.group, count=0, bytes=0.0, received=0.0))

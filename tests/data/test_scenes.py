@@ -37,7 +37,7 @@ def test_wrong_captions_are_found_out():
         other = language.english(language.plan(b, rng), rng)
         told = {(o.colour, o.shape) for o in b.objects}
         if not told & {(o.colour, o.shape) for o in a.objects} and "shapes" not in other:
-            assert judge.judge(a, other).true < judge.judge(a, other).said
+            assert judge.judge(a, other).true < judge.judge(a, other).total
 
 
 def object_(shape, colour, x, y, size="large", texture="plain"):

@@ -414,7 +414,7 @@ def test_paths_that_name_nothing(name, message):
 
 
 def test_folders_that_hold_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"neither \.tar shards, nor a table of captions, nor a folder a class"):
+    with pytest.raises(ValueError, match=r"neither \.tar shards, nor a table of captions, nor a folder for each class"):
         open_source(str(tmp_path))
     (tmp_path / "t.csv").write_text("picture,words\n1,2\n")
     with pytest.raises(ValueError, match=r"t\.csv', line 2: needs an image \(image, file_name"):

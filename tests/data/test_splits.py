@@ -8,7 +8,7 @@ from simvlm_jax.cli import main
 from simvlm_jax.core.build import load_config
 from simvlm_jax.data import assemble
 from simvlm_jax.data.folders import walk
-from simvlm_jax.data.sources import open_asked, open_source, open_split
+from simvlm_jax.data.sources import open_one_split, open_source, open_split
 from simvlm_jax.data.splits import NoSuchSplit, Refused
 from tests.data.test_layouts import coco, pic, put, write_tar
 
@@ -34,7 +34,7 @@ def table(folder, name, *images):
 
 def test_rows_that_nothing_parts_are_no_split(tmp_path, capsys):
     table(tmp_path, "t.csv", "0.png", "1.png")
-    assert len(open_split(str(tmp_path), "train")) == len(open_asked(str(tmp_path), None)) == 2
+    assert len(open_split(str(tmp_path), "train")) == len(open_one_split(str(tmp_path), None)) == 2
     with pytest.raises(
         NoSuchSplit, match="no split 'val': nothing tells splits apart in its 2 rows; leave the split out"
     ):

@@ -134,7 +134,7 @@ def test_the_most_similar_are_ranked_again_by_matching(tok):
         assert notes.get("reranked", 0) == rerank
     assert [a.text for _, a in answered] == [r["captions"][0] for r in rows]
     asked = engine(Colours(tok), tok)
-    (entry, _), _ = evaluate(asked, "retrieval", Retrieval(), examples(Retrieval(), rows), 1, say=lambda _: None)
+    (entry, _), _ = evaluate(asked, "retrieval", Retrieval(), examples(Retrieval(), rows), 1, log=lambda _: None)
     assert entry["remarks"] == ["the most similar, ranked again by score_pair: 16"]
     assert entry["provenance"]["notes"] == {"reranked": 16}
     assert "reranked" not in scores(Retrieval(), Knows(tok), tok, rows)[2]  # which has no score of pairs
@@ -345,7 +345,7 @@ def test_names_that_the_data_does_not_use_are_told(tok):
     suite = ZeroShot(classes=("red cat", "blue dog"))
     asked = engine(Knows(tok), tok)
     (entry,), outcome = evaluate(
-        asked, "zero_shot", suite, examples(suite, rows), 1, controls=False, say=lambda _: None
+        asked, "zero_shot", suite, examples(suite, rows), 1, controls=False, log=lambda _: None
     )
     assert outcome.scores["accuracy"] == 0.5 and entry["provenance"]["notes"]["truths_not_among_classes"] == 1
 

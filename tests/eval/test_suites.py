@@ -168,7 +168,7 @@ def test_captions_and_their_controls(tok):
     suite, asked = Captioning(how=Decoding(max_length=12)), engine(Stub(tok, says=says), tok)
     lines = []
     made, outcome = evaluate(
-        asked, "captions", suite, examples(suite, rows), 7, texts=lambda: ["a dog", "a red dog"], say=lines.append
+        asked, "captions", suite, examples(suite, rows), 7, texts=lambda: ["a dog", "a red dog"], log=lines.append
     )
     plain, blind, constant = made
     assert [e["control"] for e in made] == [None, "blind", "constant"] and len(lines) == 3
@@ -243,7 +243,7 @@ def test_provenance_tells_weights_and_transforms_apart(tok):
     def why(whole=True, params=None):
         suite = Classification(transforms=(Tokenize(tok, "question"), FixPrefix(whole)))
         asked = engine(Stub(tok, 3), tok, LABELS).with_weights(params or {}, {})
-        return evaluate(asked, "vqa", suite, examples(suite, rows), 7, controls=False, say=lambda _: None)[0][0][
+        return evaluate(asked, "vqa", suite, examples(suite, rows), 7, controls=False, log=lambda _: None)[0][0][
             "provenance"
         ]
 
@@ -270,7 +270,7 @@ def test_answers_are_scored_as_people_wrote_them(tok):
 def test_prompts_that_are_cut_are_counted(tok):
     rows = [{"first": 0, "question": "what colour? " * n, "answer": "yes"} for n in (1, 9)]
     suite, asked = Generation(how=Decoding(max_length=10)), engine(Stub(tok), tok)
-    made, _ = evaluate(asked, "vqa", suite, examples(suite, rows), 0, controls=False, say=lambda _: None)
+    made, _ = evaluate(asked, "vqa", suite, examples(suite, rows), 0, controls=False, log=lambda _: None)
     assert made[0]["provenance"]["notes"] == {"prompts_cut": 1}
     assert made[0]["remarks"] == ["prompts that lost their beginning, for want of room before the answer: 1"]
     with pytest.raises(ValueError, match="an answer of 24 pieces leaves no room for a question"):
@@ -286,7 +286,7 @@ def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
 
     def remarks(suite, rows, **how):
         asked = engine(Stub(tok, 3, says=("yes", "a red dog")), tok, LABELS)
-        made, _ = evaluate(asked, "x", suite, examples(suite, rows), 0, say=told.append, **how)
+        made, _ = evaluate(asked, "x", suite, examples(suite, rows), 0, log=told.append, **how)
         assert all("remarks" not in e for e in made[1:]) and "left_out" not in made[0]["provenance"]["data"]
         assert json.loads(json.dumps(made)) == made  # as results.json has it
         assert "answers_cut" not in made[0]["provenance"]["notes"]  # an outcome, which explains no score
@@ -301,7 +301,7 @@ def test_what_is_cut_or_left_out_is_told_beside_the_score(tok):
         remarks(Generation(), rows)
     suite = Generation()
     found = make_examples(suite, "test", ListSource(rows), Pixels(8), 0, 0.5, told.append)
-    made, _ = evaluate(engine(Stub(tok, 3), tok, LABELS), "x", suite, found, 0, say=told.append)
+    made, _ = evaluate(engine(Stub(tok, 3), tok, LABELS), "x", suite, found, 0, log=told.append)
     assert made[0]["remarks"] == ["left out, for they cannot be read or lack a field: 1"]
     assert made[0]["provenance"]["data"]["left_out"] == 1
     assert any("left out" in line for line in told if isinstance(line, str))

@@ -43,7 +43,7 @@ def loss_of(make, dtype, batch):
 
 
 def placed(e):
-    """Whether a scatter puts one value a row into zeros, as the gradient of picking a token does: nothing is summed."""
+    """Whether a scatter puts one value per row into zeros, as the gradient of picking a token does: nothing is summed."""
     return e.primitive.name == "scatter-add" and e.params["dimension_numbers"].operand_batching_dims
 
 

@@ -70,7 +70,7 @@ def test_two_images_are_two_passes(text_batch):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     swapped = classify(params, {}, {**{k: batch[k] for k in ROWS}, "image": batch["image"][:, ::-1]})
     assert np.abs(swapped - logits).max() > 1e-4
-    with pytest.raises(ValueError, match="classifies 2 images a row"):
+    with pytest.raises(ValueError, match="classifies 2 images per row"):
         model.classify(params, {}, {**{k: batch[k] for k in ROWS}, "image": batch["image"][:, :1]})
 
 

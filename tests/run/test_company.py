@@ -250,7 +250,7 @@ def test_one_endless_caption_does_not_make_every_row_as_long(tiny_config):
             }
 
     told = []
-    made = assemble.make_tokenizer(tiny_config(), {"pairs": Captions()}, say=told.append)
+    made = assemble.make_tokenizer(tiny_config(), {"pairs": Captions()}, log=told.append)
     assert (
         made.vocabulary.length <= 32
         and "1 of 200 texts lose their end" in told[0]
@@ -262,7 +262,7 @@ def test_what_is_told_moves_no_cursor(capsys):
     """Names and records of a run directory may hold what a terminal obeys."""
     from simvlm_jax.run.progress import Progress
 
-    Progress(1).say("continuing \x1b[2J")
+    Progress(1).log("continuing \x1b[2J")
     assert capsys.readouterr().err == "continuing \\x1b[2J\n"
     code = "import sys; from simvlm_jax.parallel.heartbeat import exit_at_once; exit_at_once(sys.argv[1], 1)"
     words = [sys.executable, "-c", code, "error: \x1b]0;x\x07\nand more"]

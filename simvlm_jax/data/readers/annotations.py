@@ -14,7 +14,7 @@ from simvlm_jax.data.folders import PICTURES, visible
 from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tables import as_table, from_tables
 from simvlm_jax.data.rows import Pictures, Row, Rows, Understood, by_picture
-from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, names_of, of_split, part_of, split_told, unnamed
+from simvlm_jax.data.splits import NoSuchSplit, Refused, group_of, names_of, of_split, part_of, split_of_all, unnamed
 from simvlm_jax.data.tables import IMAGE_COLUMNS, texts
 
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "features.json", "config.json", "state.json", "package.json")
@@ -95,7 +95,7 @@ def read_file(path: Path, split: str) -> Rows:
     value = _loaded(path)
     if _kind(value) == "karpathy":
         return _karpathy(path, value, split, folder)
-    return _read([path], split_told([path]), folder, split, {path: value})
+    return _read([path], split_of_all([path]), folder, split, {path: value})
 
 
 def _loaded(path: Path) -> Any:
@@ -127,7 +127,9 @@ def _kind(value: Any) -> str:
     return ""
 
 
-def _read(files: list[Path], split: str, folder: Path, asked: str, loaded: dict[Path, Any] | None = None) -> Rows:
+def _read(
+    files: list[Path], split: str, folder: Path, wanted_split: str, loaded: dict[Path, Any] | None = None
+) -> Rows:
     of_kind: dict[str, list[tuple[Path, Any]]] = {}
     for path in files:
         value = (loaded or {}).get(path, None) or _loaded(path)
@@ -147,7 +149,7 @@ def _read(files: list[Path], split: str, folder: Path, asked: str, loaded: dict[
     around = [place for f in around for place in (f, f / "images")]
     pictures = Pictures(*around, split=next(filter(None, (part_of(p.stem) for p in files)), split))
     if reader is _list:
-        reader = functools.partial(_list, asked=asked)
+        reader = functools.partial(_list, wanted_split=wanted_split)
     try:
         return reader(of_kind, split, folder, pictures)
     except (KeyError, TypeError, AttributeError) as e:
@@ -175,9 +177,9 @@ def _coco(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
                 left_out["annotations of pictures that are not listed"] += 1
             elif "caption" in note:
                 try:
-                    told = [t for t in texts(note["caption"]) if t]
-                    captions.setdefault(of, []).extend(told)
-                    if not told:
+                    captioned = [t for t in texts(note["caption"]) if t]
+                    captions.setdefault(of, []).extend(captioned)
+                    if not captioned:
                         left_out["empty captions"] += 1
                 except ValueError as e:
                     broken.append((f"{path.name}/{note.get('id')}", e))
@@ -220,14 +222,14 @@ def _karpathy(path: Path, value: Any, split: str, folder: Path) -> Rows:
         for i in chosen:
             name = "/".join(filter(None, (i.get("filepath"), i["filename"])))
             try:
-                told = texts(i["sentences"])
+                captioned = texts(i["sentences"])
             except ValueError as e:
                 yield name, None, e, {}
                 continue
-            if bare := sum(not t for t in told):
+            if bare := sum(not t for t in captioned):
                 left_out["empty captions"] += bare
-            if any(told):
-                yield name, name, [t for t in told if t], {}
+            if any(captioned):
+                yield name, name, [t for t in captioned if t], {}
             else:
                 left_out["pictures without a caption"] += 1
 
@@ -306,11 +308,11 @@ def _gqa(found: Found, split: str, folder: Path, pictures: Pictures) -> Rows:
     )
 
 
-def _list(found: Found, split: str, folder: Path, pictures: Pictures, asked: str = "") -> Rows:
+def _list(found: Found, split: str, folder: Path, pictures: Pictures, wanted_split: str = "") -> Rows:
     """Lists of records: LAVIS's and BLIP's captions and questions, LLaVA's conversations, and one's own."""
     tables = [as_table(path, value) for path, value in found["list"]]
     talks = any("conversations" in t.columns for t in tables)
-    return from_tables(folder, tables, split, pictures, "LLaVA conversations" if talks else "JSON list", asked)
+    return from_tables(folder, tables, split, pictures, "LLaVA conversations" if talks else "JSON list", wanted_split)
 
 
 READERS: dict[frozenset[str], Callable[[Found, str, Path, Pictures], Rows]] = {

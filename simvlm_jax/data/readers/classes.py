@@ -42,7 +42,7 @@ def class_folders(folder: Path, split: str) -> Rows:
             f"or labels, or lay pictures out as {LAYOUT}"
         )
     name = f"{folder.name}/{root.name}" if root != folder else folder.name
-    understood = Understood("a folder a class", [], split=split if root != folder else "")
+    understood = Understood("one folder per class", [], split=split if root != folder else "")
     if more := sum(1 for _ in _pictures(root)) - len(rows):
         understood.left_out["pictures that lie in no folder of a class, or deeper"] += more
     return Rows(name, rows, lambda picture: read_bytes(root / picture), understood)
@@ -55,10 +55,10 @@ def _no_classes(pictures: list[Path]) -> str:
         return found
     shards = all(map(_SHARD.fullmatch, labels)) and all(p.stem.isdigit() for p in pictures)
     alone = len(labels) == 1 and next(iter(labels)).isdigit()
-    return next(iter(labels)) if shards or alone or all(map(_tells_split, labels)) else ""
+    return next(iter(labels)) if shards or alone or all(map(_names_split, labels)) else ""
 
 
-def _tells_split(label: str) -> bool:
+def _names_split(label: str) -> bool:
     try:
         return split_of(label) is not None
     except Refused:
@@ -144,7 +144,7 @@ def _strange(here: Path) -> str:
 
 
 def _folders(path: Path, how: How) -> Rows:
-    """Folders a class, unless something else lies beside them.
+    """One folder per class, unless something else lies beside them.
 
     Raises:
       Refused: it does.

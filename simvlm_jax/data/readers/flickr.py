@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k as they are given away: a caption a line, five of each picture, in four spellings.
+"""Flickr8k and Flickr30k as they are given away: one caption per line, five of each picture, in four spellings.
 
 `captions.txt` (a header "image,caption", captions with commas and without quotes), `*.token.txt` and `results_*.token`
 ("NAME#0<tab>caption"), and the CSV with "image_name| comment_number| comment". Splits of Flickr8k are its lists of names

@@ -55,10 +55,10 @@ def daquar(folder: Path, split: str) -> Rows:
     for n, (question, answer) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
         image = next((w for w in reversed(question.split()) if w.startswith("image") and w[5:].isdigit()), None)
         if image in wanted:
-            asked = _IMAGE_NUMBER.sub("image", _AT_END.sub("", question)).rstrip(" ?")
+            text = _IMAGE_NUMBER.sub("image", _AT_END.sub("", question)).rstrip(" ?")
             rows.append(
                 {
-                    "question": f"{asked.strip()}?",
+                    "question": f"{text.strip()}?",
                     "answer": answer.strip(),
                     "image": f"{image}.jpg",
                     "key": f"{split}-{n}",

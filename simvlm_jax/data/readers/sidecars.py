@@ -1,4 +1,4 @@
-"""Pictures with a text file beside each: KEY.jpg, KEY.txt (a caption a line) or KEY.json, in one folder or several.
+"""Pictures with a text file beside each: KEY.jpg, KEY.txt (one caption per line) or KEY.json, in one folder or several.
 
 img2dataset's form "files" is this, in numbered folders beside tables that tell what could not be fetched.
 """
@@ -40,7 +40,7 @@ class Sidecars:
 
     def text(self, index: int) -> dict[str, Any]:
         """An example without its picture."""
-        return {**_told(self.key(index), *self._files[index]), "key": self.key(index)}
+        return {**_example_of(self.key(index), *self._files[index]), "key": self.key(index)}
 
     def __repr__(self):
         names = json.dumps([self.key(i) for i in range(len(self))])
@@ -59,7 +59,7 @@ def _beside(path: Path, names: set[str]) -> list[str]:
     return [s for s in _BESIDE if path.stem + s in names]
 
 
-def _told(key: str, path: Path, beside: list[str]) -> dict[str, Any]:
+def _example_of(key: str, path: Path, beside: list[str]) -> dict[str, Any]:
     members: dict[str, Any] = {{".caption": ".txt"}.get(suffix, suffix): suffix for suffix in beside}
     return read_texts(key, members, lambda suffix: read_bytes(path.with_suffix(suffix)))  # pyright: ignore
 
@@ -78,17 +78,17 @@ def example_in(folder: Path) -> str:
     """A picture of a folder (or of those in it) if its first pictures have texts beside them that tell something, else ""."""
     looked = [(path, _beside(path, names)) for path, names in itertools.islice(_walk(folder), 200)]
     found = [(path, beside) for path, beside in looked if beside]
-    told = len(found) * 2 > len(looked) and any(_tells(*pair) for pair in found[:20])
-    return found[0][0].name if told else ""
+    accepted = len(found) * 2 > len(looked) and any(_has_text(*pair) for pair in found[:20])
+    return found[0][0].name if accepted else ""
 
 
-def _tells(path: Path, beside: list[str]) -> bool:
-    """Whether the texts beside a picture have a caption, a question or a label, or cannot be read, which is to be told."""
+def _has_text(path: Path, beside: list[str]) -> bool:
+    """Whether the texts beside a picture have a caption, a question or a label, or cannot be read, which is to be reported."""
     try:
-        told = _told(path.name, path, beside)
+        example = _example_of(path.name, path, beside)
     except ValueError:
         return True
-    return any(value for name, value in told.items() if name != "key")
+    return any(value for name, value in example.items() if name != "key")
 
 
 def read_folder(folder: Path, split: str) -> Sidecars:
@@ -96,10 +96,10 @@ def read_folder(folder: Path, split: str) -> Sidecars:
     found = [(path, _beside(path, names), _split(path, folder)) for path, names in _walk(folder)]
     left_out: Counter[str] = Counter()
     name = ""
-    if told := {s for _, _, s in found if s}:
+    if named := {s for _, _, s in found if s}:
         name = group_of(split) or split
-        if name not in told:
-            raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(sorted(told))}")
+        if name not in named:
+            raise NoSuchSplit(f"{str(folder)!r} has no split {split!r}; it has {', '.join(sorted(named))}")
         if bare := sum(not s for _, _, s in found):
             left_out["pictures in folders that no split names"] += bare
     files = []

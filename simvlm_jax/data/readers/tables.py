@@ -1,7 +1,8 @@
 """Folders of pictures with tables: CSV, TSV, JSONL, Parquet and lists in JSON.
 
 Among them open_clip's CSV (filepath, title), Hugging Face's imagefolder (metadata.csv or .jsonl) and Parquet with the pictures
-inside, img2dataset's Parquet and LAVIS's and BLIP's lists. Rows are captions of pictures, or questions about them (one example a row).
+inside, img2dataset's Parquet and LAVIS's and BLIP's lists. Rows are captions of pictures, or questions about them (one example
+per row).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from simvlm_jax.data.splits import (
     of_split,
     part_of,
     split_named,
-    split_told,
+    split_of_all,
     unnamed,
 )
 from simvlm_jax.data.table_files import read_table
@@ -62,7 +63,7 @@ def read(path: Path, how: How) -> Source:
 def read_files(tables: list[Path], here: Path, how: How) -> Source:
     """Those of the tables, or of their rows where a column tells, that are of the split; of those that were named and all tell
     one split it is that, whatever was asked."""
-    split = how.split if here.is_dir() else split_told(tables) or how.split
+    split = how.split if here.is_dir() else split_of_all(tables) or how.split
     folder = here if here.is_dir() else here.parent
     try:
         found, name, rest = of_split(tables, split, here)
@@ -70,18 +71,18 @@ def read_files(tables: list[Path], here: Path, how: How) -> Source:
         opened = [read_table(p, how.columns) for p in tables]
         if not how.images or not any("split" in t.columns for t in opened):
             raise
-        source = from_tables(folder, opened, asked=split)
+        source = from_tables(folder, opened, wanted_split=split)
         if not is_of(source.split, split):
             raise
         return source
     opened = [read_table(p, how.columns) for p in found]
-    source = from_tables(folder, opened, name, asked=split) if how.images else TextSource(here, opened, name)
+    source = from_tables(folder, opened, name, wanted_split=split) if how.images else TextSource(here, opened, name)
     source.understood.left_out.update(unnamed(rest, "tables"))
     return source
 
 
 def _tables(path: Path, how: How) -> list[Path]:
-    """The tables of a folder, but for captions a line each, and img2dataset's, which tell what became of its addresses."""
+    """The tables of a folder, but for captions one per line, and img2dataset's, which tell what became of its addresses."""
     if not path.is_dir():
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     files = [p for p in visible(path) if p.is_file()]
@@ -95,7 +96,7 @@ def _tables(path: Path, how: How) -> list[Path]:
     return found
 
 
-def asks(columns: set[str]) -> bool:
+def is_examples(columns: set[str]) -> bool:
     """Whether a table is read row by row, a row being an example and not one more caption of its picture.
 
     It is when it has a question or hypothesis, or a label or answer and no captions.
@@ -111,22 +112,22 @@ def from_tables(
     split: str = "",
     pictures: Pictures | None = None,
     kind: str = "",
-    asked: str = "",
+    wanted_split: str = "",
 ) -> Rows:
     """The rows of tables whose pictures lie in `folder`, or where `pictures` has them, or in the tables themselves.
 
-    split: which the names of the files tell. asked: the one that is wanted, where the rows themselves tell.
+    split: which the names of the files tell. wanted_split: the one that is wanted, where the rows themselves tell.
 
     Raises:
       NoSuchSplit: the rows tell others. Refused: some tables hold questions and some captions, or the same rows.
     """
-    of_kind = {asks(set(t.columns)): t.path.name for t in tables}
+    of_kind = {is_examples(set(t.columns)): t.path.name for t in tables}
     if len(of_kind) > 1:
         raise Refused(
             f"{str(folder)!r} holds captions ({of_kind[False]}) and questions or labels ({of_kind[True]}); name the file that is meant"
         )
     _once(tables)
-    tables, split = _of_split(tables, split, asked, folder)
+    tables, split = _of_split(tables, split, wanted_split, folder)
     columns = list(dict.fromkeys(c for table in tables for c in table.columns))
     left_out: Counter[str] = Counter()
     files = pictures or Pictures(folder, folder / "images", split=split)
@@ -166,40 +167,40 @@ def _once(tables: list[Table]) -> None:
 
 
 def _what(row: Row) -> tuple[str, str] | None:
-    """What tells that two rows are one: the picture's name and all that is said of it."""
+    """What tells that two rows are one: the picture's name and all of its texts."""
     name = next((row[k] for k in ("images", *IMAGE_COLUMNS) if row.get(k)), None)
-    said = [row.get(k) for k in (*caption_columns(row), *_ONE_TEXT, "conversations", "answer", "label")]
-    return None if name is None else (str(name), str([v for v in said if v]))
+    texts = [row.get(k) for k in (*caption_columns(row), *_ONE_TEXT, "conversations", "answer", "label")]
+    return None if name is None else (str(name), str([v for v in texts if v]))
 
 
-def _of_split(tables: list[Table], split: str, asked: str, folder: Path) -> tuple[list[Table], str]:
+def _of_split(tables: list[Table], split: str, wanted_split: str, folder: Path) -> tuple[list[Table], str]:
     """(the tables with the rows of a split alone, its name) where a column `split` or the pictures' folders tell several."""
-    for tell in (_column_tells, _folder_tells):
-        told = [[tell(row) if isinstance(row, dict) else "" for _, row in t.rows] for t in tables]
-        each = {s for line in told for s in line} - {""}
+    for split_in in (_split_in_column, _split_in_folder):
+        found = [[split_in(row) if isinstance(row, dict) else "" for _, row in t.rows] for t in tables]
+        each = {s for line in found for s in line} - {""}
         names = sorted(filter(None, each))
         if not names or None in each:
             continue
         if len(names) == 1:
             return tables, split or names[0]
-        if tell is _folder_tells and split:
+        if split_in is _split_in_folder and split:
             continue
-        if not (wanted := {s for s in names if is_of(s, asked)}):
-            raise NoSuchSplit(f"{str(folder)!r} has no split {asked!r}; its rows are of {', '.join(names)}")
+        if not (wanted := {s for s in names if is_of(s, wanted_split)}):
+            raise NoSuchSplit(f"{str(folder)!r} has no split {wanted_split!r}; its rows are of {', '.join(names)}")
         kept = [
             dataclasses.replace(t, rows=[pair for pair, s in zip(t.rows, line, strict=True) if not s or s in wanted])
-            for t, line in zip(tables, told, strict=True)
+            for t, line in zip(tables, found, strict=True)
         ]
         return kept, next(iter(wanted))
     return tables, split
 
 
-def _column_tells(row: Row) -> str | None:
+def _split_in_column(row: Row) -> str | None:
     value = row.get("split")
     return group_of(value.strip().lower()) if isinstance(value, str) else None
 
 
-def _folder_tells(row: Row) -> str | None:
+def _split_in_folder(row: Row) -> str | None:
     """The split of the folder that a picture lies in, of none that is named by a year: those of COCO are of other splits too."""
     name = next((row[k] for k in IMAGE_COLUMNS if isinstance(row.get(k), str)), "")
     parts = name.replace("\\", "/").split("/")[:-1]
@@ -209,7 +210,7 @@ def _folder_tells(row: Row) -> str | None:
 def _used(columns: list[str], tables: list[Table]) -> list[str]:
     """The columns that rows are made of."""
     images = _held(tables) or [c for c in ("images", *IMAGE_COLUMNS) if c in columns][:1]
-    if asks(set(columns)):
+    if is_examples(set(columns)):
         return [*images, *(c for c in columns if c not in images)]
     captions = caption_columns(columns)
     return [*images, *captions[:1], *(c for c in captions[1:] if c[-1].isdigit())]
@@ -288,7 +289,7 @@ def _captions(tables: list[Table], left_out: Counter[str]) -> Iterator[tuple[str
 
 
 def _questions(tables: list[Table], left_out: Counter[str]) -> Iterator[Row | tuple[str, Exception]]:
-    """An example a row; every column is a field of it."""
+    """One example per row; every column is a field of it."""
     for number, table in enumerate(tables):
         for line, row in table.rows:
             if isinstance(row, dict) and _skipped(row, left_out):
@@ -342,16 +343,16 @@ def _turns(table: Table, line: int, turns: Any) -> Row:
         raise table.error(
             line, f'`conversations` must be a list of {{"from", "value"}}, two at least, not {turns!r:.100}'
         )
-    said = [(_SPEAKERS.get(str(t.get("from", "")).lower()), t["value"].replace("<image>", "").strip()) for t in turns]
+    spoken = [(_SPEAKERS.get(str(t.get("from", "")).lower()), t["value"].replace("<image>", "").strip()) for t in turns]
     if unknown := [t["from"] for t in turns if t.get("from") and str(t["from"]).lower() not in _SPEAKERS]:
         raise table.error(line, f"`conversations` has a speaker {unknown[0]!r}; known are {', '.join(_SPEAKERS)}")
-    if not any(who for who, _ in said):  # nobody is named: they take turns
-        said = [(("human", "model")[i % 2], text) for i, (_, text) in enumerate(said)]
-    asked = next((i for i, (who, _) in enumerate(said) if who == "human"), len(said))
-    reply = next((text for who, text in said[asked:] if who == "model"), None)
+    if not any(who for who, _ in spoken):  # nobody is named: they take turns
+        spoken = [(("human", "model")[i % 2], text) for i, (_, text) in enumerate(spoken)]
+    first = next((i for i, (who, _) in enumerate(spoken) if who == "human"), len(spoken))
+    reply = next((text for who, text in spoken[first:] if who == "model"), None)
     if reply is None:
         raise table.error(line, f"`conversations` has no turn of a person that a model answers: {turns!r:.100}")
-    return {"question": said[asked][1], "answer": reply, "texts": [text for who, text in said if who != "system"]}
+    return {"question": spoken[first][1], "answer": reply, "texts": [text for who, text in spoken if who != "system"]}
 
 
 def _list(table: Table, line: int, name: str, value: Any) -> list[Any]:

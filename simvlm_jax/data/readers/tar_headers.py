@@ -18,7 +18,7 @@ MOST_HEADER = 2**20
 _MOST_IN_A_ROW = 32
 """Headers before one member; tarfile calls itself for each."""
 _MOST = 2**60
-"""Of a tar; what lies beyond cannot be asked for."""
+"""Largest offset in a tar; what lies beyond cannot be read."""
 _BLOCK = 512
 _NAMES, _PAX, _SPARSE = b"xgXLK", b"xgX", b"S"
 _END = bytes(_BLOCK)
@@ -28,10 +28,10 @@ _RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
 _LONG_NUMBER = re.compile(rb"\d{257}")
 """Longer than any name; tarfile looks for words after digits from each digit anew."""
 _SIZES = (b"size", b"GNU.sparse.size", b"GNU.sparse.realsize")
-_MEND = "; fetch or write the tar anew"
+_REMEDY = "; fetch or write the tar anew"
 
 
-class _Told(NamedTuple):
+class _Pax(NamedTuple):
     """What PAX headers tell of the way to the next member."""
 
     size: int | None = None
@@ -55,7 +55,7 @@ def check_headers(file: Any, name: str) -> None:
       BadFile: as `check_tar`; the message has the name and the place.
     """
     at = _reader(file)
-    place, row, told = 0, 0, _Told()
+    place, row, pax = 0, 0, _Pax()
     while place <= _MOST and len(block := at(place, _BLOCK)) == _BLOCK:
         size = _number(block[124:136])
         if size is None or block == _END or (size < 0 and block[156] not in _NAMES):
@@ -66,20 +66,20 @@ def check_headers(file: Any, name: str) -> None:
                 row += 1
                 _check_length(size, row)
                 if block[156] in _PAX:
-                    told = _pax(at(place, _padded(size)), size, block[156:157], told)
+                    pax = _pax(at(place, _padded(size)), size, block[156:157], pax)
                 place += _padded(size)
                 continue
             if block[156] in _SPARSE:
                 place = _after_map(at, place, block[482])
-            elif told.map_in_data:
+            elif pax.map_in_data:
                 _check_map(at(place, MOST_HEADER))
         except BadFile as e:
             if _number(block[148:156]) not in tarfile.calc_chksums(block):
                 return
             raise BadFile(f"{name}: the header at byte {start:,} {e}") from None
         if block[156] not in _NO_DATA and not (not block[156] and block[:100].partition(b"\0")[0].endswith(b"/")):
-            place += _padded(size if told.size is None else told.size)
-        row, told = 0, _Told()
+            place += _padded(size if pax.size is None else pax.size)
+        row, pax = 0, _Pax()
 
 
 def _reader(file: Any) -> Callable[[int, int], bytes]:
@@ -120,10 +120,10 @@ def _check_length(size: int, row: int) -> None:
         raise BadFile(f"is one of more than {_MOST_IN_A_ROW} before one member; write the tar anew")
 
 
-def _pax(data: bytes, size: int, kind: bytes, before: _Told) -> _Told:
+def _pax(data: bytes, size: int, kind: bytes, before: _Pax) -> _Pax:
     """What is told after a PAX header, whose records are each "LENGTH KEY=VALUE\\n"."""
     if _LONG_NUMBER.search(data):
-        raise BadFile(f"has a number of more than 256 digits{_MEND}")
+        raise BadFile(f"has a number of more than 256 digits{_REMEDY}")
     if len(data) < size:
         return before  # cut short, which tarfile says
     place, records = 0, []
@@ -131,22 +131,22 @@ def _pax(data: bytes, size: int, kind: bytes, before: _Told) -> _Told:
         found = _RECORD.match(data, place)
         end = place + int(found[1]) if found else 0
         if not found or not found.end() < end <= size or data[end - 1] != ord("\n"):
-            raise BadFile(f"has no PAX record at its byte {place:,}{_MEND}")
+            raise BadFile(f"has no PAX record at its byte {place:,}{_REMEDY}")
         records.append((found[2], data[found.end() : end - 1]))
         place = end
     if data[size:].strip(b"\0"):
-        raise BadFile(f"goes on after its {size:,} bytes{_MEND}")
-    told, values, sizes = before, dict(records), [value for key, value in records if key in _SIZES]
+        raise BadFile(f"goes on after its {size:,} bytes{_REMEDY}")
+    pax, values, sizes = before, dict(records), [value for key, value in records if key in _SIZES]
     if b"size" in values:
-        told = told._replace(size=int(values[b"size"]) if re.fullmatch(rb"\d{1,18}", values[b"size"]) else -1)
+        pax = pax._replace(size=int(values[b"size"]) if re.fullmatch(rb"\d{1,18}", values[b"size"]) else -1)
     if (values.get(b"GNU.sparse.major"), values.get(b"GNU.sparse.minor")) == (b"1", b"0"):
-        told = told._replace(map_in_data=True)
-    twice = told.size is not None and (
-        len(sizes) > 1 or told.map_in_data or (b"size" in values and before.size is not None)
+        pax = pax._replace(map_in_data=True)
+    twice = pax.size is not None and (
+        len(sizes) > 1 or pax.map_in_data or (b"size" in values and before.size is not None)
     )
-    if twice or told.size == -1 or (kind == b"g" and any(k in _SIZES or k.startswith(b"GNU.sparse") for k in values)):
-        raise BadFile(f"tells a size that is none, more than one, or that of no one member{_MEND}")
-    return told
+    if twice or pax.size == -1 or (kind == b"g" and any(k in _SIZES or k.startswith(b"GNU.sparse") for k in values)):
+        raise BadFile(f"tells a size that is none, more than one, or that of no one member{_REMEDY}")
+    return pax
 
 
 def _after_map(at: Callable[[int, int], bytes], place: int, more: int) -> int:
@@ -156,7 +156,7 @@ def _after_map(at: Callable[[int, int], bytes], place: int, more: int) -> int:
         block = at(place, _BLOCK)
         place += _BLOCK
         if len(block) < _BLOCK:
-            raise BadFile(f"is cut short{_MEND}")
+            raise BadFile(f"is cut short{_REMEDY}")
         if place - start > MOST_HEADER:
             raise BadFile(f"goes on for more than {MOST_HEADER:,} bytes; write the tar anew, not sparse")
         more = block[504]
@@ -164,7 +164,7 @@ def _after_map(at: Callable[[int, int], bytes], place: int, more: int) -> int:
 
 
 def _check_map(data: bytes) -> None:
-    """Refuses the map of a sparse file, numbers a line at the beginning of its data, that goes on and on."""
+    """Refuses the map of a sparse file, numbers one per line at the beginning of its data, that goes on and on."""
     first = data.partition(b"\n")[0]
     lines = 2 * int(first) + 1 if re.fullmatch(rb"\d{1,9}", first) else MOST_HEADER
     if data.count(b"\n") < lines and len(data) == MOST_HEADER:

@@ -19,7 +19,7 @@ from simvlm_jax.data.folders import PICTURES, visible
 from simvlm_jax.data.reader import How
 from simvlm_jax.data.readers.tar_headers import check_tar
 from simvlm_jax.data.rows import Understood
-from simvlm_jax.data.splits import of_split, split_told, unnamed
+from simvlm_jax.data.splits import of_split, split_of_all, unnamed
 from simvlm_jax.data.table_files import read_table
 from simvlm_jax.data.tables import captions_of
 from simvlm_jax.text.lines import lines_of
@@ -46,7 +46,7 @@ def read(path: Path, how: How) -> "WebDatasetSource":
 
 def read_files(tars: list[Path], here: Path, how: How) -> "WebDatasetSource":
     """Those of the tars that are of the split; where all that were named tell one split it is that, whatever was asked."""
-    split = how.split if here.is_dir() else split_told(tars) or how.split
+    split = how.split if here.is_dir() else split_of_all(tars) or how.split
     found, name, rest = of_split(tars, split, here)
     source = WebDatasetSource(found, name, how.truncated)
     source.understood.left_out.update(unnamed(rest, "tars"))
@@ -151,7 +151,7 @@ def read_sample(
 def read_texts(
     key: str, files: dict[str, Member], read: Callable[[Member], bytes], classes: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """What the JSON, the text (a caption a line) and the class of a sample tell.
+    """What the JSON, the text (one caption per line) and the class of a sample tell.
 
     Raises:
       ValueError: one of them cannot be read, or is of another kind.
@@ -168,12 +168,12 @@ def read_texts(
         lines = map(clean, lines_of(decoded(read(files[".txt"]), f"{key}.txt")))
         example["captions"] = [line for line in lines if line]
     if ".cls" in files and "label" not in example:
-        told = clean(decoded(read(files[".cls"]), f"{key}.cls"))
-        if told.isdigit() and classes:
-            if int(told) >= len(classes):
-                raise ValueError(f"{key}.cls says class {told}, and classnames.txt has {len(classes)}")
-            told = classes[int(told)]
-        example["label"] = told
+        label = clean(decoded(read(files[".cls"]), f"{key}.cls"))
+        if label.isdigit() and classes:
+            if int(label) >= len(classes):
+                raise ValueError(f"{key}.cls says class {label}, and classnames.txt has {len(classes)}")
+            label = classes[int(label)]
+        example["label"] = label
     return example
 
 
@@ -363,8 +363,8 @@ def not_fetched(paths: list[Path]) -> Counter[str]:
                 if row.get("status") not in (None, "success"):
                     gone[f"of status {row['status']}"] += 1
         elif stats.is_file():
-            told = read_json(stats)
-            failed = told.get("count", 0) - told.get("successes", 0) if isinstance(told, dict) else 0
+            counts = read_json(stats)
+            failed = counts.get("count", 0) - counts.get("successes", 0) if isinstance(counts, dict) else 0
             if isinstance(failed, int) and failed > 0:
                 gone["not fetched"] += failed
     return gone

@@ -21,7 +21,7 @@ def accepts(path: Path, how: How) -> str:
 
 
 def read(path: Path, how: How) -> "TextSource":
-    """A document a line."""
+    """One document per line."""
     return TextSource(path)
 
 

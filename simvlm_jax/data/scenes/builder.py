@@ -156,11 +156,11 @@ def prepare(name: str = "captions", data_dir: str | None = None) -> Scenes:
     if (folder / "dataset_info.json").is_file():
         return builder(name, data_dir)  # anew, for it reads what is there when it is made
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), say) as alone:
+        with turn(folder.parent.with_name(f".{folder.parent.name}.lock"), log) as alone:
             if (folder / "dataset_info.json").is_file():  # another process has made it in the meantime
                 return builder(name, data_dir)
             for left in folder.parent.glob("incomplete.*") if alone else ():  # by a process that was killed

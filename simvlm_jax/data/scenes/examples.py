@@ -22,7 +22,7 @@ EVEN_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5)
 """Objects a scene, by the eighth of the split that it lies in."""
 COUNTS = {"train": (1, 2, 3, 3, 3, 3, 4, 5)}
 """The same for splits that differ: training sees more of what is harder."""
-WORTH_A_PROCESS = 500
+EXAMPLES_PER_PROCESS = 500
 """Examples below which starting a process costs more than it saves."""
 
 
@@ -52,7 +52,7 @@ def make_examples(
 ) -> Iterator[dict[str, Any]]:
     """All examples of a split in order. processes: by default one a core, as far as they are worth it."""
     if processes is None:
-        processes = min(os.cpu_count() or 1, examples // WORTH_A_PROCESS, 16)
+        processes = min(os.cpu_count() or 1, examples // EXAMPLES_PER_PROCESS, 16)
     if processes < 2:
         yield from (make_example(task, split, i, examples, size, seed) for i in range(examples))
         return

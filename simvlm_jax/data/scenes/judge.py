@@ -16,10 +16,10 @@ _MAX_SLOTS = graph.MAX_OBJECTS
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The judgement of one caption. Counts are claims; `by` maps a slice to (true, said); `claims` says which is true."""
+    """The judgement of one caption. Counts are claims; `by` maps a slice to (true, total); `claims` says which is true."""
 
     true: int
-    said: int
+    total: int
     covered: int
     objects: int
     attributes: int
@@ -29,8 +29,8 @@ class Verdict:
 
     @property
     def accurate(self) -> bool:
-        """Everything said is true, and something was said."""
-        return self.said > 0 and self.true == self.said
+        """Whether there are claims, all of them true."""
+        return self.total > 0 and self.true == self.total
 
 
 def judge(scene: Scene, caption: str | Statement) -> Verdict:
@@ -49,7 +49,7 @@ def judge(scene: Scene, caption: str | Statement) -> Verdict:
     by = _slices(s, members, phrase_true, relation_true, place_true)
     return Verdict(
         true=sum(phrase_true) + sum(relation_true) + sum(place_true),
-        said=len(s.phrases) + len(s.relations) + len(s.places) + len(s.unread),
+        total=len(s.phrases) + len(s.relations) + len(s.places) + len(s.unread),
         covered=len(covered),
         objects=len(scene.objects),
         attributes=sum(len(p.attributes()) * len(m) for p, m in zip(s.phrases, members, strict=True)),
@@ -62,8 +62,8 @@ def judge(scene: Scene, caption: str | Statement) -> Verdict:
 def scores(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
     """Corpus scores, each between 0 and 1 except `attributes_per_object`; NaN where a slice holds no claim.
 
-    scene_accuracy: share of captions in which everything said is true. hallucination: share of claims that are false.
-    coverage: share of objects said. attributes_per_object: attributes said an object mentioned.
+    scene_accuracy: share of captions in which every claim is true. hallucination: share of claims that are false.
+    coverage: share of objects mentioned. attributes_per_object: attributes stated per object mentioned.
     accuracy_<slice>: share of true claims about relations, order, counts, places and each attribute.
     """
     out = {}
@@ -75,13 +75,13 @@ def scores(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
 
 
 def counts(scenes: list[Scene], captions: list[str]) -> dict[str, list[tuple[int, int]]]:
-    """Of each of the `scores`, the two numbers that each caption adds to the ratio that it is."""
+    """Numerator and denominator that each caption adds to each of the ratios of `scores`."""
     if not scenes or len(scenes) != len(captions):
         raise ValueError(f"{len(captions)} captions for {len(scenes)} scenes; one each, and at least one, is needed")
     verdicts = [judge(scene, caption) for scene, caption in zip(scenes, captions, strict=True)]
     out = {
         "scene_accuracy": [(int(v.accurate), 1) for v in verdicts],
-        "hallucination": [(v.said - v.true, v.said) for v in verdicts],
+        "hallucination": [(v.total - v.true, v.total) for v in verdicts],
         "coverage": [(v.covered, v.objects) for v in verdicts],
         "attributes_per_object": [(v.attributes, v.mentioned) for v in verdicts],
     }
@@ -111,12 +111,12 @@ def _best_assignment(scene: Scene, s: Statement) -> list[list[Object]]:
 
 
 def _claims(s: Statement, phrase_true, relation_true, place_true) -> tuple[tuple[str, bool], ...]:
-    said = [noun_phrase(p) for p in s.phrases]
-    out = list(zip(said, phrase_true, strict=True))
+    nouns = [noun_phrase(p) for p in s.phrases]
+    out = list(zip(nouns, phrase_true, strict=True))
     of = {"left": "left of", "right": "right of"}
     for r, ok in zip(s.relations, relation_true, strict=True):
-        out.append((f"{said[r.a]} {of.get(r.word, r.word)} {said[r.b]}", ok))
-    out += [(f"{said[p.a]} {p.where}", ok) for p, ok in zip(s.places, place_true, strict=True)]
+        out.append((f"{nouns[r.a]} {of.get(r.word, r.word)} {nouns[r.b]}", ok))
+    out += [(f"{nouns[p.a]} {p.where}", ok) for p, ok in zip(s.places, place_true, strict=True)]
     return tuple(out + [(word, False) for word in s.unread])
 
 
@@ -148,6 +148,6 @@ def _slices(s, members, phrase_true, relation_true, place_true) -> dict[str, tup
     groups = [ok for p, ok in zip(s.phrases, phrase_true, strict=True) if p.count > 1]
     by["count"] = (sum(groups), len(groups))
     for name in ("size", "texture", "colour", "shape"):
-        told = [(getattr(p, name), o) for p, m in zip(s.phrases, members, strict=True) for o in m if getattr(p, name)]
-        by[name] = (sum(value == getattr(o, name) for value, o in told), len(told))
+        named = [(getattr(p, name), o) for p, m in zip(s.phrases, members, strict=True) for o in m if getattr(p, name)]
+        by[name] = (sum(value == getattr(o, name) for value, o in named), len(named))
     return by

@@ -16,13 +16,13 @@ NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "ei
 _NUMBER_WORD = {n: w for w, n in NUMBERS.items()}
 _PLURAL = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in (*graph.SHAPES, "shape")}
 _SINGULAR = {plural: shape for shape, plural in _PLURAL.items()}
-_SAID = {
+_RELATIONS_IN_WORDS = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
-_SAID_OF_IT = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
+_RELATIONS_OF_IT = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
 BRIEF = 22
 """Words and commas that people spend on three objects or fewer."""
 OPENERS = ("a picture of", "the picture shows", "we see", "there is", "there are")
@@ -80,9 +80,9 @@ def plan(scene: Scene, rng: np.random.Generator) -> Statement:
 
     Like people, it mostly names things in reading order; now and then in any other.
     """
-    few = len(scene.objects) < 3  # the more there is to name, the less is said of each
-    said = {"size": rng.random() < (0.5 if few else 0.3), "texture": rng.random() < (0.6 if few else 0.4)}
-    members = sorted(_group(scene, rng, said), key=lambda member: min(o.cell for o in member[1]))
+    few = len(scene.objects) < 3  # the more there is to name, the less is mentioned of each
+    mentioned = {"size": rng.random() < (0.5 if few else 0.3), "texture": rng.random() < (0.6 if few else 0.4)}
+    members = sorted(_group(scene, rng, mentioned), key=lambda member: min(o.cell for o in member[1]))
     if rng.random() < 0.1:
         members = [members[i] for i in rng.permutation(len(members))]
     phrases = tuple(p for p, _ in members)
@@ -102,7 +102,7 @@ def plan(scene: Scene, rng: np.random.Generator) -> Statement:
     return Statement(phrases, tuple(relations))
 
 
-def _group(scene: Scene, rng: np.random.Generator, said: dict[str, bool]) -> list[tuple[Phrase, list[Object]]]:
+def _group(scene: Scene, rng: np.random.Generator, mentioned: dict[str, bool]) -> list[tuple[Phrase, list[Object]]]:
     """Describes each object, merges like descriptions, and now and then groups by shape or by colour alone."""
     by_phrase: dict[Phrase, list[Object]] = {}
     loose, loose_value = None, None
@@ -113,8 +113,8 @@ def _group(scene: Scene, rng: np.random.Generator, said: dict[str, bool]) -> lis
         loose_value = common[0] if common else None
     for o in scene.objects:
         phrase = Phrase(
-            size=o.size if said["size"] else None,
-            texture=o.texture if said["texture"] and o.texture != "plain" else None,
+            size=o.size if mentioned["size"] else None,
+            texture=o.texture if mentioned["texture"] and o.texture != "plain" else None,
             colour=o.colour,
             shape=o.shape,
         )
@@ -152,14 +152,14 @@ def english(s: Statement, rng: np.random.Generator) -> str:
 def _say_relations(s: Statement, nouns: list[str], rng: np.random.Generator, clause: bool) -> str:
     rest = nouns[len(s.relations) + 1 :]
     if all(r.b == 0 for r in s.relations):  # "A with B above it and C to its left"
-        tails = [f"{nouns[r.a]} {_SAID_OF_IT[r.word]}" for r in s.relations]
+        tails = [f"{nouns[r.a]} {_RELATIONS_OF_IT[r.word]}" for r in s.relations]
         body = f"{nouns[0]} with {_join(tails)}"
     else:  # "A above B", "A is above B, which is left of C"
         verb = ("", "is " if s.phrases[0].count == 1 else "are ")[int(clause and rng.random() < 0.4)]
         body = nouns[0]
         for i, r in enumerate(s.relations):
             link = verb if i == 0 else ("is " if s.phrases[r.a].count == 1 else "are ")
-            body += f"{', which' if i else ''} {link}{graph.pick(rng, _SAID[r.word])} {nouns[r.b]}"
+            body += f"{', which' if i else ''} {link}{graph.pick(rng, _RELATIONS_IN_WORDS[r.word])} {nouns[r.b]}"
     return f"{body}, and {_join(rest)}" if rest else body
 
 
@@ -225,9 +225,9 @@ def parse(text: str) -> Statement:
             i += 1
     if pending is not None:
         unread.append(pending[1])
-    said = [w for w in words if w not in (".", ",")]
-    if said and said[-1] in ("and", "with", "is", "are", "which"):  # a caption that was cut
-        unread.append(said[-1])
+    rest = [w for w in words if w not in (".", ",")]
+    if rest and rest[-1] in ("and", "with", "is", "are", "which"):  # a caption that was cut
+        unread.append(rest[-1])
     return Statement(tuple(phrases), tuple(relations), tuple(places), tuple(unread))
 
 
@@ -254,10 +254,10 @@ def _read_phrase(words: list[str], i: int) -> tuple[Phrase, int] | None:
 
 def _read_relation(words: list[str], i: int) -> tuple[str, bool, int] | None:
     """(relation, whether it ends in "it", next word)."""
-    for relation, form in _SAID_OF_IT.items():
+    for relation, form in _RELATIONS_OF_IT.items():
         if words[i : i + len(form.split())] == form.split():
             return relation, True, i + len(form.split())
-    for relation, forms in _SAID.items():
+    for relation, forms in _RELATIONS_IN_WORDS.items():
         for form in forms:
             if words[i : i + len(form.split())] == form.split():
                 return relation, False, i + len(form.split())

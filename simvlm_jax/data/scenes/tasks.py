@@ -100,11 +100,11 @@ def entail(rng: np.random.Generator, draw: Draw, size: int) -> dict:
         if not at:
             continue
         there = graph.pick(rng, at)
-        told = there if label == "entailment" else graph.pick(rng, draw().objects)
-        said = _detailed(told, rng)
-        if label != "contradiction" or not said.fits(there):
+        described = there if label == "entailment" else graph.pick(rng, draw().objects)
+        phrase = _detailed(described, rng)
+        if label != "contradiction" or not phrase.fits(there):
             break
-    hypothesis = f"there is {noun_phrase(said)} {graph.place(there)}"
+    hypothesis = f"there is {noun_phrase(phrase)} {graph.place(there)}"
     return {
         "image": render_png(scene, size, CURTAINS[curtain]),
         "hypothesis": hypothesis,
@@ -118,8 +118,8 @@ def premise(scene: str, curtain: str) -> str:
     """An `entail` picture in words: all that can be seen and where; what is behind the curtain is not said."""
     seen = [o for o in Scene.from_json(scene).objects if o.cell not in CURTAINS[curtain]]
     every = (Phrase(1, o.size, None if o.texture == "plain" else o.texture, o.colour, o.shape) for o in seen)
-    said = [f"{noun_phrase(p)} {graph.place(o)}" for p, o in zip(every, seen, strict=True)]
-    return " and ".join(said) or "nothing"
+    phrases = [f"{noun_phrase(p)} {graph.place(o)}" for p, o in zip(every, seen, strict=True)]
+    return " and ".join(phrases) or "nothing"
 
 
 def _detailed(o: Object, rng: np.random.Generator) -> Phrase:
@@ -163,9 +163,9 @@ def interleaved(rng: np.random.Generator, draw: Draw, size: int) -> dict:
     scenes = [draw() for _ in range(int(rng.integers(2, 5)))]
     ordinals = ("first", "second", "third", "fourth")
     text = " ".join(f"<image> {english(plan(s, rng), rng)}." for s in scenes)
-    asked = int(rng.integers(len(scenes)))
-    o = graph.pick(rng, scenes[asked].objects)
-    text += f" the {ordinals[asked]} picture shows {noun_phrase(Phrase(colour=o.colour, shape=o.shape))}."
+    which = int(rng.integers(len(scenes)))
+    o = graph.pick(rng, scenes[which].objects)
+    text += f" the {ordinals[which]} picture shows {noun_phrase(Phrase(colour=o.colour, shape=o.shape))}."
     return {
         "images": [render_png(s, size) for s in scenes],
         "text": text,

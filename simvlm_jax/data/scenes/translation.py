@@ -19,14 +19,14 @@ _ROWS, _COLUMNS = {"top": "upo", "bottom": "subo"}, {"left": "ilo", "right": "ir
 
 def sulari(s: Statement) -> str:
     """Translates a statement: "a red circle above a blue star" -> "oru rubi un asti azu un upa"."""
-    said = [_phrase(p) for p in s.phrases]
+    phrases = [_phrase(p) for p in s.phrases]
     for i, where in ((p.a, p.where) for p in s.places):
-        said[i] += " " + _place(where)
+        phrases[i] += " " + _place(where)
     if not s.relations:
-        return " e ".join(said)
+        return " e ".join(phrases)
     linked = {i for r in s.relations for i in (r.a, r.b)}
-    clauses = [f"{said[r.a]} {said[r.b]} {_RELATIONS[r.word]}" for r in s.relations]
-    return " e ".join(clauses + [said[i] for i in range(len(said)) if i not in linked])
+    clauses = [f"{phrases[r.a]} {phrases[r.b]} {_RELATIONS[r.word]}" for r in s.relations]
+    return " e ".join(clauses + [phrases[i] for i in range(len(phrases)) if i not in linked])
 
 
 def _phrase(p: Phrase) -> str:

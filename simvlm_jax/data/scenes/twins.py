@@ -54,7 +54,7 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None
     )
 
 
-def _said(a: Object, relation: str, b: Object) -> str:
+def _sentence(a: Object, relation: str, b: Object) -> str:
     of = {"left": "to the left of", "right": "to the right of"}.get(relation, relation)
     return f"{_named(a.colour, a.shape)} {of} {_named(b.colour, b.shape)}"
 
@@ -63,14 +63,14 @@ def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     if (two := _two(scene, rng)) is None:
         return None
     word = graph.main_relation(*two)
-    return _said(two[0], word, two[1]), _said(two[0], graph.OPPOSITE[word], two[1])
+    return _sentence(two[0], word, two[1]), _sentence(two[0], graph.OPPOSITE[word], two[1])
 
 
 def _order(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     if (two := _two(scene, rng)) is None:
         return None
     word = graph.main_relation(*two)
-    return _said(two[0], word, two[1]), _said(two[1], word, two[0])
+    return _sentence(two[0], word, two[1]), _sentence(two[1], word, two[0])
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -81,7 +81,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     shapes = [graph.pick(rng, two), graph.pick(rng, one)]
     order = (0, 1) if rng.random() < 0.5 else (1, 0)
 
-    def said(counts: tuple[int, int]) -> str:
+    def sentence(counts: tuple[int, int]) -> str:
         return " and ".join(noun_phrase(Phrase(count=counts[i], shape=shapes[i])) for i in order)
 
-    return said((2, 1)), said((1, 2))
+    return sentence((2, 1)), sentence((1, 2))

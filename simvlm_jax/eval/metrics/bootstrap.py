@@ -22,7 +22,7 @@ class Sums(NamedTuple):
 
 
 def mean_of(values: Sequence[float] | np.ndarray, of: Sequence[Hashable] = ()) -> Sums:
-    """A mean of one value a row."""
+    """A mean of one value per row."""
     values = np.asarray(values, np.float64)
     return ratio_of(values, np.ones_like(values), of)
 

@@ -70,9 +70,9 @@ def _all(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         raise ValueError(f"{len(hypotheses)} captions for {len(references)} sets of references")
     if empty := [i for i, refs in enumerate(references) if not refs]:
         raise ValueError(f"no references for caption {empty[0]} ({len(empty)} in all lack them)")
-    said, refs = tokenized(hypotheses, references)
-    rouge = [rouge_l(h, r) for h, r in zip(said, refs, strict=True)]
-    words, ref_words = list(map(_words, said)), [list(map(_words, rs)) for rs in refs]
+    tokens, refs = tokenized(hypotheses, references)
+    rouge = [rouge_l(h, r) for h, r in zip(tokens, refs, strict=True)]
+    words, ref_words = list(map(_words, tokens)), [list(map(_words, rs)) for rs in refs]
     return {**bleu(words, ref_words), "rouge_l": rouge, "cider": CiderD(ref_words)(words), "words": (words, ref_words)}
 
 

@@ -82,7 +82,7 @@ def best_c(
     x_validation: np.ndarray,
     y_validation: np.ndarray,
     classes: int,
-    told: Callable[[int], None] = lambda tried: None,
+    report: Callable[[int], None] = lambda tried: None,
 ) -> tuple[float, dict[float, float]]:
     """(c, validation accuracy by c tried): CLIP's search for c between 1e-6 and 1e6, 96 steps.
 
@@ -98,7 +98,7 @@ def best_c(
         near = min(fitted, key=lambda s: abs(s - step)) if fitted else None
         start = None if near is None else fitted[near]
         fitted[step] = fit(x, y, classes, 10 ** (step / STEPS_A_DECADE), start, tolerance=SEARCHED)
-        told(len(fitted))
+        report(len(fitted))
         accuracy[step] = float((fitted[step](x_validation).argmax(1) == y_validation).mean())
 
     distance = 2 * STEPS_A_DECADE

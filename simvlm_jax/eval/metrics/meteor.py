@@ -54,13 +54,13 @@ def meteor(
     Raises:
       ValueError: the program failed; the message has its last words.
     """
-    said, refs = tokenized(hypotheses, references)
-    lines = [" ||| ".join(["SCORE", *map(_plain, rs), _plain(h)]) for h, rs in zip(said, refs, strict=True)]
-    stats = _ask(jar, lines)
-    answers = _ask(jar, ["EVAL ||| " + " ||| ".join(stats)])
+    tokens, refs = tokenized(hypotheses, references)
+    lines = [" ||| ".join(["SCORE", *map(_plain, rs), _plain(h)]) for h, rs in zip(tokens, refs, strict=True)]
+    stats = _run(jar, lines)
+    answers = _run(jar, ["EVAL ||| " + " ||| ".join(stats)])
     scores = [float(v) for v in answers]
-    if len(scores) != len(said) + 1 or not np.isfinite(scores).all():
-        raise ValueError(f"METEOR gave {len(scores)} scores for {len(said)} captions")
+    if len(scores) != len(tokens) + 1 or not np.isfinite(scores).all():
+        raise ValueError(f"METEOR gave {len(scores)} scores for {len(tokens)} captions")
     return scores[-1], scores[:-1], Sums(meteor_counts(stats), meteor_of)
 
 
@@ -77,7 +77,7 @@ def meteor_counts(stats: Sequence[str]) -> np.ndarray:
     try:
         rows = np.asarray([line.split() for line in stats], np.float64).reshape(len(stats), 23)
     except ValueError as e:
-        raise ValueError(f"METEOR gave other statistics than 23 numbers a caption: {stats[0]!r:.200}") from e
+        raise ValueError(f"METEOR gave other statistics than 23 numbers per caption: {stats[0]!r:.200}") from e
     rows[[_same(row) for row in rows], 20] = 0
     return rows
 
@@ -106,7 +106,7 @@ def _plain(tokens: Sequence[str]) -> str:
     return " ".join(tokens).replace("|||", "").replace("  ", " ")
 
 
-def _ask(jar: Path, lines: Sequence[str]) -> list[str]:
+def _run(jar: Path, lines: Sequence[str]) -> list[str]:
     """The program's answer lines."""
     command = ["java", "-jar", "-Xmx2G", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     done = subprocess.run(

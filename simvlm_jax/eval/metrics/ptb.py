@@ -23,7 +23,7 @@ DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 MOST_CHARACTERS = 500_000
-"""Of a caption; each token takes some tens of microseconds."""
+"""Longest caption that is tokenized; each token takes some tens of microseconds."""
 _BREAKS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 

@@ -53,7 +53,7 @@ def bleu_counts(hypothesis: str, reference: str) -> list[int]:
 
 def bleu_of(counts: Sequence[float], smooth: bool = False) -> float:
     """Corpus BLEU of the sums of `bleu_counts`."""
-    matches, totals, (said, wanted) = counts[:4], counts[4:8], counts[8:]
+    matches, totals, (length, wanted) = counts[:4], counts[4:8], counts[8:]
     logs, missing = [], 1.0
     for match, total in zip(matches, totals, strict=True):
         if not total:
@@ -66,5 +66,5 @@ def bleu_of(counts: Sequence[float], smooth: bool = False) -> float:
         logs.append(math.log(match / total))
     if not logs or not matches[0]:
         return 0.0
-    brevity = min(0.0, 1 - wanted / said)
+    brevity = min(0.0, 1 - wanted / length)
     return 100 * math.exp(brevity + sum(logs) / len(logs))

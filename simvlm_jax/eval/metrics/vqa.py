@@ -66,8 +66,8 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     if not people:
         raise ValueError("a question without human answers cannot be scored")
     tidy = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
-    said = answer.replace("\n", " ").replace("\t", " ").strip()
+    predicted = answer.replace("\n", " ").replace("\t", " ").strip()
     if len(set(tidy)) > 1:
-        tidy, said = [normalise(p) for p in tidy], normalise(said)
-    agree = sum(p == said for p in tidy)
-    return sum(min(1.0, (agree - (p == said)) / 3) for p in tidy) / len(tidy)
+        tidy, predicted = [normalise(p) for p in tidy], normalise(predicted)
+    agree = sum(p == predicted for p in tidy)
+    return sum(min(1.0, (agree - (p == predicted)) / 3) for p in tidy) / len(tidy)
