@@ -37,7 +37,7 @@ def measure(case: str) -> dict[str, float]:
     class Tokenizer:
         vocabulary = Vocabulary(pieces, length)
 
-    model, side = build_model(config, Tokenizer()), config.data.image_size
+    model, side = build_model(config.model, config.data.image_size, Tokenizer()), config.data.image_size
     rows = {
         "image": np.random.default_rng(0).integers(0, 256, (ROWS, 1, side, side, 3), dtype=np.uint8),
         "text": np.zeros((ROWS, 0), np.int32),

@@ -59,7 +59,7 @@ def uncached(model):
 def main(size: str = "tiny", images: int = 64, batch: int = 32) -> None:
     config = load_config("configs/prefixlm.py")
     config.model.size = size
-    model = build_model(config, _Tokenizer())
+    model = build_model(config.model, config.data.image_size, _Tokenizer())
     side = config.data.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (images, 1, side, side, 3), dtype=np.uint8)
     text = np.zeros((1, LENGTH), np.int32)

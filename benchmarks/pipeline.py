@@ -42,10 +42,12 @@ def main(steps: int = 60) -> None:
         config = load_config("configs/prefixlm.py:photos")
         config.data.parts.pairs.path = str(Path(folder) / "train-0000.tar")
         began = time.perf_counter()
-        sources = assemble.part_sources(config)
-        tokenizer = assemble.make_tokenizer(config, sources)
+        sources = assemble.part_sources(config.data)
+        tokenizer = assemble.make_tokenizer(config.text, config.data.parts, sources)
         ready = time.perf_counter() - began
-        pipeline = assemble.make_pipeline(config, tokenizer, (), sources)
+        pipeline = assemble.make_pipeline(
+            config.data, tokenizer, (), sources, batch_size=config.train.batch_size, seed=config.seed
+        )
         pipeline.batch(0)
         began = time.perf_counter()
         made = sum(len(b["image"]) for b in pipeline.iterate(1, steps + 1, threads=2))

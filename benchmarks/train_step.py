@@ -41,7 +41,7 @@ def measure(case: str) -> dict[str, float]:
         "id": np.arange(rows),
     }
     batch = {"pairs": group} if "parts" in config.data else group
-    model, optimizer = build_model(config, Tokenizer()), build(config.optimizer)
+    model, optimizer = build_model(config.model, config.data.image_size, Tokenizer()), build(config.optimizer)
     prepared = prepare(model, optimizer, batch, make_mesh(), seed=0, steps=1000)
     state = prepared.make()
     step = prepared.train_step().lower(state, batch).compile()

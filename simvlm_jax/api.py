@@ -195,7 +195,7 @@ def load(
     for package in [trust] if isinstance(trust, str) else trust:
         trusted(package)
     engine, run = load_engine(str(path), step, batch_size)
-    return Run(Path(path), run.step, engine, eval_pixels(run.config))
+    return Run(Path(path), run.step, engine, eval_pixels(run.config.data))
 
 
 def name_scores(

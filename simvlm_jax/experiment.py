@@ -175,7 +175,7 @@ def open(
     heartbeat.enter("data")
     data = open_data(config, directory, variant, training, log)
     tokenizer, labels = data.tokenizer, data.labels
-    model = build_model(config, tokenizer, labels)
+    model = build_model(config.model, config.data.image_size, tokenizer, labels)
     engine = Engine(model, tokenizer, mesh, labels=labels, batch_size=config.eval.batch_size, seed=config.seed)
     suites = {
         name: build(suite, f"config.eval.suites.{name}", tokenizer=tokenizer, labels=labels)
@@ -183,13 +183,14 @@ def open(
     }
     scoring = Scoring(
         suites,
-        assemble.eval_pixels(config),
+        assemble.eval_pixels(config.data),
         config.eval.examples,
         config.data.quarantine,
         functools.cache(lambda: list(assemble.constant_captions(data.parts))),
     )
     made = _open_training(config, directory, mesh, data, engine, scoring, log) if training else None
-    keep, about = config.checkpoint, belongs_to(config, tokenizer, labels)
+    keep = config.checkpoint
+    about = belongs_to(config.model, config.data.image_size, bool(config.data.whole), tokenizer, labels)
     checkpoints = Checkpoints(directory.checkpoints, keep.latest, keep.keep_every, keep.best, not training, about)
     return Materials(directory, heartbeat, log, mesh, data, model, engine, checkpoints, scoring, made)
 
@@ -210,7 +211,7 @@ def _open_training(
     t, best, suite = config.train, config.checkpoint.best, next(iter(scoring.suites.values()), None)
     validate = None
     if suite is not None and (config.eval.every or best):
-        source = own_validation(suite) if suite.path else assemble.validation_source(config)
+        source = own_validation(suite) if suite.path else assemble.validation_source(config.data)
         if source is not None:
             validate = functools.partial(_validate, suite, source, engine, scoring, directory, best)
         elif best:

@@ -7,8 +7,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from simvlm_jax.core.build import build
 from simvlm_jax.core.types import Batch, Model
 from simvlm_jax.data import assemble
@@ -57,7 +55,7 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, log:
     begun = bool(require_equal(directory.begun, "beginnings of the run"))
     origin = None if begun else tokenizer_of(config.train.init_from)  # an error where there is no such run
     with main_process_first("data") as first_process:
-        parts, evaluation = assemble.part_sources(config), assemble.eval_sources(config)
+        parts, evaluation = assemble.part_sources(config.data), assemble.eval_sources(config.data)
         for name, source in [*parts.items(), *evaluation.items()]:
             if not repr(source).startswith("scenes/"):
                 log(f"{name}: {understood(source).line()}")
@@ -80,25 +78,36 @@ def open_data(config: Any, directory: RunDir, variant: str, training: bool, log:
 
 
 def make_tokenizer_and_labels(
-    config: ConfigDict, parts: dict[str, Source], origin: Any, log: Log = lambda text: None
+    config: Any, parts: dict[str, Source], origin: Any, log: Log = lambda text: None
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """Makes the tokenizer (none where `config.text` is None) and the answer list of a run that begins.
 
     origin: tokenizer folder of the run it starts from.
     """
     if config.text is None:
-        return NoTokenizer(), assemble.make_labels(config, parts)
-    return assemble.make_tokenizer(config, parts, origin=origin, log=log), assemble.make_labels(config, parts)
+        tokenizer = NoTokenizer()
+    else:
+        tokenizer = assemble.make_tokenizer(config.text, config.data.parts, parts, origin=origin, log=log)
+    return tokenizer, assemble.make_labels(config.data, parts)
 
 
 def make_pipeline(
-    config: ConfigDict,
+    config: Any,
     data: Data,
     record: Callable[[dict[str, Any]], None] | None = None,
     rows: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
     """Builds the training pipeline; record: takes bad examples; rows: which of the n rows of a part this process makes."""
-    return assemble.make_pipeline(config, data.tokenizer, data.labels, data.parts, record, rows)
+    return assemble.make_pipeline(
+        config.data,
+        data.tokenizer,
+        data.labels,
+        data.parts,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        record=record,
+        mine=rows,
+    )
 
 
 def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None = None) -> Outline:
@@ -108,7 +117,9 @@ def outline(config: Any, tokenizer: Any = None, labels: tuple[str, ...] | None =
     labels: by default as many answers as the config allows.
     """
     if tokenizer is None:
-        tokenizer = NoTokenizer() if config.text is None else stand_in_tokenizer(config)
-    labels = stand_in_labels(config) if labels is None else labels
-    model = build_model(config, tokenizer, labels)
-    return Outline(model, build(config.optimizer, "config.optimizer"), abstract_batch(config, tokenizer, labels))
+        tokenizer = stand_in_tokenizer(config.text, config.data)
+    labels = stand_in_labels(config.data.labels.size) if labels is None else labels
+    model = build_model(config.model, config.data.image_size, tokenizer, labels)
+    images = config.model.get("images", 1)
+    batch = abstract_batch(config.data, tokenizer, labels, batch_size=config.train.batch_size, images=images)
+    return Outline(model, build(config.optimizer, "config.optimizer"), batch)

@@ -169,7 +169,7 @@ def step_flops(config: ConfigDict) -> float:
     if not config.text.length:
         raise ValueError("a sweep compares compute, so its configs must set text.length")
     tokenizer = StandIn(Vocabulary(config.text.vocabulary, config.text.length))
-    made = outline(config, tokenizer, stand_in_labels(config)[:1])
+    made = outline(config, tokenizer, stand_in_labels(min(config.data.labels.size, 1)))
     flags = trainable_flags(made.model, made.batch, config.train.trainable)
     return float(made.model.train_flops(made.batch, flags))
 

@@ -114,7 +114,9 @@ def test_only_its_own_files_name_a_model(model):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_config_builds(variant):
     config = load_config(str(ROOT / "configs" / variant))
-    model = build_model(config, _Tokenizer(), ("yes", "no") if config.data.labels.size else ())
+    model = build_model(
+        config.model, config.data.image_size, _Tokenizer(), ("yes", "no") if config.data.labels.size else ()
+    )
     assert model.capabilities()
     schedule = build(config.optimizer).schedule_for(config.train.steps)
     assert 0 < float(schedule(config.train.steps // 2)) <= config.optimizer.learning_rate

@@ -29,7 +29,11 @@ def parameters(variant: str) -> list[str]:
     side = config.data.image_size
     batch = {"image": np.zeros((1, 1, side, side, 3), np.uint8), "text": np.zeros((1, 16), np.int32)}
     batch |= {"text_mask": np.ones((1, 16), bool), "prefix_length": np.zeros(1, np.int32)}
-    boxed, _ = jax.eval_shape(build_model(config, _Tokenizer(), labels).init, jax.random.key(0), {"pairs": batch})
+    boxed, _ = jax.eval_shape(
+        build_model(config.model, config.data.image_size, _Tokenizer(), labels).init,
+        jax.random.key(0),
+        {"pairs": batch},
+    )
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names")):
         leaf_name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     )
     setup_jax()
     run = load_run(args.run, args.step)
-    pixels = eval_pixels(run.config)
+    pixels = eval_pixels(run.config.data)
     rows = -(-min(args.batch_size, len(args.images)) // run.mesh.size) * run.mesh.size
     engine = Engine(
         run.model, run.tokenizer, run.mesh, run.params, run.extra, run.labels, batch_size=rows, seed=args.seed

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 8)))
     scores_of, notes = name_scores(engine, labels, templates)
     print_cuts(notes, engine.vocabulary.length)
-    pixels, source, ok = eval_pixels(run.config), FileList(args.images), True
+    pixels, source, ok = eval_pixels(run.config.data), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):
         seen, names, answers = [], [], {}
         for i in range(start, min(start + engine.batch_size, len(source))):

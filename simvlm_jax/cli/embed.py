@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
         source = open_one_split(args.data, args.split) if args.data else FileList(args.images)
         if args.data:
             print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr)
-        pixels, folder = eval_pixels(run.config), out.with_name(out.name + ".parts")
+        pixels, folder = eval_pixels(run.config.data), out.with_name(out.name + ".parts")
         about |= {"of": "images", "pixels": repr(pixels), "files": stamp(args.data, out) if args.data else ""}
         batches = min(PART, PART_BYTES // (math.prod(shape) * 4)) // engine.batch_size
         rows = args.part or max(batches, 1) * engine.batch_size

@@ -86,14 +86,14 @@ def main(argv: list[str]) -> int:
         seen.add((bad["part"], bad["key"]))
 
     def texts() -> list[str]:
-        return list(assemble.constant_captions(assemble.part_sources(run.config)))
+        return list(assemble.constant_captions(assemble.part_sources(run.config.data)))
 
     entries, found = [], {}
-    sources = {} if suite.path else assemble.eval_sources(run.config)
+    sources = {} if suite.path else assemble.eval_sources(run.config.data)
     parts = suite_sources(suite, sources)
     for i, (split, source) in enumerate(parts.items()):
         examples = make_examples(
-            suite, split, source, assemble.eval_pixels(run.config), limit, run.config.data.quarantine, left_out
+            suite, split, source, assemble.eval_pixels(run.config.data), limit, run.config.data.quarantine, left_out
         )
         controls = i == 0 and not args.no_controls
         made, _ = evaluate(engine, args.suite, suite, examples, run.step, controls=controls, texts=texts, log=log)

@@ -42,14 +42,14 @@ def inspect(args) -> int:
         assign(config, assignment)
     if args.rows < 0 or args.step < 0:
         raise ValueError(f"--rows {args.rows} and --step {args.step} must not be negative")
-    sources = part_sources(config)
+    sources = part_sources(config.data)
     if is_run:
         tokenizer, labels = load_tokenizer(run, config.text is not None), run.labels()
     else:
         origin = tokenizer_of(config.train.init_from)
         tokenizer, labels = make_tokenizer_and_labels(config, sources, origin)
     pipeline = make_pipeline(config, Data(sources, {}, tokenizer, labels, []))
-    model = build_model(config, tokenizer, labels)
+    model = build_model(config.model, config.data.image_size, tokenizer, labels)
     batch, keys = pipeline.batch(args.step), pipeline.keys(args.step)
     layout = model.capabilities().get("layout")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -58,9 +58,11 @@ def describe(name: str) -> dict[str, Any]:
     config: Any = load_config(name)
     text = config.text
     tokenizer: Any = NoTokenizer() if text is None else StandIn(Vocabulary(text.vocabulary, text.length or 32))
-    labels = stand_in_labels(config)
-    model: Any = build_model(config, tokenizer, labels)
-    batch = abstract_batch(config, tokenizer, labels)
+    labels = stand_in_labels(config.data.labels.size)
+    model: Any = build_model(config.model, config.data.image_size, tokenizer, labels)
+    batch = abstract_batch(
+        config.data, tokenizer, labels, batch_size=config.train.batch_size, images=config.model.get("images", 1)
+    )
     shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), jax.random.key(0))[0])
     flags = match(shapes, list(config.train.trainable), True, "train.trainable")
     part, rows = parts_of(batch)[0]

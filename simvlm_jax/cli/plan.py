@@ -117,7 +117,7 @@ class _Planner:
         from simvlm_jax.data.shapes import stand_in_tokenizer
 
         self._config, self._target = config, target
-        self._tokenizer = stand_in_tokenizer(config)  # once, for the texts may have to be read
+        self._tokenizer = stand_in_tokenizer(config.text, config.data)  # once, for the texts may have to be read
 
     def _draft(self, changes: dict[str, Any]):
         from ml_collections import ConfigDict

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     if args.like:
         if vectors.ndim > 2:
             raise ValueError("this model gives an image a vector only for a text, so pictures cannot be compared")
-        pixels, files, shown = eval_pixels(run.config), FileList(args.like), []
+        pixels, files, shown = eval_pixels(run.config.data), FileList(args.like), []
         for i, name in enumerate(args.like):
             try:
                 shown.append(pixels(files[i], NO_DRAWS)["image"])

@@ -1,12 +1,10 @@
-"""From a config's `data` section to sources and a pipeline."""
+"""Sources, tokenizer, answers and pipeline from the sections of a config: `data` is config.data, `parts` config.data.parts."""
 
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from simvlm_jax.core.build import build
 from simvlm_jax.core.parts import ordered
@@ -32,23 +30,22 @@ def is_scenes(path: str) -> bool:
     return path.split("/")[0] == "scenes" and not Path(path).exists()
 
 
-def parts_in(config: ConfigDict) -> dict[str, Section]:
-    """The parts of a config's batches that have rows, by name: pairs first.
+def parts_in(parts: Section) -> dict[str, Section]:
+    """The parts of a batch that have rows, by name: pairs first.
 
     Raises:
       ValueError: there is none.
     """
-    parts: Section = config.data.parts
-    found = {name: parts[name] for name in ordered(parts) if rows_of(config, parts[name])}
+    found = {name: parts[name] for name in ordered(parts) if parts[name].get("rows") != 0}
     if not found:
         raise ValueError("no part has rows, so there is nothing to train on; set config.data.parts.pairs.rows")
     return found
 
 
-def rows_of(config: Any, part: Section) -> int:
-    """How many rows of a part a batch has: its own `rows`, or where it states none train.batch_size."""
-    rows, usual = part.get("rows"), config.train.batch_size
-    return int(usual if rows is None else rows)
+def rows_of(part: Section, batch_size: int) -> int:
+    """The number of rows of a part in a batch: its own `rows`, or `batch_size` where it states none."""
+    rows = part.get("rows")
+    return int(batch_size if rows is None else rows)
 
 
 def _places(name: str, part: Section) -> dict[str, Section]:
@@ -60,19 +57,19 @@ def _places(name: str, part: Section) -> dict[str, Section]:
     return {k: several[k] for k in sorted(several)} if several else {"": part}
 
 
-def _main_part(config: ConfigDict) -> tuple[str, Section]:
+def _main_part(parts: Section) -> tuple[str, Section]:
     """The part that is evaluated where no data is named for it, and that labels are of."""
-    return next(iter(parts_in(config).items()))
+    return next(iter(parts_in(parts).items()))
 
 
-def eval_path(config: Any) -> str:
+def eval_path(data: Section) -> str:
     """The data that is evaluated: its own, or (a part of) the training data, the first of several sources."""
-    return config.data.eval.path or next(iter(_places(*_main_part(config)).values())).path
+    return data.eval.path or next(iter(_places(*_main_part(data.parts)).values())).path
 
 
-def _where(config: ConfigDict, name: str) -> str:
+def _where(parts: Section, name: str) -> str:
     """The paths of a part, for messages."""
-    return ", ".join(repr(p.path) for p in _places(name, config.data.parts[name]).values())
+    return ", ".join(repr(p.path) for p in _places(name, parts[name]).values())
 
 
 def _opened(how: Section, path: str, split: str, usual: str, images: bool = True) -> Source:
@@ -90,34 +87,33 @@ def _overlap(one: str, other: str) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def part_sources(config: ConfigDict) -> dict[str, Source]:
+def part_sources(data: Section) -> dict[str, Source]:
     """What each part learns from; a share is held out of the first where the evaluation names no data of its own."""
-    main, _ = _main_part(config)
+    main, _ = _main_part(data.parts)
     out: dict[str, Source] = {}
-    for name, part in parts_in(config).items():
-        held = name == main and config.data.eval.path is None
-        found = {k: _learned(config, part, place, held) for k, place in _places(name, part).items()}
+    for name, part in parts_in(data.parts).items():
+        held_out = data.held_out if name == main and data.eval.path is None else None
+        found = {k: _learned(part, place, held_out) for k, place in _places(name, part).items()}
         weights = {k: float(place.get("weight", 1.0)) for k, place in _places(name, part).items()}
         out[name] = found[""] if "" in found else Mixture({k: (s, weights[k]) for k, s in found.items()})
     return out
 
 
-def _learned(config: Any, part: Section, place: Section, held: bool) -> Source:
-    """A source as a part learns from it."""
+def _learned(part: Section, place: Section, held_out: float | None) -> Source:
+    """A source as a part learns from it; held_out: the share that is left out, None where nothing is."""
     source = _opened(place, place.path, place.split, "train", bool(part.get("images", True)))
-    if held and not is_scenes(place.path):
-        return HashSplit(source, config.data.held_out, held_out=False)
+    if held_out is not None and not is_scenes(place.path):
+        return HashSplit(source, held_out, held_out=False)
     return source
 
 
-def eval_sources(config: ConfigDict) -> dict[str, Source]:
+def eval_sources(data: Section) -> dict[str, Source]:
     """Evaluation sources by split name: those of `scenes`; of other data the one that is named, "test" if it has no name.
 
     Where no data is named, what is held out of the training data: of several sources each under its name.
     """
-    data: Section = config.data
-    path = eval_path(config)
-    name, part = _main_part(config)
+    path = eval_path(data)
+    name, part = _main_part(data.parts)
     places = _places(name, part)
     if data.eval.path is None and any(not is_scenes(p.path) for p in places.values()):
         return {
@@ -140,24 +136,18 @@ def eval_sources(config: ConfigDict) -> dict[str, Source]:
     return {getattr(source, "split", "") or "test": source}
 
 
-def eval_pixels(config: ConfigDict) -> Pixels:
+def eval_pixels(data: Section) -> Pixels:
     """How pictures are made ready for evaluation: as in training, without draws."""
-    return Pixels(config.data.image_size, whole=config.data.whole)
+    return Pixels(data.image_size, whole=data.whole)
 
 
-def validation_source(config: ConfigDict) -> Source:
+def validation_source(data: Section) -> Source:
     """What is evaluated while a run trains: the validation split of `scenes`, else the one evaluation source.
 
     In the second case a checkpoint kept by `checkpoint.best` has been chosen on the data it is reported on.
     """
-    path = eval_path(config)
-    return open_source(path, config.data.eval.split) if is_scenes(path) else next(iter(eval_sources(config).values()))
-
-
-def corpus(config: ConfigDict, sources: Mapping[str, Source]) -> Iterator[str]:
-    """The run's own text, for its tokenizer: an even spread of every part's captions and documents."""
-    for source in sources.values():
-        yield from spread_texts(source, config.text.corpus)
+    path = eval_path(data)
+    return open_source(path, data.eval.split) if is_scenes(path) else next(iter(eval_sources(data).values()))
 
 
 def spread_texts(source: Source, count: int) -> Iterator[str]:
@@ -190,7 +180,8 @@ def _unreadable(source: Source) -> str:
 
 
 def make_tokenizer(
-    config: ConfigDict,
+    text: Section,
+    parts: Section,
     sources: Mapping[str, Source],
     *,
     origin: str | Path | None = None,
@@ -202,18 +193,17 @@ def make_tokenizer(
     A text length of 0 in the config is that of the folder or run; without one it becomes that of the longest text read,
     rounded up to a multiple of 8; of a few texts that are far longer than all others, only that of the others, which is said.
     """
-    text = config.text
     origin = text.model or origin
     if origin and Path(origin).is_dir():
         found = Tokenizer.load(origin)
         return Tokenizer(found.model, text.length or found.vocabulary.length, found.spelling or text.spelling)
     if origin and text.length:
         return Tokenizer.from_file(origin, text.length, text.spelling)
-    texts = list(corpus(config, sources))
+    texts = [t for source in sources.values() for t in spread_texts(source, text.corpus)]
     if not texts:
         name, first = next(iter(sources.items()))
         raise ValueError(
-            f"{_where(config, name)} holds no captions to make a tokenizer from{_unreadable(first)}; check "
+            f"{_where(parts, name)} holds no captions to make a tokenizer from{_unreadable(first)}; check "
             f"data.parts.{name}.path, or restore the file"
         )
     length = text.length or 8
@@ -235,13 +225,13 @@ def make_tokenizer(
     return Tokenizer(tokenizer.model, -(-longest // 8) * 8, text.spelling)
 
 
-def make_labels(config: ConfigDict, sources: Mapping[str, Source]) -> tuple[str, ...]:
+def make_labels(data: Section, sources: Mapping[str, Source]) -> tuple[str, ...]:
     """The answers a run classifies into: the most frequent `data.labels.size` of the first part's, in that order.
 
     Answers to questions that differ in capitals alone are one, spelt as most often. Only those seen `at_least` so often count (VQA's
     3,129 answers were seen nine times or more); size 0: none are wanted.
     """
-    wanted = config.data.labels
+    wanted = data.labels
     if not wanted.size:
         return ()
     name, source = next(iter(sources.items()))
@@ -264,23 +254,24 @@ def make_labels(config: ConfigDict, sources: Mapping[str, Source]) -> tuple[str,
         seen[form(a)] += n
     found = [a for a, n in sorted(seen.items(), key=lambda item: (-item[1], item[0])) if n >= wanted.at_least]
     if not found:
-        raise ValueError(f"{_where(config, name)} has no `answer`, `answers` or `label` to classify into")
+        raise ValueError(f"{_where(data.parts, name)} has no `answer`, `answers` or `label` to classify into")
     return tuple(spelling[a] for a in found[: wanted.size])
 
 
 def make_pipeline(
-    config: ConfigDict,
+    data: Section,
     tokenizer: Tokenizer,
     labels: tuple[str, ...],
     sources: Mapping[str, Source],
+    *,
+    batch_size: int,
+    seed: int,
     record: Any = None,
     mine: Callable[[int], Sequence[int]] = range,
 ) -> Pipeline:
     """The training pipeline (of one host: see Pipeline). sources: of each part, as `part_sources` gives them."""
-    data, seed = config.data, config.seed
-    assert isinstance(seed, int)
     made = []
-    for name, part in parts_in(config).items():
+    for name, part in parts_in(data.parts).items():
         source = sources[name]
         steps = [
             build(t, f"config.data.parts.{name}.transforms[{i}]", tokenizer=tokenizer, labels=labels)
@@ -290,7 +281,7 @@ def make_pipeline(
             source = _each(source, lambda s, p=part: Packed(s, tokenizer, chunked=bool(p.get("chunked", True))))
         if part.get("cache"):  # the first transform draws nothing, so its result can be kept
             source, steps = _each(source, lambda s, first=steps[:1]: Cached(s, first)), steps[1:]
-        made.append(Part(name, source, steps, rows_of(config, part)))
+        made.append(Part(name, source, steps, rows_of(part, batch_size)))
     return Pipeline(made, seed, Quarantine(data.quarantine, record), mine)
 
 

@@ -1,4 +1,4 @@
-"""The shapes of a config's batches, without its data: made-up examples go through the config's own transforms."""
+"""The shapes of batches without data: made-up examples go through the transforms of the parts; see data/assemble.py."""
 
 import io
 from typing import Any
@@ -49,37 +49,37 @@ class _MadeUp:
         return "made up"
 
 
-def stand_in_tokenizer(config: ConfigDict) -> Any:
-    """A tokenizer with the vocabulary and text length that a run of the config would have.
+def stand_in_tokenizer(text: assemble.Section, data: assemble.Section) -> Any:
+    """A tokenizer with the vocabulary and text length that a run would have.
 
-    Where the config leaves either to the data or to a file, that is read. A config that reads no text has none.
+    text: config.text, None of a run that reads none. Where it leaves either to the data or to a file, that is read.
     """
-    text = config.text
     if text is None:
         return NoTokenizer()
     if text.model or not text.length:
-        found: Tokenizer = assemble.make_tokenizer(config, assemble.part_sources(config))
+        found: Tokenizer = assemble.make_tokenizer(text, data.parts, assemble.part_sources(data))
         return StandIn(found.vocabulary)
     return StandIn(Vocabulary(text.vocabulary, text.length))
 
 
-def stand_in_labels(config: ConfigDict) -> tuple[str, ...]:
-    """As many answers as a run of the config would have at most."""
-    return tuple(f"answer {i}" for i in range(config.data.labels.size))
+def stand_in_labels(size: int) -> tuple[str, ...]:
+    """Made-up answers: config.data.labels.size of them are as many as a run can have."""
+    return tuple(f"answer {i}" for i in range(size))
 
 
-def abstract_batch(config: ConfigDict, tokenizer: Any, labels: tuple[str, ...]) -> Batch:
-    """The global batch of a config as ShapeDtypeStructs."""
+def abstract_batch(
+    data: assemble.Section, tokenizer: Any, labels: tuple[str, ...], *, batch_size: int, images: int = 1
+) -> Batch:
+    """The global batch as ShapeDtypeStructs; images: how many an example has."""
     import jax
 
-    one = ConfigDict(config.to_dict())
-    rows = {name: assemble.rows_of(config, part) for name, part in assemble.parts_in(config).items()}
+    one: Any = ConfigDict(data.to_dict())
+    rows = {name: assemble.rows_of(part, batch_size) for name, part in assemble.parts_in(data.parts).items()}
     for name in rows:
-        one.data.parts[name].update(rows=1, cache=False)
-    images = config.model.get("images", 1)
-    source: Any = _MadeUp(config.data.image_size, images, labels[0] if labels else "text")
+        one.parts[name].update(rows=1, cache=False)
+    source: Any = _MadeUp(data.image_size, images, labels[0] if labels else "text")
     sources: Any = dict.fromkeys(rows, source)
-    batch = assemble.make_pipeline(one, tokenizer, labels, sources).batch(0)
+    batch = assemble.make_pipeline(one, tokenizer, labels, sources, batch_size=1, seed=0).batch(0)
 
     def abstract(v: np.ndarray, n: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((n, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))

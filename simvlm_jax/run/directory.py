@@ -312,7 +312,12 @@ def environment() -> dict[str, str]:
 
 def recorded(config: ConfigDict, variant: str = "") -> dict[str, Any]:
     """A config as config.json keeps it."""
-    return {"variant": variant, **json.loads(config.to_json_best_effort())}
+    return {"variant": variant, **plain(config)}
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The values of a config, or of a section of it, as JSON has them."""
+    return json.loads(config.to_json_best_effort())
 
 
 def _aside(path: Path, number: int) -> Path:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
 from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
-from simvlm_jax.run.directory import RunDir, flat, recorded
+from simvlm_jax.run.directory import RunDir, flat, plain
 from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 
 
@@ -47,13 +47,18 @@ def recorded_config(run: RunDir) -> ConfigDict:
     return ConfigDict(config)
 
 
-def belongs_to(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...]) -> dict[str, Any]:
-    """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model."""
+def belongs_to(
+    model: ConfigDict, image_size: int, whole: bool, tokenizer: Tokenizer, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model.
+
+    model: config.model. image_size, whole: how pictures are made ready (config.data).
+    """
     listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
-    model = {f"model.{k}": v for k, v in flat(recorded(config)["model"]).items()}
-    pixels = {"data.image_size": config.data.image_size, "data.whole": bool(config.data.get("whole", False))}
+    fields = {f"model.{k}": v for k, v in flat(plain(model)).items()}
+    pixels = {"data.image_size": image_size, "data.whole": whole}
     text = {} if isinstance(tokenizer, NoTokenizer) else {"text.length": tokenizer.vocabulary.length}
-    return {"tokenizer": tokenizer.sha256, **text, "labels": listed, **pixels, **model}
+    return {"tokenizer": tokenizer.sha256, **text, "labels": listed, **pixels, **fields}
 
 
 def load_tokenizer(run: RunDir, reads_text: bool) -> Tokenizer:
@@ -66,27 +71,27 @@ def tokenizer_hash(run: RunDir) -> str:
     return Tokenizer.load(run.tokenizer).sha256
 
 
-def build_model(config: ConfigDict, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
-    """Builds the model of a config, for a tokenizer's vocabulary (if there is one), the image size and the run's answers."""
+def build_model(model: Any, image_size: int, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
+    """Builds config.model for an image size, a tokenizer's vocabulary (if there is one) and the run's answers."""
     known = {
-        "image_size": Fact(config.data.image_size, "config.data.image_size"),
+        "image_size": Fact(image_size, "config.data.image_size"),
         "classes": Fact(len(labels), "the number of the run's answers (config.data.labels)"),
     }
     if not isinstance(tokenizer, NoTokenizer):
         known["vocabulary"] = Fact(tokenizer.vocabulary, "that of the run's tokenizer")
-    return build(config.model, "config.model", **known)
+    return build(model, "config.model", **known)
 
 
-def check_shapes(params: Any, extra: Any, model: Model, config: ConfigDict, length: int, where: str) -> None:
-    """Compares restored parameters and extra with those of the config's model, whose texts have so many pieces.
+def check_shapes(params: Any, extra: Any, model: Model, image: tuple[int, ...], length: int, where: str) -> None:
+    """Compares restored parameters and extra with those of a model whose rows have images [M,Y,X,C] and `length` pieces.
 
     Raises:
       ValueError: one has another shape, or is not there.
     """
     text = np.zeros((1, length), np.int32)
-    image = np.zeros((1, config.model.get("images", 1), *[config.data.image_size] * 2, 3), np.uint8)
     one = np.zeros(1, np.int32)
-    rows = {"image": image, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
+    pixels = np.zeros((1, *image), np.uint8)
+    rows = {"image": pixels, "text": text, "text_mask": text == 0, "prefix_length": one, "id": one, "label": one}
     try:
         made = nn.unbox(jax.eval_shape(lambda key: model.init(key, {PAIRS: rows}), jax.random.key(0)))
         wanted = _shapes(made[0]) | _shapes({"extra": made[1]})
@@ -122,15 +127,17 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     if not run.checkpoints.is_dir():
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
     labels = run.labels()
-    about = belongs_to(config, tokenizer, labels)
+    spec, side = cast(ConfigDict, config.model), config.data.image_size
+    about = belongs_to(spec, side, bool(config.data.whole), tokenizer, labels)
     checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best, read_only=True, about=about)
     chosen = checkpoints.best_step() if step is None else step
     if chosen is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet")
     mesh = mesh or make_mesh()
-    model = build_model(config, tokenizer, labels)
+    model = build_model(spec, side, tokenizer, labels)
     params, extra = checkpoints.restore_weights(chosen, placement(mesh, run.letters()))
     checkpoints.close()
     length = 1 if isinstance(tokenizer, NoTokenizer) else tokenizer.vocabulary.length
-    check_shapes(params, extra, model, config, length, str(run.checkpoints / str(chosen)))
+    images: Any = spec.get("images", 1)
+    check_shapes(params, extra, model, (images, side, side, 3), length, str(run.checkpoints / str(chosen)))
     return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)

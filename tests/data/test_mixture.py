@@ -114,19 +114,21 @@ def test_a_config_mixes_its_sources_and_holds_some_of_each_out(tmp_path):
     config.train.batch_size = 4
     sources = {n: dict(path=str(tmp_path / f"{n}.jsonl"), weight=w) for n, w in (("mine", 3), ("more", 1))}
     config.data.parts.pairs = parts.part(sources=sources, images=False, transforms=parts.text_transforms())
-    made = assemble.part_sources(config)
-    tokenizer = assemble.make_tokenizer(config, made)
-    pipeline = assemble.make_pipeline(config, tokenizer, (), made)
+    made = assemble.part_sources(config.data)
+    tokenizer = assemble.make_tokenizer(config.text, config.data.parts, made)
+    pipeline = assemble.make_pipeline(
+        config.data, tokenizer, (), made, batch_size=config.train.batch_size, seed=config.seed
+    )
     assert list(made) == ["pairs"] and len(pipeline.batch(0)["pairs"]["id"]) == 4
     assert all(160 < n < 200 for n in map(len, made["pairs"]._sources))
     for step in range(5):
         assert sum(key.startswith("mine/") for key in pipeline.keys(step)["pairs"]) == 3
     config.data.parts.pairs.path = "scenes/text"
     with pytest.raises(ValueError, match=r"config\.data\.parts\.pairs names both path and sources"):
-        assemble.part_sources(config)
+        assemble.part_sources(config.data)
     config.data.parts.pairs.path, config.data.parts.pairs.sources = None, {}
     with pytest.raises(ValueError, match="names neither path nor sources"):
-        assemble.part_sources(config)
+        assemble.part_sources(config.data)
     config.data.parts.pairs.rows = 0
     with pytest.raises(ValueError, match=r"no part has rows.*set config\.data\.parts\.pairs\.rows"):
-        assemble.part_sources(config)
+        assemble.part_sources(config.data)

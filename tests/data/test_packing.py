@@ -96,8 +96,15 @@ def test_a_config_packs_a_part_and_a_model_of_whole_rows_refuses_it(tmp_path):
     config.data.parts.documents.update(rows=2, path=str(tmp_path / "d.txt"), packed=True)
     config.data.parts.documents.transforms = parts.packed_transforms()
     config.data.eval.path = "scenes/text"
-    sources = assemble.part_sources(config)
-    batch = assemble.make_pipeline(config, assemble.make_tokenizer(config, sources), (), sources).batch(0)
+    sources = assemble.part_sources(config.data)
+    batch = assemble.make_pipeline(
+        config.data,
+        assemble.make_tokenizer(config.text, config.data.parts, sources),
+        (),
+        sources,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    ).batch(0)
     assert (batch["documents"]["segment"].max(1) > 1).all() and batch["documents"]["text_mask"].mean() > 0.8
     with pytest.raises(
         ValueError, match=r"the rows of 'documents' are packed.*config\.data\.parts\.documents\.packed=False"
@@ -121,6 +128,6 @@ def test_the_shapes_of_packed_and_interleaved_rows_are_known_without_data():
         spec("simvlm_jax.data.interleaved:Interleave", pixels=pixels, images=3, tokens=4),
         parts.keep("image", "image_mask", "image_index", "text", "text_mask", "target_mask"),
     )
-    batch = abstract_batch(config, StandIn(Vocabulary(50, 32)), ())
+    batch = abstract_batch(config.data, StandIn(Vocabulary(50, 32)), (), batch_size=config.train.batch_size)
     assert batch["pairs"]["image"].shape == (64, 3, 8, 8, 3) and batch["pairs"]["image_index"].shape == (64, 32)
     assert batch["documents"]["segment"].shape == (6, 32)

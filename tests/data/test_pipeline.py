@@ -73,12 +73,12 @@ def test_text_length_is_measured_on_the_corpus(tiny_config):
     from simvlm_jax.data import assemble
 
     config = tiny_config()
-    sources = assemble.part_sources(config)
-    source, tokenizer = sources["pairs"], assemble.make_tokenizer(config, sources)
+    sources = assemble.part_sources(config.data)
+    source, tokenizer = sources["pairs"], assemble.make_tokenizer(config.text, config.data.parts, sources)
     longest = max(len(tokenizer.encode(c)) + 1 for i in range(len(source)) for c in source[i]["captions"])
     assert longest <= tokenizer.vocabulary.length < longest + 8 and tokenizer.vocabulary.length % 8 == 0
     config.text.length = 40
-    assert assemble.make_tokenizer(config, sources).vocabulary.length == 40
+    assert assemble.make_tokenizer(config.text, config.data.parts, sources).vocabulary.length == 40
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -230,15 +230,24 @@ def test_a_config_that_reads_no_text_has_shapes_and_rows_without_a_tokenizer():
     config = load_config("configs/coca.py:probe")
     config.data.parts.pairs.path = "scenes/classes-80_8_32_16"
     config.text = None
-    tokenizer = stand_in_tokenizer(config)
-    shapes = abstract_batch(config, tokenizer, ("a", "b"))
+    tokenizer = stand_in_tokenizer(config.text, config.data)
+    shapes = abstract_batch(config.data, tokenizer, ("a", "b"), batch_size=config.train.batch_size)
     assert set(shapes["pairs"]) == {"image", "label", "id", "weight"} and shapes["pairs"]["label"].shape == (128,)
-    sources = assemble.part_sources(config)
-    labels = assemble.make_labels(config, sources)
-    rows = assemble.make_pipeline(config, tokenizer, labels, sources).batch(0)["pairs"]
+    sources = assemble.part_sources(config.data)
+    labels = assemble.make_labels(config.data, sources)
+    rows = assemble.make_pipeline(
+        config.data, tokenizer, labels, sources, batch_size=config.train.batch_size, seed=config.seed
+    ).batch(0)["pairs"]
     lines, trains = describe({k: v[0] for k, v in rows.items()}, tokenizer, labels, None, False, False)
     assert trains and [line.split()[0] for line in lines] == ["image", "label"]
     config.data.parts.pairs.transforms = load_config("configs/clip.py").data.parts.pairs.transforms
     config.data.parts.pairs.path = "scenes/captions-80_8_32_16"
     with pytest.raises(ValueError, match=r"config\.text is None"):
-        assemble.make_pipeline(config, tokenizer, labels, assemble.part_sources(config)).batch(0)
+        assemble.make_pipeline(
+            config.data,
+            tokenizer,
+            labels,
+            assemble.part_sources(config.data),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        ).batch(0)

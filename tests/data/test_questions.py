@@ -177,9 +177,9 @@ def test_the_answer_list_is_spelt_as_people_mostly_spell():
     answers = ["red", "New York", "Red", "red", "new york", "New York", "New York", "blue"]
     source = [{"answer": a} for a in answers]
     config = ConfigDict({"data": {"labels": {"size": 2, "at_least": 1}, "parts": {"pairs": {"path": "x"}}}})
-    assert make_labels(config, {"pairs": source}) == ("New York", "red")
+    assert make_labels(config.data, {"pairs": source}) == ("New York", "red")
     config.data.labels.update(size=9, at_least=2)
-    assert make_labels(config, {"pairs": source}) == ("New York", "red")
+    assert make_labels(config.data, {"pairs": source}) == ("New York", "red")
 
 
 def test_held_out_examples_share_no_picture(tmp_path):

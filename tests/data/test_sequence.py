@@ -42,10 +42,12 @@ def small(name: str):
 def record(name: str) -> dict:
     """{part: what its rows of the first steps are}: ids and small draws as they are, texts and pictures as checksums."""
     config = small(name)
-    sources = assemble.part_sources(config)
-    tokenizer = None if name == "coca:probe" else assemble.make_tokenizer(config, sources)
-    labels = assemble.make_labels(config, sources)
-    pipeline = assemble.make_pipeline(config, tokenizer, labels, sources)
+    sources = assemble.part_sources(config.data)
+    tokenizer = None if name == "coca:probe" else assemble.make_tokenizer(config.text, config.data.parts, sources)
+    labels = assemble.make_labels(config.data, sources)
+    pipeline = assemble.make_pipeline(
+        config.data, tokenizer, labels, sources, batch_size=config.train.batch_size, seed=config.seed
+    )
     found: dict = {}
     for step in range(STEPS):
         for part, rows in pipeline.batch(step).items():

@@ -137,16 +137,16 @@ def test_what_is_evaluated_is_not_what_was_learned(tmp_path):
     config.data.parts.pairs.path = str(tmp_path)
     config.data.eval.path = str(tmp_path / "t.csv")
     with pytest.raises(Refused, match=r"holds the rows of config\.data\.parts\.pairs\.path again"):
-        assemble.eval_sources(config)
+        assemble.eval_sources(config.data)
     config.data.eval.path = None
-    held = set(keys(next(iter(assemble.eval_sources(config).values()))))
-    assert held and not held & set(keys(assemble.part_sources(config)["pairs"]))
+    held = set(keys(next(iter(assemble.eval_sources(config.data).values()))))
+    assert held and not held & set(keys(assemble.part_sources(config.data)["pairs"]))
     table(tmp_path / "other", "t.csv", "x.png")
     config.data.eval.path = str(tmp_path / "other")
-    assert keys(assemble.eval_sources(config)["test"]) == ["x.png"]
+    assert keys(assemble.eval_sources(config.data)["test"]) == ["x.png"]
     config.data.eval.split = "test"  # which is not what a config has if nobody names one
     with pytest.raises(NoSuchSplit, match="nothing tells splits apart"):
-        assemble.eval_sources(config)
+        assemble.eval_sources(config.data)
 
 
 def test_no_picture_comes_from_another_split(tmp_path):

@@ -250,7 +250,8 @@ def test_one_endless_caption_does_not_make_every_row_as_long(tiny_config):
             }
 
     told = []
-    made = assemble.make_tokenizer(tiny_config(), {"pairs": Captions()}, log=told.append)
+    config = tiny_config()
+    made = assemble.make_tokenizer(config.text, config.data.parts, {"pairs": Captions()}, log=told.append)
     assert (
         made.vocabulary.length <= 32
         and "1 of 200 texts lose their end" in told[0]

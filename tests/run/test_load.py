@@ -37,14 +37,14 @@ def test_weights_of_another_model_in_a_checkpoint_that_does_not_tell(finished_ru
 def test_the_shapes_of_every_model_are_known(path):
     config = load_config(str(path))
     tokenizer: Any = StandIn(Vocabulary(config.text.vocabulary, config.text.length or 32))
-    model = build_model(config, tokenizer, stand_in_labels(config))
+    model = build_model(config.model, config.data.image_size, tokenizer, stand_in_labels(config.data.labels.size))
+    side = config.data.image_size
     with pytest.raises(ValueError, match=r"nothing in the checkpoint, \[.* in the model"):
-        check_shapes({}, {}, model, config, tokenizer.vocabulary.length, "here")
+        check_shapes({}, {}, model, (config.model.get("images", 1), side, side, 3), tokenizer.vocabulary.length, "here")
 
 
 def test_state_beside_the_parameters_is_compared_too():
     model: Any = SimpleNamespace(init=lambda key, batch: ({}, {"queue": np.zeros((4, 2))}))
-    config = load_config(str(CONFIGS[0]))
-    check_shapes({}, {"queue": np.zeros((4, 2))}, model, config, 8, "here")
+    check_shapes({}, {"queue": np.zeros((4, 2))}, model, (1, 8, 8, 3), 8, "here")
     with pytest.raises(ValueError, match=r"extra/queue: \[3, 2\] in the checkpoint, \[4, 2\] in the model"):
-        check_shapes({}, {"queue": np.zeros((3, 2))}, model, config, 8, "here")
+        check_shapes({}, {"queue": np.zeros((3, 2))}, model, (1, 8, 8, 3), 8, "here")

@@ -84,7 +84,10 @@ def test_the_family_differs_in_the_model_alone():
             values.add(value)
         assert len(values) == 1, field
     assert len({s.config.model.target for s in made}) == 5
-    towers = [build_model(s.config, SimpleNamespace(vocabulary=Vocabulary(384, 24)), ()).sizes for s in made]
+    towers = [
+        build_model(s.config.model, s.config.data.image_size, SimpleNamespace(vocabulary=Vocabulary(384, 24)), ()).sizes
+        for s in made
+    ]
     for sizes in towers:  # every Size of every model: an image tower or encoder, and what reads or writes text
         assert {x for x in sizes if isinstance(x, Size)} == {TOWERS["tiny"]}
 

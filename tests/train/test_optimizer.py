@@ -165,7 +165,7 @@ def test_nearly_all_second_moments_of_large_models_are_factored(name, least):
     side, T = config.data.image_size, config.text.length
     batch = {"image": np.zeros((1, 1, side, side, 3), np.uint8), "text": np.zeros((1, T), np.int32)}
     batch |= {"text_mask": np.ones((1, T), bool), "prefix_length": np.zeros(1, np.int32)}
-    model = build_model(config, Tokenizer())  # pyright: ignore[reportArgumentType]
+    model = build_model(config.model, config.data.image_size, Tokenizer())  # pyright: ignore[reportArgumentType]
     boxed, _ = jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})
     book, params = letters_of(boxed), nn.unbox(boxed)
     leaves = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))

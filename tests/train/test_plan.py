@@ -199,14 +199,21 @@ def test_vocabulary_of_a_stand_in():
     from simvlm_jax.data.shapes import abstract_batch, stand_in_labels, stand_in_tokenizer
 
     config = load_config(f"{ROOT / 'configs' / 'prefixlm.py'}:huge")
-    tokenizer = stand_in_tokenizer(config)
+    tokenizer = stand_in_tokenizer(config.text, config.data)
     assert tokenizer.vocabulary == Vocabulary(32_000, 256)
-    batch = abstract_batch(config, tokenizer, stand_in_labels(config))
+    batch = abstract_batch(
+        config.data, tokenizer, stand_in_labels(config.data.labels.size), batch_size=config.train.batch_size
+    )
     assert batch["pairs"]["image"].shape == (4096, 1, 224, 224, 3) and batch["documents"]["text"].shape == (512, 256)
     slots = dict(transfer=64)  # a premise read from slots before the text
     for task in ("vqa", "pairs", "transfer", "captions", "entail"):
         config = load_config(f"{ROOT / 'configs' / 'finetune.py'}:{task}-base")
         config.text.length = 64  # without data to take it from
-        found = abstract_batch(config, stand_in_tokenizer(config), stand_in_labels(config))["pairs"]
+        found = abstract_batch(
+            config.data,
+            stand_in_tokenizer(config.text, config.data),
+            stand_in_labels(config.data.labels.size),
+            batch_size=config.train.batch_size,
+        )["pairs"]
         assert found["text"].shape == (config.train.batch_size, 64 + slots.get(task, 0))
         assert ("label" in found) == bool(config.data.labels.size)
