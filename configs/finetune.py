@@ -57,10 +57,10 @@ def vqa(config, path: str = "scenes/vqa", field: str = "question", soft: bool = 
     """A linear classifier over the most frequent answers; the question goes into the encoder beside the image."""
     rows = (spec(f"{TRANSFORMS}:Tokenize", field=field), spec(f"{TRANSFORMS}:FixPrefix", whole=True))
     kept = parts.keep("image", *PREFIXED, "label", *(("scores",) if soft else ()))
-    label = spec(f"{TRANSFORMS}:Label", soft=soft)
+    label, shown = spec(f"{TRANSFORMS}:Label", soft=soft), parts.keep("image", *PREFIXED)
     config.data.parts.pairs.update(path=path, transforms=(_pixels(config), *rows, label, kept))
     config.data.labels.size = 3129
-    config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=rows))
+    config.eval.suites = dict(classify=spec(f"{ANSWERING}:Classification", question=field, transforms=(*rows, shown)))
 
 
 def vqa_open(config, path: str = "scenes/vqa"):
@@ -93,8 +93,8 @@ def transfer(config):
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]")
     classify = f"{ANSWERING}:Classification"
     config.eval.suites = dict(
-        read=spec(classify, question="hypothesis", transforms=(read,), images=False),
-        seen=spec(classify, question="hypothesis", transforms=(seen,)),
+        read=spec(classify, question="hypothesis", transforms=(read, parts.keep(*PREFIXED))),
+        seen=spec(classify, question="hypothesis", transforms=(seen, parts.keep("image", *PREFIXED))),
     )
 
 

@@ -18,7 +18,7 @@ from simvlm_jax.core.parts import PAIRS
 from simvlm_jax.core.types import Batch, Rows
 from simvlm_jax.data.mixture import Mixture
 from simvlm_jax.data.source import Source
-from simvlm_jax.data.transforms import BadTransforms, Keep
+from simvlm_jax.data.transforms import BadTransforms, keep_of
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 _MAX_TRIES = 20
@@ -42,12 +42,7 @@ class Part:
     rows: int
 
     def __post_init__(self):
-        if not (self.transforms and isinstance(self.transforms[-1], Keep)):
-            last = f"end with {type(self.transforms[-1]).__name__}" if self.transforms else "are none"
-            raise BadTransforms(
-                f"the transforms of {self.name!r} {last}, so nothing says what a row holds; end them with Keep, as in "
-                '`spec("simvlm_jax.data.transforms:Keep", keys=("image", "text", "text_mask"))`'
-            )
+        keep_of(self.transforms, self.name)
 
 
 class TooManyBadExamples(ValueError):

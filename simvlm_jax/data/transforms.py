@@ -4,6 +4,7 @@ All random draws that the sample sequence promises are made here, from an rng th
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -66,6 +67,24 @@ class Keep:
                     f"that makes numbers of it (Label, Tokenize, Pixels, ...), or take it out of Keep's keys"
                 )
         return row
+
+
+def keep_of(transforms: Sequence[Any], name: str) -> Keep:
+    """The Keep that a list of transforms ends with.
+
+    name: of the part or suite, for the error.
+
+    Raises:
+      BadTransforms: the list ends with another transform, or is empty.
+    """
+    last = transforms[-1] if transforms else None
+    if not isinstance(last, Keep):
+        why = f"end with {type(last).__name__}" if transforms else "are none"
+        raise BadTransforms(
+            f"the transforms of {name!r} {why}, so nothing says what a row holds; end them with Keep, as in "
+            '`spec("simvlm_jax.data.transforms:Keep", keys=("image", "text", "text_mask"))`'
+        )
+    return last
 
 
 @buildable("transforms", "pixels")

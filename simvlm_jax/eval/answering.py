@@ -9,7 +9,7 @@ import numpy as np
 
 from simvlm_jax.core.schema import Count
 from simvlm_jax.core.trust import buildable
-from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, is_answered, most_frequent
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, answers_of, is_answered, keep_of, most_frequent
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.metrics.bootstrap import mean_of
 from simvlm_jax.eval.metrics.vqa import normalise, vqa_accuracy
@@ -152,36 +152,51 @@ def _confidence(score: float) -> float:
     return float(np.exp(min(score, 0.0))) if score <= 0 else min(score, 1.0) if np.isfinite(score) else 0.5
 
 
+_ROW = "row for the model"
+"""Key of an example under which its row is held until it is evaluated."""
+
+
 @buildable("suites")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(Answering):
     """A classifier over the run's answer list: VQA by classification, entailment, sentences about two images.
 
-    transforms: how a row is made of an example, as in training but without draws. images: False leaves the picture out,
-    for premises that are read (SimVLM, section 4.3).
+    transforms: how a row is made of an example, as in training but without draws, after the pixels. The last is a Keep with the
+    keys that the model gets: without "image" no picture is read, as for premises in words (SimVLM, section 4.3).
     """
 
     transforms: tuple[Any, ...]
-    images: bool = True
+
+    def __post_init__(self):
+        keep_of(self.transforms, type(self).__name__)
+
+    @property
+    def reads_images(self) -> bool:
+        return "image" in keep_of(self.transforms, type(self).__name__).keys
 
     def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:
         engine.require("classification", "classify")
         out: AnsweredExamples = []
         notes: Counter[str] = Counter()
         for rows, images in examples.chunks(engine.batch_size):
-            notes += counts(texts_cut=sum(e.pop("cut", 0) > 0 for e in rows))
-            batch = {k: np.stack([e.pop(k) for e in rows]) for k in ("text", "text_mask", "prefix_length")}
-            if self.images and images is not None:
+            made = [e.pop(_ROW) for e in rows]
+            notes += counts(texts_cut=sum(row["cut"] > 0 for row in made))
+            batch = {k: np.stack([row[k] for row in made]) for k in made[0] if k != "cut"}
+            if images is not None:
                 batch["image"] = images
             likely = probabilities(engine.apply("classification", "classify", batch))
             out += [(e, best_answer(engine.labels, p)) for e, p in zip(rows, likely, strict=True)]
         return Answered(out, notes)
 
     def expand(self, example: Example) -> Iterable[Example]:
-        for row in super().expand(example):
-            for transform in self.transforms:
+        *before, keep = self.transforms
+        for made in super().expand(example):
+            row = made
+            for transform in before:
                 row = transform(row, NO_DRAWS)
-            yield row
+            kept = keep(row, NO_DRAWS)
+            kept.pop("image", None)  # the pixels come with the examples, which may be blind
+            yield {**made, _ROW: {**kept, "cut": row.get("cut", 0)}}
 
 
 @buildable("suites")

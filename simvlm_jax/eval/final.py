@@ -120,7 +120,7 @@ def make_examples(
     return Examples(
         split,
         source,
-        pixels if getattr(suite, "images", True) else None,
+        pixels if suite.reads_images else None,
         fields=suite.fields,
         limit=limit,
         bad=bad,

@@ -14,7 +14,7 @@ import numpy as np
 from simvlm_jax.core.schema import Count
 from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.source import Source, without_pictures
-from simvlm_jax.data.transforms import NO_DRAWS, BadExample, Pixels, answers_of
+from simvlm_jax.data.transforms import NO_DRAWS, BadExample, BadTransforms, Pixels, answers_of
 from simvlm_jax.eval.metrics.bootstrap import Sums
 from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine
@@ -182,6 +182,8 @@ class Examples:
                 if seen := [raw[k] for k in ("image", "images") if raw.get(k) is not None]:
                     example["picture"] = hashlib.sha256(content(seen)).hexdigest()[:16]
                 made = list(self._expand(example)) if self._expand else [example]
+            except BadTransforms:
+                raise
             except Exception as e:  # as in the pipeline: people's files fail in any way they like
                 wrong.append(f"{self.source.key(i)!r}: {e}")
                 digest.update(type(e).__name__.encode())
@@ -260,6 +262,11 @@ class Suite:
     """Fields an example must have."""
     controls: tuple[str, ...] = ("blind", "constant")
     """What to compare with, on the first split: the image zeroed; always the same answer."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the examples need their pixels."""
+        return True
 
     def expand(self, example: Example) -> Iterable[Example]:
         """The examples asked of one example of the data."""

@@ -37,11 +37,16 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run as this release would have recorded it; one of this release as it is.
 
     `data.train` and `data.documents` become the parts `pairs` and `documents`, and their lists of transforms end in a Keep of the
-    keys that rows had. The list of what has no weight decay is empty where it was the default, which letters say now.
+    keys that rows had; so do those of suites, whose `images` is the key "image" there. The list of what has no weight decay is
+    empty where it was the default, which letters say now.
     """
     optimizer = config.get("optimizer")
     if isinstance(optimizer, dict) and optimizer.get("decay") == _NO_DECAY:
         config = {**config, "optimizer": {**optimizer, "decay": []}}
+    suites = (config.get("eval") or {}).get("suites")
+    if isinstance(suites, dict):
+        suites = {name: _suite(s) if isinstance(s, dict) else s for name, s in suites.items()}
+        config = {**config, "eval": {**config["eval"], "suites": suites}}
     data = config.get("data")
     if not isinstance(data, dict) or "parts" in data:
         return config
@@ -55,12 +60,20 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "data": {**data, "parts": parts}}
 
 
-def _kept(steps: list[Any]) -> list[Any]:
+def _suite(suite: dict[str, Any]) -> dict[str, Any]:
+    """A suite whose transforms end in a Keep, in place of the flag `images`."""
+    steps = suite.get("transforms")
+    if not isinstance(steps, list) or (kept := _kept(steps, ("image",) if suite.get("images", True) else ())) is steps:
+        return suite
+    return {**{k: v for k, v in suite.items() if k != "images"}, "transforms": kept}
+
+
+def _kept(steps: list[Any], first: tuple[str, ...] = ()) -> list[Any]:
     """Transforms with a Keep at their end; as they are where there is one, or one is not this package's."""
     names = [str(s.get("target")).removeprefix(_TRANSFORMS) for s in steps if isinstance(s, dict)]
     if len(names) < len(steps) or any(n not in _MADE and n != "ChooseCaption" for n in names):
         return steps
-    keys = [k for n in names for k in _MADE.get(n, ())]
+    keys = [*first, *(k for n in names for k in _MADE.get(n, ()))]
     soft = any(s.get("soft") for s in steps if s["target"] == f"{_TRANSFORMS}Label")
     keys = list(dict.fromkeys([*keys, *(["scores"] if soft else [])]))
     return [*steps, {"target": f"{_TRANSFORMS}Keep", "keys": keys}]

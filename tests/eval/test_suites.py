@@ -12,7 +12,7 @@ from simvlm_jax.data.pipeline import TooManyBadExamples
 from simvlm_jax.data.scenes.examples import make_example
 from simvlm_jax.data.scenes.graph import Scene
 from simvlm_jax.data.splits import NoSuchSplit
-from simvlm_jax.data.transforms import FixPrefix, Pixels, Tokenize
+from simvlm_jax.data.transforms import BadTransforms, FixPrefix, Keep, Pixels, Tokenize
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.answering import Classification, Generation, Ranking
 from simvlm_jax.eval.captioning import Captioning
@@ -28,6 +28,7 @@ from simvlm_jax.infer.engine import MissingCapability
 from tests.eval.stub import ListSource, Stub, engine, tokenizer
 
 LABELS = ("yes", "no", "red")
+KEEP = Keep(("image", "text", "text_mask", "prefix_length"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def examples(suite, rows, **how):
 
 
 def classification(tok):
-    return Classification(transforms=(Tokenize(tok, "question"), FixPrefix(True)))
+    return Classification(transforms=(Tokenize(tok, "question"), FixPrefix(True), KEEP))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -241,7 +242,7 @@ def test_provenance_tells_weights_and_transforms_apart(tok):
     rows = [{"first": 0, "question": "is it red?", "answer": "yes"}]
 
     def why(whole=True, params=None):
-        suite = Classification(transforms=(Tokenize(tok, "question"), FixPrefix(whole)))
+        suite = Classification(transforms=(Tokenize(tok, "question"), FixPrefix(whole), KEEP))
         asked = engine(Stub(tok, 3), tok, LABELS).with_weights(params or {}, {})
         return evaluate(asked, "vqa", suite, examples(suite, rows), 7, controls=False, log=lambda _: None)[0][0][
             "provenance"
@@ -251,6 +252,24 @@ def test_provenance_tells_weights_and_transforms_apart(tok):
     assert changed == ["suite.transforms"]
     a, b = why(params={"w": np.zeros(3)}), why(params={"w": np.asarray([0, 0, 1.0])})
     assert [d[0] for d in differences(a, b)] == ["weights"]
+
+
+def test_a_classifier_gets_the_keys_that_its_transforms_keep(tok):
+    rows = [{"first": 1, "question": "is it red?", "answer": "no"}]
+    steps = (Tokenize(tok, "question"), FixPrefix(True))
+    with pytest.raises(BadTransforms, match=r"'Classification' end with FixPrefix.*end them with Keep"):
+        Classification(transforms=steps)
+    seen = []
+    for keep in (KEEP, Keep(KEEP.keys[1:])):
+        suite = Classification(transforms=(*steps, keep))
+        asked = engine(Stub(tok, 3), tok, LABELS)
+        batches = lambda _, name, batch: seen.append(sorted(batch)) or np.zeros((1, 3))  # noqa: E731
+        object.__setattr__(asked, "apply", batches)
+        suite.answers(asked, examples(suite, rows))
+    assert seen == [sorted(KEEP.keys), sorted(KEEP.keys[1:])]
+    suite = Classification(transforms=(*steps, Keep((*KEEP.keys, "seed"))))
+    with pytest.raises(BadTransforms, match="'seed', which no transform before it makes"):
+        suite.answers(engine(Stub(tok, 3), tok, LABELS), examples(suite, rows))
 
 
 def test_every_suite_has_the_controls_it_names(tok):

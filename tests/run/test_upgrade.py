@@ -38,3 +38,13 @@ def test_the_decay_that_names_spelled_out_is_that_of_letters():
     own = [["bias$", 0.0]]
     assert upgraded({"optimizer": {"decay": old}})["optimizer"]["decay"] == []
     assert upgraded({"optimizer": {"decay": own}})["optimizer"]["decay"] == own
+
+
+@pytest.mark.parametrize("name", ["vqa", "transfer"])
+def test_transforms_of_suites_end_in_what_they_kept(name):
+    now = recorded(load_config(f"{ROOT / 'configs' / 'finetune.py'}:{name}"))
+    old = json.loads(json.dumps(now))
+    for suite in old["eval"]["suites"].values():
+        keep = suite["transforms"].pop()
+        suite |= {} if "image" in keep["keys"] else {"images": False}
+    assert upgraded(old) == now != old and upgraded(now) == now
