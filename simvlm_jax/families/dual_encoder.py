@@ -1,6 +1,7 @@
 """Two towers, one space: what every contrastive model has in common, whatever its towers and its loss."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +27,8 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
-def normalised(image: Array, statistics=HALF):
-    """uint8 pixels [B,1,Y,X,C] as fp32 [B,Y,X,C], by a mean and a deviation a channel (of pixels in [0, 1])."""
+def normalised(image: Array, statistics: tuple[Sequence[float], Sequence[float]] = HALF) -> jax.Array:
+    """uint8 pixels [B,1,Y,X,C] as fp32 [B,Y,X,C], by a mean and a deviation per channel (of pixels in [0, 1])."""
     if image.shape[1] != 1:
         raise ValueError(f"this model takes one image per row; got {image.shape[1]}")
     mean, deviation = (np.asarray(x, np.float32) for x in statistics)

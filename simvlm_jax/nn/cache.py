@@ -20,7 +20,7 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def empty_layers(batch: int, depth: int, slots: int, size: Size, dtype) -> tuple[KeyValue, ...]:
+def empty_layers(batch: int, depth: int, slots: int, size: Size, dtype: Any) -> tuple[KeyValue, ...]:
     """Keys and values of the layers of a stack, nothing written."""
     shape = (batch, size.key_heads, slots, size.key_width)
     return tuple(KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(depth))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -84,7 +85,7 @@ class Conv(nn.Module):
         return constrain(x, "BYXC")
 
 
-def conv(features: int, kernel: int, stride: int, dtype, name: str, bias: bool = False) -> Conv:
+def conv(features: int, kernel: int, stride: int, dtype: Any, name: str, bias: bool = False) -> Conv:
     """A named convolution."""
     return Conv(features, kernel, stride, dtype, bias, name=name)
 

@@ -9,7 +9,7 @@ from simvlm_jax.nn.linear import TRANSPOSED, add, multiply_transposed
 
 
 @jax.custom_vjp
-def gelu(x):
+def gelu(x: jax.Array) -> jax.Array:
     """GELU, tanh form. Its derivative is kept from the forward pass: recomputing tanh costs more than the memory."""
     return _gelu_and_slope(x)[0]
 

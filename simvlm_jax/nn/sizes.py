@@ -225,6 +225,6 @@ class Compute:
         return nn.remat(block, prevent_cse=not scanned, policy=_POLICIES[self.remat])
 
 
-def statistics_dtype(dtype):
+def statistics_dtype(dtype: Any):
     """The dtype of softmax and norm statistics beside activations of `dtype`: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)

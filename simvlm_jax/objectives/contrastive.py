@@ -1,17 +1,17 @@
 """Contrastive objectives between the images and the texts of a global batch, as sums and counts.
 
 `info_nce` and `nce` are the textbook's, of logits that are there. `softmax_pairs` and `sigmoid_pairs` are the same of features
-that lie on any mesh, over all pairs of the global batch and in flat memory (see pairs.py); what a pair's logit is they are
-told by a function, by default the scaled cosine.
+that lie on any mesh, over all pairs of the global batch and in flat memory (see pairs.py); the logit of a pair is
+that of a function, by default the scaled cosine.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.objectives.pairs import TILE, log_normalisers, pair_sum
+from simvlm_jax.objectives.pairs import TILE, OfTile, log_normalisers, pair_sum
 
 HIDDEN = -1e30
 """The logit of a pair that does not count."""
@@ -50,6 +50,10 @@ def cosine_logits(params: dict[str, jax.Array], rows: dict[str, Any], columns: d
     return params["scale"] * cosine + params.get("bias", 0.0)
 
 
+Side = dict[str, Any]
+"""The images, or the texts, of a batch or of a tile of it: arrays by name, [B,...]."""
+
+
 class Contrast(NamedTuple):
     """loss: the sum of both directions. count: of pairs. image_right, text_right: how many find their own, or tie with it."""
 
@@ -61,10 +65,10 @@ class Contrast(NamedTuple):
 
 def softmax_pairs(
     params: Any,
-    images: dict[str, Any],
-    texts: dict[str, Any],
+    images: Side,
+    texts: Side,
     *,
-    logits: Callable = cosine_logits,
+    logits: OfTile = cosine_logits,
     smoothing: float = 0.0,
     teacher: Any = None,
     teacher_share: float = 0.5,
@@ -86,13 +90,13 @@ def softmax_pairs(
     most = [largest - 1e-5 * jnp.abs(largest) for largest in (normal.row_max, normal.column_max)]  # but for rounding
     right = [(real & (matched >= m)).sum() for m in most]
     soft = "group" in images or smoothing or teacher is not None
-    # row by row against a row's own logit, for sums over the batch would cancel; soft targets are told relative to it below
+    # row by row against a row's own logit, for sums over the batch would cancel; soft targets are added relative to it below
     beside = jax.lax.stop_gradient(matched) if soft else matched
     losses = jnp.where(real, weight * (normal.rows + normal.columns - 2 * beside), 0).sum()
     if not soft:
         return Contrast(losses, weight.sum(), *right)
 
-    sides: list[dict[str, Any]] = [{"of": side} for side in (images, texts)]
+    sides: list[Side] = [{"of": side} for side in (images, texts)]
     if "group" in images:
         alike: Any = log_normalisers(_among_pairs(_alike), {}, images, texts, tile)
         sides = [{**side, "alike": n} for side, n in zip(sides, alike[:2], strict=True)]
@@ -105,15 +109,15 @@ def softmax_pairs(
     sides = [{**jax.lax.stop_gradient({k: v for k, v in s.items() if k != "of"}), "of": s["of"]} for s in sides]
     sides = [{**side, "weight": side["of"]["weight"], "matched": beside} for side in sides]
 
-    def attraction(params, r, c):
+    def attraction(params: Any, r: Side, c: Side) -> jax.Array:
         """The sum of target * (logit - matched logit), of rows and of columns."""
 
-        def target(beside, by):
+        def target(beside: str, by: jax.Array) -> tuple[jax.Array, jax.Array]:
             """weight * target of each pair by its row and by its column, where `exp(by - its normaliser)` is the share."""
             rows = r["weight"][:, None] * jnp.exp(by - r[beside][:, None])
             return rows, c["weight"][None] * jnp.exp(by - c[beside][None])
 
-        def mixed(first, second, share):
+        def mixed(first: Sequence[jax.Array], second: Sequence[jax.Array], share: float) -> list[jax.Array]:
             return [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
 
         every = [jnp.where(_counts(r, c), w, 0) / params["pairs"] for w in (r["weight"][:, None], c["weight"][None])]
@@ -133,7 +137,7 @@ def softmax_pairs(
 
 
 def sigmoid_pairs(
-    params: Any, images: dict[str, Any], texts: dict[str, Any], *, logits: Callable = cosine_logits, tile: int = TILE
+    params: Any, images: Side, texts: Side, *, logits: OfTile = cosine_logits, tile: int = TILE
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of losses, count of pairs): every image with every text, a binary question each (arXiv 2303.15343, eq. 1).
 
@@ -142,7 +146,7 @@ def sigmoid_pairs(
     Arguments are those of `softmax_pairs`; rows of one `group` are all positives.
     """
 
-    def binary(params, r, c):
+    def binary(params: Any, r: Side, c: Side) -> jax.Array:
         alike = r["group"][:, None] == c["group"][None]
         sign = jnp.where(alike, 1.0, -1.0)
         both = jnp.where(_counts(r, c), r["weight"][:, None] * c["weight"][None], 0)
@@ -154,26 +158,26 @@ def sigmoid_pairs(
     return pair_sum(binary, params, images, texts, tile), images["weight"].sum()
 
 
-def _matched(logits, params, images, texts):
+def _matched(logits: OfTile, params: Any, images: Side, texts: Side) -> jax.Array:
     """The logits [B] of an image and its own text."""
     alone = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
     return jax.vmap(lambda r, c: logits(params, alone(r), alone(c))[0, 0])(images, texts)
 
 
-def _counts(r, c):
+def _counts(r: Side, c: Side) -> jax.Array:
     return (r["weight"] > 0)[:, None] & (c["weight"] > 0)[None]
 
 
-def _among_pairs(logits):
+def _among_pairs(logits: OfTile) -> OfTile:
     """Logits in which pairs that do not count are hidden."""
     return lambda params, r, c: jnp.where(_counts(r, c), logits(params, r, c), HIDDEN)
 
 
-def _alike(_, r, c):
+def _alike(_: Any, r: Side, c: Side) -> jax.Array:
     """0 for positives, hidden for the rest."""
     return jnp.where(r["group"][:, None] == c["group"][None], 0.0, HIDDEN)
 
 
-def _teacher_logits(logits):
+def _teacher_logits(logits: OfTile) -> OfTile:
     """The teacher's logits."""
     return _among_pairs(lambda params, r, c: logits(params, r["teacher"], c["teacher"]))

@@ -26,18 +26,21 @@ from simvlm_jax.core.sharding import row_split, use_sharding
 TILE = 1024
 """Rows and columns of a tile, at most: 4 MiB of fp32 logits, in products large enough for any accelerator."""
 
+Tree = Any
+"""A pytree of arrays whose leaves have the pairs' axis first."""
+
 OfTile = Callable[[Any, Any, Any], jax.Array]
 """`(params, rows, columns)` of a tile to a scalar (a sum over its pairs), or to logits [r,c]; fp32 or wider."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
-def pair_sum(of_tile: OfTile, params: Any, rows: Any, columns: Any, tile: int = TILE) -> jax.Array:
+def pair_sum(of_tile: OfTile, params: Any, rows: Tree, columns: Tree, tile: int = TILE) -> jax.Array:
     """The sum of `of_tile` over every row with every column: a scalar, differentiable in params, rows and columns."""
 
-    def visit(total, r, _, c, __):
+    def visit(total: jax.Array, r: Tree, _: tuple[()], c: Tree, __: tuple[()]):
         return total + of_tile(params, r, c), (), ()
 
-    def local(params, rows, columns, ring):
+    def local(params: Any, rows: Tree, columns: Tree, ring: _Ring):
         kind = jax.eval_shape(of_tile, params, _cut(rows, tile, first=True), _cut(columns, tile, first=True)).dtype
         total, _, _ = _walk(visit, jnp.zeros((), kind), _cut(rows, tile), (), _cut(columns, tile), (), ring)
         return (ring.everywhere(total),)
@@ -45,25 +48,25 @@ def pair_sum(of_tile: OfTile, params: Any, rows: Any, columns: Any, tile: int = 
     return _around(local, (params, rows, columns), out=(False,))[0]
 
 
-def _pair_sum_forward(of_tile, params, rows, columns, tile):
+def _pair_sum_forward(of_tile: OfTile, params: Any, rows: Tree, columns: Tree, tile: int):
     """A sum's gradient is needed up to a factor that comes later, so one pass makes both."""
     total, *gradients = _value_and_gradients(of_tile, params, rows, columns, tile)
     return total, gradients
 
 
-def _pair_sum_backward(of_tile, tile, gradients, factor):
+def _pair_sum_backward(of_tile: OfTile, tile: int, gradients: list[Any], factor: jax.Array):
     return tuple(jax.tree.map(lambda x: (factor * x).astype(x.dtype), tree) for tree in gradients)
 
 
 pair_sum.defvjp(_pair_sum_forward, _pair_sum_backward)
 
 
-def _value_and_gradients(of_tile, params, rows, columns, tile):
+def _value_and_gradients(of_tile: OfTile, params: Any, rows: Tree, columns: Tree, tile: int):
     """(sum, its gradients in params, rows and columns; None for integers)."""
 
-    def local(params, rows, columns, ring):
-        def visit(carry, r, d_r, c, d_c):
-            def value_of(params, real_r, real_c):
+    def local(params: Any, rows: Tree, columns: Tree, ring: _Ring):
+        def visit(carry: tuple[jax.Array, Any], r: Tree, d_r: Tree, c: Tree, d_c: Tree):
+            def value_of(params: Any, real_r: Tree, real_c: Tree) -> jax.Array:
                 return of_tile(params, _filled(real_r, r), _filled(real_c, c))
 
             value, pull = jax.vjp(value_of, params, _real(r), _real(c))
@@ -83,6 +86,10 @@ def _value_and_gradients(of_tile, params, rows, columns, tile):
     return _around(local, (params, rows, columns), out=(False, False, True, True))
 
 
+_Running = tuple[jax.Array, jax.Array]
+"""(largest logit so far, sum of exp relative to it), of each row or column of a tile."""
+
+
 class Normalisers(NamedTuple):
     """Log-sum-exp and largest logit of each row over all columns and of each column over all rows, [B] each."""
 
@@ -93,21 +100,21 @@ class Normalisers(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
-def log_normalisers(logits: OfTile, params: Any, rows: Any, columns: Any, tile: int = TILE) -> Normalisers:
+def log_normalisers(logits: OfTile, params: Any, rows: Tree, columns: Tree, tile: int = TILE) -> Normalisers:
     """The normalisers of a softmax over all columns and of one over all rows.
 
     No gradient flows through the largest logits. `logits` itself makes those of pairs that do not count very low.
     """
 
-    def visit(_, r, own, c, theirs):
+    def visit(_: tuple[()], r: Tree, own: _Running, c: Tree, theirs: _Running):
         block = logits(params, r, c)
         return (), _merged(own, block, axis=1), _merged(theirs, block, axis=0)
 
-    def local(params, rows, columns, ring):
+    def local(params: Any, rows: Tree, columns: Tree, ring: _Ring):
         rows_cut, columns_cut = _cut(rows, tile), _cut(columns, tile)
         kind = jax.eval_shape(logits, params, _cut(rows, tile, first=True), _cut(columns, tile, first=True)).dtype
 
-        def begun(cut):
+        def begun(cut: Tree) -> _Running:
             shape = jax.tree.leaves(cut)[0].shape[:2]
             return jnp.full(shape, -jnp.inf, kind), jnp.zeros(shape, kind)
 
@@ -121,16 +128,16 @@ def log_normalisers(logits: OfTile, params: Any, rows: Any, columns: Any, tile: 
     return Normalisers(*_around(local, (params, rows, columns), out=(True,) * 4))
 
 
-def _normalisers_forward(logits, params, rows, columns, tile):
+def _normalisers_forward(logits: OfTile, params: Any, rows: Tree, columns: Tree, tile: int):
     found = log_normalisers(logits, params, rows, columns, tile)
     return found, (params, rows, columns, found)
 
 
-def _normalisers_backward(logits, tile, kept, gradient):
+def _normalisers_backward(logits: OfTile, tile: int, kept: tuple[Any, Tree, Tree, Normalisers], gradient: Normalisers):
     """The gradient of a log-sum-exp is its softmax: logits are made again, and weighted by theirs."""
     params, rows, columns, found = kept
 
-    def of_tile(params, r, c):
+    def of_tile(params: Any, r: Tree, c: Tree) -> jax.Array:
         block = logits(params, r["of"], c["of"])
         share = r["by"][:, None] * jnp.exp(block - r["normaliser"][:, None])
         share = share + c["by"][None] * jnp.exp(block - c["normaliser"][None])
@@ -145,7 +152,7 @@ def _normalisers_backward(logits, tile, kept, gradient):
 log_normalisers.defvjp(_normalisers_forward, _normalisers_backward)
 
 
-def _merged(seen, block, axis):
+def _merged(seen: _Running, block: jax.Array, axis: int) -> _Running:
     """(largest, sum of exp relative to it) after another block of logits."""
     largest, total = seen
     new = jnp.maximum(largest, block.max(axis))
@@ -169,24 +176,24 @@ class _Ring(NamedTuple):
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, hops), tree)
 
     def everywhere(self, tree: Any) -> Any:
-        """Summed over devices."""
+        """Sums arrays over devices."""
         return tree if self.size == 1 else jax.tree.map(lambda x: jax.lax.psum(x, self.axes), tree)
 
 
-def _walk(visit, carry, rows, row_state, columns, column_state, ring: _Ring):
-    """`visit(carry, r, its state, c, its state)` on every row tile with every column tile, wherever they lie.
+def _walk(visit: Callable, carry: Any, rows: Tree, row_state: Any, columns: Tree, column_state: Any, ring: _Ring):
+    """Calls `visit(carry, r, its state, c, its state)` on every row tile with every column tile, wherever they lie.
 
     Returns the carry (this device's part of it) and both states, each where its tiles are at home.
     """
 
-    def turn(state, _):
+    def turn(state: tuple[Any, ...], _: None):
         carry, row_state, columns, column_state = state
 
-        def of_row_tile(state, inputs):
+        def of_row_tile(state: tuple[Any, Any], inputs: tuple[Tree, Any]):
             carry, column_state = state
             r, own = inputs
 
-            def of_column_tile(state, inputs):
+            def of_column_tile(state: tuple[Any, Any], inputs: tuple[Tree, Any]):
                 carry, own = state
                 c, theirs = inputs
                 carry, own, theirs = visit(carry, r, own, c, theirs)
@@ -204,8 +211,8 @@ def _walk(visit, carry, rows, row_state, columns, column_state, ring: _Ring):
     return carry, row_state, column_state
 
 
-def _around(local, inputs, out: tuple[bool, ...]):
-    """`local(params, rows, columns, ring)` on every device's share. out: which results are split as rows are."""
+def _around(local: Callable, inputs: tuple[Any, Tree, Tree], out: tuple[bool, ...]):
+    """Runs `local(params, rows, columns, ring)` on every device's share. out: which results are split as rows are."""
     split = row_split(jax.tree.leaves(inputs[1])[0].shape[0])
     if split is None:
         return local(*inputs, _Ring())
@@ -213,8 +220,8 @@ def _around(local, inputs, out: tuple[bool, ...]):
     ring, share, whole = _Ring(math.prod(mesh.shape[a] for a in axes), axes), PartitionSpec(axes), PartitionSpec()
     specs = tuple(share if is_split else whole for is_split in out)
 
-    def share_of_device(*inputs):
-        with use_sharding(None):  # where things lie is settled here
+    def share_of_device(*inputs: Any):
+        with use_sharding(None):  # the sharding is settled here
             return local(*inputs, ring)
 
     run = jax.shard_map(
@@ -233,7 +240,7 @@ def _around(local, inputs, out: tuple[bool, ...]):
 def _cut(tree: Any, size: int, first: bool = False) -> Any:
     """Leaves [n,...] as even tiles [tiles,size or less,...], filled up with zeros; with `first` the first tile alone."""
 
-    def cut(x):
+    def cut(x: jax.Array) -> jax.Array:
         tiles = -(-x.shape[0] // size)
         each = -(-x.shape[0] // tiles)
         x = jnp.pad(x, [(0, tiles * each - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
