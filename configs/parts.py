@@ -39,10 +39,11 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
     return spec("simvlm_jax.eval.captioning:Captioning", prompt=prompt, how=decoding(**how))
 
 
-def packed_transforms():
-    """Of a part with packed=True: several texts per row, each a segment of its own."""
-    rows = keep("text", "text_mask", "target_mask", "segment", "position")
-    return (spec("simvlm_jax.data.packing:LayOutPacked"), rows)
+def packed_transforms(prefixes: bool = False):
+    """The transforms of a part with packed=True: several texts per row, each a segment of its own; with `prefixes` one is drawn of each."""
+    keys = ("text", "text_mask", "target_mask", "segment", "position", *(["prefix_length"] if prefixes else []))
+    drawn = [spec(f"{TRANSFORMS}:DrawPrefix")] if prefixes else []
+    return (spec("simvlm_jax.data.packing:LayOutPacked"), *drawn, keep(*keys))
 
 
 def pair_transforms(image_size, smallest: float = 1.0, mirror: float = 0.0):

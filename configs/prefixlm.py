@@ -5,7 +5,7 @@
 trains a tiny SimVLM on the built-in scenes with one to three objects. Variants: `photos` (real photographs, named by
 --config.data.parts.pairs.path), `base`, `large`, `huge` (the paper's sizes and recipe), `smoke` (16 steps on a handful of scenes,
 to try a machine or a launcher in seconds), and the paper's ablations on the built-in data: `decoder_only`, `lm`, `span`,
-`patches`, `stem2`, `stem4`, `with_text`.
+`patches`, `stem2`, `stem4`, `with_text` (8 documents a batch), `packed` (as many rows, of about four documents each).
 """
 
 from configs import parts
@@ -20,7 +20,7 @@ ABLATIONS = {
     "stem4": {"stem_stages": 4},
 }
 
-VARIANTS = ("", "photos", "smoke", "base", "large", "huge", *ABLATIONS, "with_text")
+VARIANTS = ("", "photos", "smoke", "base", "large", "huge", *ABLATIONS, "with_text", "packed")
 
 
 def get_config(variant: str = ""):
@@ -38,7 +38,9 @@ def get_config(variant: str = ""):
     config.data.parts.pairs.transforms = parts.image_text_transforms(config.data.get_ref("image_size"), empty=0.9)
     config.data.parts.pairs.update(split="train[:75%]", cache=True)  # scenes of one to three objects
     config.data.eval.splits = dict(test="test[:75%]", compositional="compositional[:75%]", many="test[75%:]")
-    config.data.parts.documents.rows = 8 if variant == "with_text" else 0
+    config.data.parts.documents.rows = 8 if variant in ("with_text", "packed") else 0
+    if variant == "packed":
+        config.data.parts.documents.update(packed=True, transforms=parts.packed_transforms(prefixes=True))
     config.optimizer.update(name="muon", learning_rate=1e-2, b2=0.98, schedule="cosine", warmup=30.0)
     config.train.update(steps=750, batch_size=64)
     config.checkpoint.every = 200

@@ -127,21 +127,23 @@ def describe(
 
 
 def _text(row: dict[str, Any], tokenizer: Any) -> list[str]:
-    """Lines that describe the text of a row."""
+    """Lines that describe the text of a row, or each text of a packed one."""
     import numpy as np
 
     pieces = [_shown(p) for p in tokenizer.pieces(row["text"])]
-    real = row["text_mask"]
-    prefix = int(row.get("prefix_length", 0))
-    given = real & (np.arange(len(real)) < prefix)
-    out = [f"text     {tokenizer.decode(row['text'])!r}"]
+    real, segment = row["text_mask"], row.get("segment")
+    texts = [slice(None)] if segment is None else [segment == n for n in range(int(segment.max()) + 1)]
+    prefix = np.broadcast_to(row.get("prefix_length", 0), real.shape)
+    given = real & (row.get("position", np.arange(len(real))) < prefix)
+    lengths = ", ".join(str(prefix[text][0]) for text in texts)
+    out = [f"text     {tokenizer.decode(row['text'][text])!r}" for text in texts]
     out.append(
         f"pieces   {''.join(p for p, m in zip(pieces, real, strict=True) if m)}   ({int(real.sum())} of {len(real)} slots)"
     )
     out.append(
-        f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {prefix})"
+        f"prefix   {''.join(p for p, m in zip(pieces, given, strict=True) if m) or '(none)'}   (length {lengths})"
     )
-    if real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
+    if segment is None and real.all() and row["text"][-1] != tokenizer.vocabulary.eos:
         out.append("         the text is longer than config.text.length and has lost its end")
     return out
 

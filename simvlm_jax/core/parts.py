@@ -7,6 +7,9 @@ from simvlm_jax.core.types import Batch, Rows
 PAIRS = "pairs"
 """The part of images with texts, which comes first: losses and checksums are summed in this order."""
 
+PACKED = ("segment", "position", "target_mask")
+"""What a packed row has beside `text` and `text_mask`: of which text each slot is, its place there, what is predicted."""
+
 
 def ordered(names: Any) -> list[str]:
     """Names of parts in the order of the sample sequence: pairs first, the others by name."""
@@ -26,14 +29,17 @@ def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
     return [(name, batch[name]) for name in ordered(batch)]
 
 
-def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = ()) -> None:
+def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = (), packed: bool = False) -> None:
     """Refuse rows that a model cannot learn from.
 
+    needs: the keys that every row must have. packed: whether the model takes several texts a row, without images.
+
     Raises:
-      ValueError: several examples stand in a row, or images among the text, of a model that knows of neither; or one of the
-        keys that it `needs` is missing.
+      ValueError: one of the keys is missing, images stand among the text, or several texts in a row of a model (or beside an
+        image) that takes one.
     """
-    if missing := [key for key in needs if key not in rows]:
+    packs = packed and "segment" in rows
+    if missing := [key for key in (*needs, *(PACKED if packs else ())) if key not in rows]:
         raise ValueError(
             f"{model} learns from {', '.join(needs)}, and the rows of {part!r} have no {', '.join(missing)}; keep them in "
             f"config.data.parts.{part}.transforms"
@@ -43,10 +49,27 @@ def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = ()) 
             f"{model} takes images before a text, and the rows of {part!r} have them anywhere (`image_index`); use other "
             f"transforms in config.data.parts.{part}"
         )
-    if "segment" in rows:
+    if packs and "image" in rows:
+        raise ValueError(
+            f"{model} takes packed rows of text alone, and those of {part!r} have `segment` and `image`; take `image` out of "
+            f"Keep's keys in config.data.parts.{part}.transforms, or set config.data.parts.{part}.packed=False"
+        )
+    if "segment" in rows and not packs:
         raise ValueError(
             f"{model} takes a row for one example, and the rows of {part!r} are packed (they have `segment`); set "
             f"config.data.parts.{part}.packed=False, and transforms for texts of their own"
+        )
+
+
+def check_one_text(rows: Rows, what: str) -> None:
+    """Refuse packed rows where a row's text is what is asked about.
+
+    Raises:
+      ValueError: several texts stand in a row; the message begins with `what`.
+    """
+    if "segment" in rows:
+        raise ValueError(
+            f"{what} needs one text a row, and these rows are packed (they have `segment`); give each text a row of its own"
         )
 
 

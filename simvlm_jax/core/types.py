@@ -24,11 +24,11 @@ Rows = dict[str, Any]
 """One part of a batch, rows first. A missing key means absent; which keys there are, the transforms say that the config names.
 
 `image` [B,M,Y,X,C] uint8 · `image_mask` [B,M] bool · `text` [B,T] int32 (pieces, then one EOS, then padding) ·
-`text_mask` [B,T] bool (pieces and EOS) · `prefix_length` [B] int32 (leading pieces that are given) · `seed` [B]
-uint32 (for draws that a model lays out itself) · `label` [B] int32 (-1: none of the list) · `scores` [B,A]
-float32 (of each answer, where several people answered) · `target_mask` [B,T] bool (what is predicted, where it is not all) ·
-`segment` [B,T] int32 (of several examples in a row: 0, 1, ..., -1 in padding) · `position` [B,T] int32 (from 0 in each segment) ·
-`image_index` [B,T] int32 (of images among texts: image * P + token, -1 where there is text) ·
+`text_mask` [B,T] bool (pieces and EOS) · `prefix_length` [B] int32 (leading pieces that are given; of packed rows [B,T], that of
+each slot's text) · `seed` [B] uint32 (for draws that a model lays out itself) · `label` [B] int32 (-1: none of the list) ·
+`scores` [B,A] float32 (of each answer, where several people answered) · `target_mask` [B,T] bool (what is predicted, where it is
+not all) · `segment` [B,T] int32 (of several examples in a row: 0, 1, ..., -1 in padding) · `position` [B,T] int32 (from 0 in
+each segment) · `image_index` [B,T] int32 (of images among texts: image * P + token, -1 where there is text) ·
 `id` [B] int64 · `weight` [B] float32 (0 marks a padding row).
 """
 Batch = dict[str, Rows]

@@ -204,6 +204,11 @@ class TokenizeAfter:
 
 
 def _encode(tokenizer: Tokenizer, example: Example, field: str) -> list[int]:
+    if "pieces" in example:
+        raise BadTransforms(
+            "Tokenize has no text in a packed example, whose `pieces` are tokens; give its part the transforms "
+            "parts.packed_transforms(), or set packed=False"
+        )
     if field not in example:
         raise BadExample(f"the example has no {field!r}; it has {sorted(example)}")
     ids = tokenizer.encode(clean(str(example[field])))
@@ -223,14 +228,25 @@ def _row(tokenizer: Tokenizer, ids: list[int], length: int = 0) -> dict[str, np.
 class DrawPrefix:
     """`prefix_length`, uniform over [0, pieces]: the EOS at least is left to predict (SimVLM, section 3.1).
 
-    empty: share of examples whose prefix holds no text on purpose, as when captioning.
+    Of a packed row it is [T]: each slot has that of its text, drawn for each text by itself.
+
+    empty: share of texts whose prefix holds nothing on purpose, as when captioning.
     """
 
     empty: Share = 0.0
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        length = rng.integers(int(example["text_mask"].sum()))
-        return {**example, "prefix_length": np.int32(0 if rng.random() < self.empty else length)}
+        if "segment" not in example:
+            return {**example, "prefix_length": self._drawn(example["text_mask"], rng)}
+        segment = example["segment"]
+        length = np.zeros_like(segment)
+        for text in (segment == number for number in range(segment.max() + 1)):
+            length[text] = self._drawn(text, rng)
+        return {**example, "prefix_length": length}
+
+    def _drawn(self, pieces: np.ndarray, rng: np.random.Generator) -> np.int32:
+        length = rng.integers(int(pieces.sum()))
+        return np.int32(0 if rng.random() < self.empty else length)
 
 
 @buildable("transforms")

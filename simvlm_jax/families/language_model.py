@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.parts import check_one_text
 from simvlm_jax.core.sharding import constrain
 from simvlm_jax.core.types import FIXED, Extra, Params, Rows, Vocabulary
 from simvlm_jax.families.network import NetworkModel
@@ -109,6 +110,7 @@ class LanguageModel(NetworkModel):
         Returns (logits [B,V] fp32 of the first new piece, cache). Positions run to `vocabulary.length`: a prompt of width T
         leaves room for `length - T` pieces.
         """
+        check_one_text(batch, "prefill")
         T = batch["text"].shape[1]
         room = self.vocabulary.length - T
         if max_length > room:
@@ -129,6 +131,9 @@ class LanguageModel(NetworkModel):
 
         params: the model's, or what `decoding_params` made of them, as for `prefill`. The rows may be several continuations of
         each row that was prefilled, side by side: what is fixed in the cache then has fewer rows.
+
+        Raises:
+          ValueError: there are more pieces than `prefill` made room for, as far as that is known (see nn.cache.write).
         """
         states, cache = self._feed(params, cache, tokens, jnp.ones(tokens.shape, bool))
         return self.apply(params, "logits", states), cache
@@ -154,6 +159,7 @@ class LanguageModel(NetworkModel):
 
     def score_text(self, params: Params, extra: Extra, batch: Rows) -> jax.Array:
         """Log-likelihood [B] fp32 (nats) of each row's text after its prefix, EOS included, given image and prefix."""
+        check_one_text(batch, "score_text")
         states, table, targets, predicted = self.teacher_forced(params, batch)
         chosen = token_log_likelihood(states, table, targets)
         wanted = predicted & (jnp.arange(targets.shape[1]) >= batch["prefix_length"][:, None])

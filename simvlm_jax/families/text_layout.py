@@ -16,32 +16,67 @@ SENTINELS = 32
 SPAN_SHARE, SPAN_LENGTH = 0.15, 3  # T5 (arXiv 1910.10683, section 3.3.4)
 
 
+class Objective(NamedTuple):
+    """What an objective needs: keys of a row, sentinels in the embedding; packed: whether several texts may share a row."""
+
+    keys: tuple[str, ...]
+    sentinels: int = 0
+    packed: bool = True
+
+
+OBJECTIVES = {
+    "prefix_lm": Objective(("text", "text_mask", "prefix_length")),
+    "lm": Objective(("text", "text_mask")),
+    "span_corruption": Objective(("text", "text_mask", "seed"), SENTINELS, packed=False),
+}
+
+
 class Given(NamedTuple):
     """What is seen in both directions: an image [B,1,Y,X,C] uint8 and its mask [B,1] bool, or None; pieces [B,T] at positions
-    [B,T], and their Sight."""
+    [B,T], and their Sight; packed: several texts may share a row."""
 
     image: Array | None
     image_mask: Array | None
     tokens: Array
     positions: Array
     sight: Sight
+    packed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TextLayout:
-    """Encoder tokens where `given`, decoder inputs and targets where `predicted`; all [B,T].
+    """Encoder tokens, decoder inputs, and targets where `predicted`; all [B,T].
 
-    aligned: prefix and suffix fill disjoint slots of the same T.
+    segment, input_segment: of which text of the row an encoder and a decoder slot is, -1 where nothing stands. aligned: prefix
+    and suffix fill disjoint slots of the same T. packed: several texts may share a row.
     """
 
     tokens: jax.Array
     positions: jax.Array
-    given: jax.Array
+    segment: jax.Array
     inputs: jax.Array
     input_positions: jax.Array
+    input_segment: jax.Array
     targets: jax.Array
     predicted: jax.Array
     aligned: bool
+    packed: bool = False
+
+    @property
+    def given(self) -> jax.Array:
+        """Where the encoder has a token [B,T]."""
+        return self.segment >= 0
+
+    @property
+    def prefix(self) -> Sight:
+        """The encoder's slots: each text sees all of its prefix."""
+        return Sight(jnp.zeros_like(self.segment), self.segment)
+
+    @property
+    def suffix(self) -> Sight:
+        """The decoder's slots: a block each, after the prefix's block 0."""
+        block = jnp.broadcast_to(1 + jnp.arange(self.inputs.shape[1]), self.inputs.shape)
+        return Sight(block, self.input_segment)
 
     @property
     def last(self) -> jax.Array:
@@ -50,36 +85,42 @@ class TextLayout:
 
     def repeated(self, times: int) -> "TextLayout":
         """Each row `times` times."""
-        return dataclasses.replace(self, **jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self.arrays()))
+        return dataclasses.replace(self, **jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self._arrays()))
 
-    def arrays(self) -> dict[str, jax.Array]:
-        """All but `aligned`, by name."""
-        return {k: v for k, v in vars(self).items() if k != "aligned"}
+    def shown(self) -> dict[str, jax.Array]:
+        """The arrays by name, and `given`, for people to read."""
+        return {**self._arrays(), "given": self.given}
+
+    def _arrays(self):
+        return {k: v for k, v in vars(self).items() if k not in ("aligned", "packed")}
+
+    def given_with(self, image: Array | None, image_mask: Array | None, one_sequence: bool = False) -> Given:
+        """The encoder's side after an image, or where there is `one_sequence`, both sides."""
+        sides = self.one_sequence() if one_sequence else (self.tokens, self.positions, self.prefix)
+        return Given(image, image_mask, *sides, self.packed)
 
     def one_sequence(self) -> tuple[jax.Array, jax.Array, Sight]:
         """Lay both sides out for a single stack, as (tokens, positions, Sight): the prefix in block 0, then a block per position.
 
         In an aligned layout prefix and suffix fill disjoint slots of the same T; otherwise one follows the other.
         """
-        block = jnp.broadcast_to(1 + jnp.arange(self.inputs.shape[1]), self.inputs.shape)
-        suffix = Sight(block, jnp.where(self.predicted, 0, -1))
-        prefix = bidirectional(self.given)
         if not self.aligned:
             tokens = jnp.concatenate([self.tokens, self.inputs], axis=1)
-            return tokens, jnp.concatenate([self.positions, self.input_positions], axis=1), join(prefix, suffix)
+            positions = jnp.concatenate([self.positions, self.input_positions], axis=1)
+            return tokens, positions, join(self.prefix, self.suffix)
         pick = lambda a, b: jnp.where(self.given, a, b)  # noqa: E731
-        return (
-            pick(self.tokens, self.inputs),
-            pick(self.positions, self.input_positions),
-            Sight(pick(prefix.block, suffix.block), jnp.where(self.given | self.predicted, 0, -1)),
-        )
+        sight = Sight(*map(pick, self.prefix, self.suffix))
+        return pick(self.tokens, self.inputs), pick(self.positions, self.input_positions), sight
 
 
 def lay_out_text(rows: Rows, objective: str, vocabulary: Vocabulary) -> TextLayout:
-    """Lay texts out as an objective learns them: "prefix_lm", "lm" (nothing is given) or "span_corruption"."""
+    """Lay texts out as an objective learns them: "prefix_lm", "lm" (nothing is given) or "span_corruption" (no packed rows)."""
     text, valid = rows["text"], rows["text_mask"]
     if objective == "span_corruption":
         return span_layout(text, valid, rows["seed"], vocabulary)
+    if "segment" in rows:
+        prefix = rows["prefix_length"] if objective == "prefix_lm" else jnp.zeros_like(text)
+        return packed_layout(rows, prefix, vocabulary.bos)
     prefix = rows["prefix_length"] if objective == "prefix_lm" else jnp.zeros_like(text[:, 0])
     return prefix_layout(text, valid, prefix, vocabulary.bos)
 
@@ -87,16 +128,31 @@ def lay_out_text(rows: Rows, objective: str, vocabulary: Vocabulary) -> TextLayo
 def prefix_layout(text: Array, valid: Array, prefix_length: Array, bos: int) -> TextLayout:
     """Give the pieces of text [B,T] before `prefix_length` [B] and predict the others, the first one from BOS."""
     slots = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-    prefix = prefix_length[:, None]
+    return _split(text, jnp.where(valid, 0, -1), slots, prefix_length[:, None], bos)
+
+
+def packed_layout(rows: Rows, prefix_length: Array, bos: int) -> TextLayout:
+    """Lay packed rows out, each text of a row by itself; prefix_length [B,T]: that of each slot's text.
+
+    All that follows a prefix is read from left to right, and what `target_mask` has of it is predicted.
+    """
+    layout = _split(rows["text"], rows["segment"], rows["position"], prefix_length, bos)
+    return dataclasses.replace(layout, predicted=layout.predicted & rows["target_mask"], packed=True)
+
+
+def _split(text, segment, position, prefix, bos) -> TextLayout:
+    """Give the pieces before place `prefix` [B,T] or [B,1] of their text, and predict the others."""
+    before = position < prefix
     shifted = jnp.pad(text, ((0, 0), (1, 0)))[:, :-1]
     return TextLayout(
         tokens=text,
-        positions=slots,
-        given=valid & (slots < prefix),
-        inputs=jnp.where(slots == prefix, bos, shifted),
-        input_positions=slots,
+        positions=position,
+        segment=jnp.where(before, segment, -1),
+        inputs=jnp.where(position == prefix, bos, shifted),
+        input_positions=position,
+        input_segment=jnp.where(before, -1, segment),
         targets=text,
-        predicted=valid & (slots >= prefix),
+        predicted=~before & (segment >= 0),
         aligned=True,
     )
 
@@ -130,9 +186,10 @@ def span_layout(text: Array, valid: Array, seed: Array, vocabulary: Vocabulary) 
     return TextLayout(
         tokens=jnp.where(first, sentinel, text),
         positions=slots,
-        given=pieces & (~hidden | first),
+        segment=jnp.where(pieces & (~hidden | first), 0, -1),
         inputs=jnp.where(slots == 0, vocabulary.bos, jnp.pad(targets, ((0, 0), (1, 0)))[:, :T]),
         input_positions=slots,
+        input_segment=jnp.where(predicted, 0, -1),
         targets=targets,
         predicted=predicted,
         aligned=False,

@@ -28,19 +28,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.parts import PAIRS, check_plain, parts_of
+from simvlm_jax.core.parts import PAIRS, check_one_text, check_plain, parts_of
 from simvlm_jax.core.schema import Count, Meta, Positive, Rate, Side
 from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Params, Rngs, Rows, Term, Vocabulary
 from simvlm_jax.families.class_head import class_terms
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
-from simvlm_jax.families.text_layout import SENTINELS, Given, TextLayout, lay_out_prompt, lay_out_text, prefix_layout
+from simvlm_jax.families.text_layout import OBJECTIVES, Given, TextLayout, lay_out_prompt, lay_out_text, prefix_layout
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.cache import Written, empty_layers, empty_slots, write
 from simvlm_jax.nn.conv_stem import RESNET101, RESNET152, TINY_STEM, WIDE_RESNET152, ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.masks import Kind, Sight, bidirectional, causal, cross_mask, join, self_mask
+from simvlm_jax.nn.masks import Kind, Mask, Sight, bidirectional, cross_mask, join, self_mask
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.position import fit_positions, resize_grid, resize_relative_tables
 from simvlm_jax.nn.sizes import TOWERS, Compute, Size, statistics_dtype
@@ -64,9 +64,6 @@ SIZES = {
     "large": Sizes(TOWERS["L"], TOWERS["L"], RESNET152),
     "huge": Sizes(TOWERS["H"], TOWERS["H"], WIDE_RESNET152),
 }
-
-
-OBJECTIVES = ("prefix_lm", "lm", "span_corruption")
 
 
 class Network(DecoderNetwork):
@@ -171,17 +168,15 @@ class Network(DecoderNetwork):
 
     def decode(self, rows: Rows, layout: TextLayout) -> jax.Array:
         """The decoder's output [B,T',D] at every slot of a layout, before the last norm."""
-        image, image_mask = rows.get("image"), rows.get("image_mask")
+        given = layout.given_with(rows.get("image"), rows.get("image_mask"), self.model.decoder_only)
         if self.model.decoder_only:
-            given = Given(image, image_mask, *layout.one_sequence())
             x, sight = self.embed(given)
             mask = self_mask(sight, Kind("prefix", self._padding(given), None))
-            x = self.decoder(x, Shared(mask), image_tokens=image is not None)
+            x = self.decoder(x, Shared(mask), image_tokens=given.image is not None)
             return x[:, -layout.targets.shape[1] :]
-        given = Given(image, image_mask, layout.tokens, layout.positions, bidirectional(layout.given))
         context, seen = self.encode(given)
-        x, sight = self.embed_text(layout.inputs, layout.input_positions), causal(layout.predicted)
-        cross = cross_mask(sight, seen.segment >= 0, self._padding(given))
+        x, sight = self.embed_text(layout.inputs, layout.input_positions), layout.suffix
+        cross = Mask(sight, seen, Kind("full", self._padding(given)))
         return self.decoder(x, Shared(self_mask(sight, Kind("causal")), context, cross))
 
     def encode(self, given: Given) -> tuple[jax.Array, Sight]:
@@ -212,8 +207,9 @@ class Network(DecoderNetwork):
         return x, {"decoder": kept}
 
     def _padding(self, given: Given) -> str:
-        """Where padding may stand in [image; prefix]: after it, unless rows have no image or spans are cut out."""
-        return "right" if given.image_mask is None and self.model.objective != "span_corruption" else "any"
+        """Where padding may stand in [image; prefix]: after it, unless images are masked, rows packed or spans cut out."""
+        spans = self.model.objective == "span_corruption"
+        return "any" if spans or given.packed or given.image_mask is not None else "right"
 
     def read_context(self, given: Given) -> dict[str, Any]:
         """What the decoder looks at: keys and values of its layers over [image; prefix], and who is seen there [B,P+T]."""
@@ -282,11 +278,11 @@ class SimVLM(LanguageModel):
     @property
     def rows(self) -> int:
         """Rows of the embedding: the vocabulary, and sentinels where the objective needs them."""
-        return self.vocabulary.size + (SENTINELS if self.objective == "span_corruption" else 0)
+        return self.vocabulary.size + OBJECTIVES[self.objective].sentinels
 
     def init(self, rng: Array, batch: Batch):
         _, rows = parts_of(batch)[0]
-        small: dict[str, Any] = {k: np.zeros((1, *x.shape[1:]), x.dtype) for k, x in rows.items() if k != "image_mask"}
+        small: dict[str, Any] = {k: np.zeros((1, *rows[k].shape[1:]), rows[k].dtype) for k in ("text", "text_mask")}
         small["image"] = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)  # also where rows have none
         layout = self.with_prefix(small, np.zeros(1, np.int32))
         variables = self.network.init(rng, small, layout, method="everything")
@@ -306,12 +302,12 @@ class SimVLM(LanguageModel):
                 more, measured = class_terms(self.classify(params, extra, group, streams), group)
                 terms, aux = {**terms, **more}, {**aux, **measured}
                 continue
-            check_plain(group, part, "SimVLM", needs=("text", "text_mask"))
+            who, how = f"SimVLM with objective {self.objective!r}", OBJECTIVES[self.objective]
+            check_plain(group, part, who, needs=how.keys, packed=how.packed)
             layout = self.layout(group)
             states, table = self.apply(params, "predictions", group, layout, rngs=streams)
-            loss, tokens, correct = linear_cross_entropy(
-                states, table, layout.targets, layout.predicted * group["weight"][:, None]
-            )
+            wanted = layout.predicted * group["weight"][:, None]
+            loss, tokens, correct = linear_cross_entropy(states, table, layout.targets, wanted)
             aux[f"{name}_loss"], aux[f"{name}_accuracy"] = Term(loss, tokens), Term(correct, tokens)
             total, count = total + loss, count + tokens
             terms["lm"] = Term(total, count)
@@ -323,6 +319,7 @@ class SimVLM(LanguageModel):
 
     def with_prefix(self, rows: Rows, prefix_length: Array) -> TextLayout:
         """A group of rows with the first `prefix_length` [B] pieces given, whatever the objective."""
+        check_one_text(rows, "SimVLM that classifies, or shows features or attention,")
         return prefix_layout(rows["text"], rows["text_mask"], prefix_length, self.vocabulary.bos)
 
     def adapt(self, params: Params, target: Params):
@@ -374,7 +371,7 @@ class SimVLM(LanguageModel):
 
     def visible_layout(self, batch: Rows):
         """What the two sides see of a batch, for people: the arrays of a TextLayout."""
-        return jax.tree.map(np.asarray, self.layout(batch).arrays())
+        return jax.tree.map(np.asarray, self.layout(batch).shown())
 
     def read(self, params: Params, batch: Rows, max_length: int):
         prompt = lay_out_prompt(batch["text"], batch["text_mask"], self.objective, self.vocabulary)

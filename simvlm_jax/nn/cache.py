@@ -57,9 +57,14 @@ def write(state: dict[str, Any], fed: jax.Array, block: jax.Array | None = None)
     """Give the next slots to new tokens, of which those count that are `fed` [B,T]; the others are padding, on either side.
 
     block [B,T]: of the new tokens, for masks that are not causal. Causal ones have 1 + position, whatever padding lies between.
+
+    Raises:
+      ValueError: there are more tokens than slots left. Under jit it is not known how many are left, and only more tokens than
+        there are slots are refused; a loop of `max_length` steps after `prefill` of that length never needs more.
     """
     T = fed.shape[1]
     slot = state["filled"].max()
+    _check_room(slot, T, state["segment"].shape[1])
     place = jnp.maximum(jnp.cumsum(fed, axis=1, dtype=jnp.int32) - 1, 0)
     position = state["position"][:, None] + place
     where = 1 + position if block is None else block.astype(jnp.int32)
@@ -73,3 +78,13 @@ def write(state: dict[str, Any], fed: jax.Array, block: jax.Array | None = None)
         "position": state["position"] + fed.sum(1).astype(jnp.int32),
     }
     return Written(slot, position, Mask(query, keys), {**state, **new})
+
+
+def _check_room(slot: jax.Array, new: int, slots: int) -> None:
+    known = not isinstance(slot, jax.core.Tracer)
+    taken = int(slot) if known else 0
+    if taken + new > slots:
+        raise ValueError(
+            f"{new} more tokens do not fit a cache of {slots} slots, of which {taken if known else 'some'} are taken; give "
+            f"`prefill` a max_length that is {'' if known else 'at least '}{taken + new - slots} larger"
+        )

@@ -5,7 +5,7 @@ import pytest
 
 from simvlm_jax.data.packing import LayOutPacked, Packed, first_fit
 from simvlm_jax.data.pipeline import Part, Pipeline
-from simvlm_jax.data.transforms import Keep
+from simvlm_jax.data.transforms import BadTransforms, DrawPrefix, Keep
 from simvlm_jax.text.tokenizer import Tokenizer
 
 KEYS = ("text", "text_mask", "target_mask", "segment", "position")
@@ -73,6 +73,18 @@ def test_every_text_stands_once_an_epoch_beside_others(tokenizer, chunked):
     assert len(packed) < 0.6 * len(left) and packed.understood.left_out["without a text to pack"] == 2
 
 
+def test_each_text_of_a_packed_row_has_a_prefix_of_its_own(tokenizer):
+    laid = LayOutPacked(tokenizer)({"pieces": [np.full(n, 5, np.int32) for n in (1, 4, 9)]}, None)
+    for empty in (0.0, 0.5, 1.0):
+        row = DrawPrefix(empty)(laid, np.random.default_rng(3))
+        draw, expected = np.random.default_rng(3), []
+        for n in (1, 4, 9):  # the draws that the texts would have as rows of their own, one after another
+            alone = {"text_mask": np.arange(32) < n}
+            expected += [DrawPrefix(empty)(alone, draw)["prefix_length"]] * n
+        assert row["prefix_length"].dtype == np.int32
+        assert row["prefix_length"].tolist() == expected + [0] * 18 and (empty < 1) == any(expected)
+
+
 def test_packed_rows_are_resumed_by_their_step(tokenizer):
     def made():
         packed = Packed(Words(), tokenizer)
@@ -106,6 +118,9 @@ def test_a_config_packs_a_part_and_a_model_of_whole_rows_refuses_it(tmp_path):
         seed=config.seed,
     ).batch(0)
     assert (batch["documents"]["segment"].max(1) > 1).all() and batch["documents"]["text_mask"].mean() > 0.8
+    config.data.parts.documents.transforms = parts.text_transforms()
+    with pytest.raises(BadTransforms, match=r"Tokenize has no text in a packed example.*packed_transforms"):
+        assemble.make_pipeline(config, assemble.make_tokenizer(config, sources), (), sources).batch(0)
     with pytest.raises(
         ValueError, match=r"the rows of 'documents' are packed.*config\.data\.parts\.documents\.packed=False"
     ):

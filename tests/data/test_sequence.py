@@ -19,7 +19,7 @@ GOLDEN = ROOT / "tests" / "golden" / "sequence.json"
 STEPS = 4
 TASKS = ("vqa", "vqa_open", "entail", "transfer", "pairs", "captions", "translate")
 CONFIGS = (
-    *(f"prefixlm{v}" for v in ("", ":with_text", ":photos", ":smoke", ":base")),
+    *(f"prefixlm{v}" for v in ("", ":with_text", ":packed", ":photos", ":smoke", ":base")),
     *(f"{name}{v}" for name in ("clip", "siglip", "llip") for v in ("", ":smoke", ":photos")),
     *(f"coca{v}" for v in ("", ":smoke", ":photos", ":probe", ":base")),
     *(f"finetune:{task}" for task in TASKS),

@@ -89,6 +89,25 @@ def test_beams_share_what_no_step_changes(made):
     np.testing.assert_allclose(scores, as_repeated, rtol=1e-5)
 
 
+@pytest.mark.parametrize("made", ["one stack"], indirect=True)
+def test_pieces_beyond_the_room_of_prefill_are_refused(made):
+    model, params, rows = made
+    able, one = model.capabilities(), jnp.full((4, 1), 5)
+    extend = jax.jit(able["extend"])
+    _, cache = jax.jit(able["prefill"], static_argnums=3)(params, {}, rows, 2)
+    slots = cache["slots"]["segment"].shape[1]
+    for _ in range(2):
+        _, cache = extend(params, {}, cache, one)
+    assert cache["slots"]["filled"].tolist() == [slots] * 4
+    message = (
+        f"1 more tokens do not fit a cache of {slots} slots, of which {slots} are taken.*max_length that is 1 larger"
+    )
+    with pytest.raises(ValueError, match=message):
+        able["extend"](params, {}, cache, one)
+    with pytest.raises(ValueError, match=f"{slots + 1} more tokens do not fit a cache of {slots} slots, of which some"):
+        jax.eval_shape(able["extend"], params, {}, cache, jnp.full((4, slots + 1), 5))
+
+
 def test_a_step_does_not_depend_on_how_many_pieces_are_fed(made):
     """One piece after another, or all at once; prompts of other lengths beside it."""
     model, params, rows = made
