@@ -112,25 +112,44 @@ def clip_run(made_once):
     return made_once("clip", lambda path: experiment.run(config, str(path)))
 
 
+def random_rows(rows: int, length: int = 12, image: int = 32, seed: int = 0, images: int = 1):
+    """Numpy rows of random pieces ended by EOS, with every key a model may read; `images` of `image` pixels a side, or none."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(3, length, rows)
+    slots = np.arange(length)
+    text = rng.integers(4, 50, (rows, length)).astype(np.int32)
+    text = np.where(slots == size[:, None] - 1, 2, text) * (slots < size[:, None])
+    batch = {
+        "text": text.astype(np.int32),
+        "text_mask": slots < size[:, None],
+        "prefix_length": rng.integers(0, size).astype(np.int32),
+        "seed": rng.integers(0, 2**32, rows, dtype=np.uint32),
+        "weight": np.ones(rows, np.float32),
+    }
+    if image and images:
+        batch["image"] = rng.integers(0, 256, (rows, images, image, image, 3), dtype=np.uint8)
+    return batch
+
+
 @pytest.fixture
 def text_batch():
-    """`text_batch(rows, length)`: numpy rows of random pieces ended by EOS, with every key a model may read."""
+    """`text_batch(rows, length, image, seed)`: see `random_rows`."""
+    return random_rows
 
-    def make(rows: int, length: int = 12, image: int = 32, seed: int = 0):
-        rng = np.random.default_rng(seed)
-        size = rng.integers(3, length, rows)
-        slots = np.arange(length)
-        text = rng.integers(4, 50, (rows, length)).astype(np.int32)
-        text = np.where(slots == size[:, None] - 1, 2, text) * (slots < size[:, None])
-        batch = {
-            "text": text.astype(np.int32),
-            "text_mask": slots < size[:, None],
-            "prefix_length": rng.integers(0, size).astype(np.int32),
-            "seed": rng.integers(0, 2**32, rows, dtype=np.uint32),
-            "weight": np.ones(rows, np.float32),
-        }
-        if image:
-            batch["image"] = rng.integers(0, 256, (rows, 1, image, image, 3), dtype=np.uint8)
-        return batch
 
-    return make
+@pytest.fixture
+def float64():
+    """Equalities in float64, where 1e-10 means equal."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file on one worker, and the laws of a model, which share what they compile; the longest come first."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/laws/", "tests/test_notebooks.py")))

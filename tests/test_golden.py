@@ -4,7 +4,9 @@ A file a config; a variant is written as what it has more (+) and less (-) than 
 REGOLD=1 python -m pytest -n 0 tests/test_golden.py writes their files.
 """
 
+import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,13 +29,15 @@ def parameters(variant: str) -> list[str]:
     config = load_config(str(ROOT / "configs" / variant))
     labels = ("yes", "no", "red") if config.data.labels.size else ()
     side = config.data.image_size
+    return lines_of(build_model(config.model, side, _Tokenizer(), labels), side)
+
+
+@functools.cache
+def lines_of(model: Any, side: int) -> list[str]:
+    """Those of a model, which several variants may have."""
     batch = {"image": np.zeros((1, 1, side, side, 3), np.uint8), "text": np.zeros((1, 16), np.int32)}
     batch |= {"text_mask": np.ones((1, 16), bool), "prefix_length": np.zeros(1, np.int32)}
-    boxed, _ = jax.eval_shape(
-        build_model(config.model, config.data.image_size, _Tokenizer(), labels).init,
-        jax.random.key(0),
-        {"pairs": batch},
-    )
+    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: hasattr(x, "names")):
         leaf_name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)

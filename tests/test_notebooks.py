@@ -15,8 +15,10 @@ from tests.conftest import ROOT
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
+NOTEBOOKS = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS])
 def test_runs_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.setenv("SIMVLM_STEPS", "4")
     monkeypatch.setenv("SIMVLM_WORKDIR", str(tmp_path / "run"))
@@ -75,7 +77,7 @@ def setup_cell(name):
     return notebook.cells[1].source
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_from_a_badge_the_first_cell_clones(name, tmp_path, monkeypatch):
     """Outside of a clone: the address that is set, else the one that Colab's server tells, else a plain error."""
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""CLIP: the family's laws, the paper's parameter counts, and the authors' network by transformers and open_clip."""
+"""CLIP: the paper's parameter counts, and the authors' network by transformers and open_clip."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,26 +13,23 @@ from simvlm_jax.models import clip
 from simvlm_jax.models.clip import CLIP
 from simvlm_jax.nn.resnet import AttentionResNet, ResNetSize
 from simvlm_jax.nn.sizes import Compute, Size
-from tests.models import from_torch, laws
-from tests.models.laws import V
+from tests.laws.cases import V
+from tests.laws.steps import count, make, one_step, same, started
+from tests.models import from_torch
 
 
-def test_the_laws_of_the_family(float64, text_batch):
-    laws.all_hold(CLIP, text_batch(16), still=("key_bias",))
-
-
-@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
-def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
-    laws.any_mesh_is_one_device(CLIP(V, 32, smoothing=0.1), text_batch(16), devices, tensor, accumulate)
-
-
-def test_accumulated_at_64(float64, text_batch):
-    """8 x 8, with rows that are padding, and classes whose rows are each other's positives."""
-    batch = text_batch(64)
-    batch["weight"][5:9] = 0
-    batch["label"] = np.random.default_rng(0).integers(-1, 9, 64).astype(np.int32)
-    batch["id"] = np.arange(64)
-    laws.accumulated_is_whole(CLIP(V, 32, positives="label"), batch)
+def test_accumulated_at_64_on_a_mesh(float64, text_batch, monkeypatch):
+    """8 x 8 of smoothed targets, with rows that are padding, and classes whose rows are each other's positives."""
+    monkeypatch.setitem(clip.SIZES, "narrow", clip.Sizes(Size(16, 2, 2, 32), 16, Size(16, 2, 2, 32), 16))
+    rows = text_batch(64)
+    rows["weight"][5:9] = 0
+    rows["label"] = np.random.default_rng(0).integers(-1, 9, 64).astype(np.int32)
+    rows["id"] = np.arange(64)
+    model, params = make(CLIP(V, 32, size="narrow", positives="label", smoothing=0.1), rows)
+    step = functools.partial(one_step, model, (params, {}), {"pairs": rows})
+    whole = step()
+    same(step(accumulate=8), whole)
+    same(step(accumulate=8, looped=True, mesh=(2, 2, 2)), whole)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_accumulated_at_64(float64, text_batch):
     ],
 )
 def test_parameter_counts_are_the_released_ones(size, pixels, parameters):
-    assert laws.count(CLIP(Vocabulary(49_408, 76), pixels, size=size)) == parameters
+    assert count(CLIP(Vocabulary(49_408, 76), pixels, size=size)) == parameters
 
 
 def test_it_is_the_network_of_transformers(monkeypatch):
@@ -156,11 +155,10 @@ def test_the_resnet_is_that_of_open_clip():
 
 
 def test_bad_fields_are_named(text_batch):
-    batch = text_batch(2)
-    model = CLIP(V, 32, positives="label")
-    params, _ = model.init(jax.random.key(0), {"pairs": batch})
+    model, batch = CLIP(V, 32, positives="label"), {"pairs": text_batch(2)}
+    step = functools.partial(model.per_example, rngs=jax.random.key(0), step=0, train=True)
     with pytest.raises(ValueError, match=r"needs rows with a label: add transforms\.Label"):
-        model.per_example(nn.unbox(params), {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+        jax.eval_shape(step, started(model, batch, "float32")[0], {}, batch)
     with pytest.raises(ValueError, match="size 'B/31' is not one of tiny, B/32"):
         CLIP(V, 32, size="B/31")
     with pytest.raises(ValueError, match="positives 'captions'"):

@@ -1,4 +1,4 @@
-"""CoCa: the family's laws, the paper's parameter counts, what CLS sees, and cached decoding."""
+"""CoCa: the paper's parameter counts, its two losses, what CLS sees, and what a model claims."""
 
 import dataclasses
 
@@ -9,22 +9,9 @@ import pytest
 
 from simvlm_jax.core.trees import partition
 from simvlm_jax.core.types import Vocabulary
-from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.decode.generate import generate
 from simvlm_jax.models.coca import CoCa
-from simvlm_jax.objectives.cross_entropy import vocabulary_logits
-from tests.models import laws
-from tests.models.laws import V
-
-
-def test_the_laws_of_the_family(float64, text_batch):
-    laws.all_hold(CoCa, text_batch(16))
-    laws.every_parameter_learns(CoCa(V, 32, cascade=False), text_batch(16))
-
-
-@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
-def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
-    laws.any_mesh_is_one_device(CoCa(V, 32), text_batch(16), devices, tensor, accumulate)
+from tests.laws.cases import V
+from tests.laws.steps import make
 
 
 def test_parameter_counts_are_the_papers():
@@ -42,7 +29,7 @@ def test_parameter_counts_are_the_papers():
 def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
     batch = text_batch(6)
     batch["weight"][2] = 0
-    model, params = laws.make(CoCa(V, 32), batch)
+    model, params = make(CoCa(V, 32), batch)
     features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     more, _ = model.across_batch(params, {}, features, step=0, train=True)
     assert (terms["caption"].weight, more["contrastive"].weight) == (2.0, 1.0)
@@ -58,7 +45,7 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
 
 def test_a_loss_of_weight_zero_is_not_made(float64, text_batch):
     batch = text_batch(4)
-    model, params = laws.make(CoCa(V, 32), batch)
+    model, params = make(CoCa(V, 32), batch)
     both = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     pairs = dataclasses.replace(model, caption_weight=0.0)
     features, terms, _ = pairs.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
@@ -74,7 +61,7 @@ def test_a_loss_of_weight_zero_is_not_made(float64, text_batch):
 
 def test_cls_sees_pieces_alone_and_nothing_sees_it(float64, text_batch):
     batch = text_batch(4)
-    model, params = laws.make(CoCa(V, 32), batch)
+    model, params = make(CoCa(V, 32), batch)
     inputs, valid = model.lay_out(batch["text"], batch["text_mask"])
     states, text = model.apply(params, "read", inputs, valid)
     elsewhere = {**params, "cls": {"tokens": params["cls"]["tokens"][:, ::-1]}}
@@ -90,50 +77,12 @@ def test_cls_sees_pieces_alone_and_nothing_sees_it(float64, text_batch):
     assert np.abs(np.asarray(model.apply(params, "read", last, valid)[1] - text))[row].max() > 1e-6
 
 
-def test_cached_decoding_is_uncached(float64, text_batch):
-    batch = text_batch(4)
-    model, params = laws.make(CoCa(V, 32), batch)
-    sizes, new = np.asarray([0, 1, 3, 4]), np.random.default_rng(0).integers(4, 50, (4, 6)).astype(np.int32)
-    prompt, given = batch["text"][:, :4], np.arange(4) < sizes[:, None]
-    logits, cache = model.prefill(params, {}, {"image": batch["image"], "text": prompt, "text_mask": given}, 8)
-    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(cache))
-    cached = [logits]
-    for i in range(0, 4, 2):  # two at a time, then one by one
-        logits, cache = model.extend(params, {}, cache, new[:, i : i + 2])
-        cached += [logits[:, 0], logits[:, 1]]
-    logits, cache = model.extend(params, {}, cache, new[:, 4:5])
-    cached.append(logits[:, 0])
-    whole, mask = np.zeros((4, 12), np.int32), np.zeros((4, 12), bool)
-    for r, n in enumerate(sizes):
-        whole[r, :n], whole[r, n : n + 6], mask[r, : n + 6] = prompt[r, :n], new[r], True
-    uncached = vocabulary_logits(*model.apply(params, "both", batch["image"], *model.lay_out(whole, mask))[2])
-    for r, n in enumerate(sizes):
-        np.testing.assert_allclose(np.stack([c[r] for c in cached]), uncached[r, n : n + 6], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("how", [{}, {"beams": 3}])
-def test_a_caption_depends_on_its_own_image_alone(float64, text_batch, how):
-    batch = text_batch(6)
-    model, params = laws.make(CoCa(V, 32), batch)
-    params = jax.tree.map(lambda x: x * 1.5, params)  # sharper logits, so that captions differ
-    kwargs = dict(vocabulary=V, decoding=Decoding(max_length=6, **how), seed=1)
-
-    def captions(rows):
-        inputs = {"image": batch["image"][rows], "id": np.asarray(rows, np.int64)}
-        inputs |= {"text": np.zeros((len(rows), 0), np.int32), "text_mask": np.zeros((len(rows), 0), bool)}
-        return np.asarray(generate(model.capabilities(), params, {}, inputs, **kwargs)[0])
-
-    together = captions(range(6))
-    assert len(np.unique(together[:, 0], axis=0)) > 1
-    np.testing.assert_array_equal(together[2:3], captions([2]))
-
-
 def test_the_probe_learns_alone(float64, text_batch):
     """With a label nothing but the classifier is learned, and with the rest frozen only the probe moves."""
     from simvlm_jax.core.trees import match
 
     batch = {**text_batch(8), "label": np.asarray([0, 1, 2, -1, 0, 1, 2, 0], np.int32)}
-    model, params = laws.make(CoCa(V, 32, classes=3), batch)
+    model, params = make(CoCa(V, 32, classes=3), batch)
     features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     assert features == {} and set(terms) == {"classify"} and int(terms["classify"].count) == 7
     logits = np.asarray(model.capabilities()["classify"](params, {}, {"image": batch["image"]}))
@@ -157,7 +106,7 @@ def test_it_claims_what_it_was_trained_for(float64, text_batch):
     assert not able(caption_weight=0.0) & captions and pairs <= able(caption_weight=0.0)
     assert not able(contrastive_weight=0.0) & pairs and captions <= able(contrastive_weight=0.0)
     batch = text_batch(2)
-    model, params = laws.make(CoCa(V, 32, caption_weight=0.0), batch)
+    model, params = make(CoCa(V, 32, caption_weight=0.0), batch)
     image, text = (getattr(model, f"embed_{k}")(params, {}, batch) for k in ("image", "text"))
     expected = np.concatenate([image, text, image * text], axis=1)  # of what was learned alone
     np.testing.assert_array_equal(model.pair_features(params, {}, batch), expected)
@@ -165,7 +114,7 @@ def test_it_claims_what_it_was_trained_for(float64, text_batch):
 
 def test_where_words_look(float64, text_batch):
     batch = text_batch(3)
-    model, params = laws.make(CoCa(V, 32), batch)
+    model, params = make(CoCa(V, 32), batch)
     weights = np.asarray(model.attention(params, {}, batch))
     assert weights.shape == (3, 12, 4)
     np.testing.assert_allclose(weights.sum(-1)[batch["text_mask"]], 1, atol=1e-10)

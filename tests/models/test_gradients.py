@@ -1,4 +1,4 @@
-"""Gradients in bfloat16: no sum over rows is written in it, for no compiler is relied on to widen one; and every leaf is near."""
+"""Gradients in bfloat16: every leaf is near that of float32 (tests/laws has that no sum is written in it)."""
 
 import flax.linen as nn
 import jax
@@ -8,9 +8,6 @@ import pytest
 
 from simvlm_jax.core.trees import leaf_names
 from simvlm_jax.core.types import Vocabulary
-from simvlm_jax.models.clip import CLIP
-from simvlm_jax.models.coca import CoCa
-from simvlm_jax.models.llip import Llip
 from simvlm_jax.models.siglip import SigLIP
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.linear import add
@@ -19,18 +16,13 @@ from simvlm_jax.nn.sizes import Compute
 V = Vocabulary(50, 12)
 MODELS = {
     "simvlm": lambda c: SimVLM(V, 32, compute=c),
-    "simvlm_patches": lambda c: SimVLM(V, 32, stem_stages=0, compute=c),
-    "clip": lambda c: CLIP(V, 32, compute=c),
     "siglip": lambda c: SigLIP(V, 32, compute=c),
-    "llip": lambda c: Llip(V, 32, compute=c),
-    "coca": lambda c: CoCa(V, 32, compute=c),
 }
-SUMS = ("reduce_sum", "cumsum", "scatter-add", "reduce_window_sum")
 
 
 def loss_of(make, dtype, batch):
     model = make(Compute(dtype, scan=False))
-    params, extra = nn.unbox(model.init(jax.random.key(0), {"pairs": batch}))
+    params, extra = nn.unbox(jax.jit(model.init)(jax.random.key(0), {"pairs": batch}))
 
     def loss(params):
         features, own, _ = model.per_example(
@@ -42,34 +34,7 @@ def loss_of(make, dtype, batch):
     return loss, params
 
 
-def placed(e):
-    """Whether a scatter puts one value per row into zeros, as the gradient of picking a token does: nothing is summed."""
-    return e.primitive.name == "scatter-add" and e.params["dimension_numbers"].operand_batching_dims
-
-
-def equations(jaxpr):
-    for e in jaxpr.eqns:
-        yield e
-        for value in e.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_no_sum_is_written_in_bfloat16(name, text_batch):
-    loss, params = loss_of(MODELS[name], "bfloat16", text_batch(4))
-    traced = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
-    found = list(equations(traced))
-    narrow = [e for e in found if e.primitive.name in SUMS and e.invars[0].aval.dtype == jnp.bfloat16]
-    narrow = [e for e in narrow if not placed(e)]
-    assert any(e.primitive.name == "reduce_sum" for e in found)
-    assert any(v.aval.dtype == jnp.bfloat16 for e in found for v in e.outvars)  # it is the network of that dtype
-    assert not narrow, [str(e)[:200] for e in narrow[:3]]
-
-
-@pytest.mark.parametrize("name", ["simvlm", "siglip"])
 def test_every_leaf_is_near_that_of_float32(name, text_batch):
     """Rounding of activations remains: a percent as a rule, more where convolutions of few channels add up pixels."""
     batch = text_batch(64)

@@ -1,27 +1,18 @@
-"""Llip: the family's laws, and that every caption sees an image of its own."""
+"""Llip: every caption sees an image of its own, and the loss is the paper's."""
 
 import jax
 import numpy as np
 import pytest
 
 from simvlm_jax.models.llip import SIZES, Llip
-from tests.models import laws
-from tests.models.laws import V
-
-
-def test_the_laws_of_the_family(float64, text_batch):
-    laws.all_hold(Llip, text_batch(16))
-
-
-@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
-def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
-    laws.any_mesh_is_one_device(Llip(V, 32), text_batch(16), devices, tensor, accumulate)
+from tests.laws.cases import V
+from tests.laws.steps import make
 
 
 def test_the_loss_is_a_sigmoid_over_mixtures_written_out(float64, text_batch):
     """Image i, mixed for text j, against text j; in plain numpy."""
     batch = text_batch(6)
-    model, params = laws.make(Llip(V, 32), batch)
+    model, params = make(Llip(V, 32), batch)
     features, _, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
     terms, _ = model.across_batch(params, {}, features, step=0, train=True)
     x, t = (np.asarray(features[k]["features"]) for k in ("image", "text"))
@@ -44,7 +35,7 @@ def test_the_loss_is_a_sigmoid_over_mixtures_written_out(float64, text_batch):
 
 def test_an_image_looks_different_to_every_caption(float64, text_batch):
     batch = text_batch(4)
-    model, params = laws.make(Llip(V, 32), batch)
+    model, params = make(Llip(V, 32), batch)
     image, text = (model.capabilities()[k](params, {}, batch) for k in ("embed_image", "embed_text"))
     mixed = np.asarray(model.apply(params, "mixed", image, text))
     np.testing.assert_allclose(np.linalg.norm(mixed, axis=-1), 1, atol=1e-10)

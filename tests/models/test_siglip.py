@@ -1,4 +1,4 @@
-"""SigLIP: the family's laws, parameter counts, and the authors' network and loss by transformers."""
+"""SigLIP: parameter counts, and the authors' network and loss by transformers."""
 
 import flax.linen as nn
 import jax
@@ -10,17 +10,9 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.models import siglip
 from simvlm_jax.models.siglip import SigLIP
 from simvlm_jax.nn.sizes import Compute, Size
-from tests.models import from_torch, laws
-from tests.models.laws import V
-
-
-def test_the_laws_of_the_family(float64, text_batch):
-    laws.all_hold(SigLIP, text_batch(16), still=("key_bias",))
-
-
-@pytest.mark.parametrize(("devices", "tensor", "accumulate"), laws.MESHES)
-def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
-    laws.any_mesh_is_one_device(SigLIP(V, 32), text_batch(16), devices, tensor, accumulate)
+from tests.laws.cases import V
+from tests.laws.steps import count
+from tests.models import from_torch
 
 
 @pytest.mark.parametrize(
@@ -28,7 +20,7 @@ def test_any_mesh(float64, text_batch, devices, tensor, accumulate):
     [("B/16", 224, 203_155_970), ("L/16", 256, 652_150_786), ("So400m/14", 384, 877_960_498)],
 )
 def test_parameter_counts_are_the_released_ones(size, pixels, parameters):
-    assert laws.count(SigLIP(Vocabulary(32_000, 64), pixels, size=size)) == parameters
+    assert count(SigLIP(Vocabulary(32_000, 64), pixels, size=size)) == parameters
 
 
 def test_without_a_bias_there_is_none():

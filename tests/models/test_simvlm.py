@@ -1,4 +1,4 @@
-"""SimVLM's laws: cached = uncached, neighbours and padding do not matter, 1 device = 8, and the paper's sizes."""
+"""SimVLM: its ablations, prefixes, spans and padding, other resolutions, and the paper's sizes."""
 
 import dataclasses
 
@@ -8,19 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simvlm_jax.core.sharding import with_sharding
+from simvlm_jax.core.trees import leaf_names
 from simvlm_jax.core.types import Vocabulary
-from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.decode.generate import generate
-from simvlm_jax.decode.sampling import Sampler
 from simvlm_jax.families.text_layout import prefix_layout, span_layout
 from simvlm_jax.models import simvlm
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
-from simvlm_jax.parallel.mesh import letters_of, make_mesh, place_batch, placed, sharding_rules
-from simvlm_jax.train.step import accumulated, split
+from tests.laws import language, traces
+from tests.laws.cases import V
+from tests.laws.steps import make as exact
+from tests.laws.steps import one_step, same, stacked, started
 
-V = Vocabulary(size=50, length=12)
 VARIANTS = {
     "default": {},
     "decoder_only": {"decoder_only": True},
@@ -28,20 +26,13 @@ VARIANTS = {
     "lm_decoder_only": {"objective": "lm", "decoder_only": True},
     "span": {"objective": "span_corruption"},
     "span_decoder_only": {"objective": "span_corruption", "decoder_only": True},
-    "patches": {"stem_stages": 0},
-    "stem2": {"stem_stages": 2},
-    "stem4": {"stem_stages": 4},
 }
 
 
 def make(text_batch, rows=4, **kwargs):
     model = SimVLM(V, image_size=32, **kwargs)
     batch = text_batch(rows)
-    params, _ = jax.jit(model.init)(jax.random.key(0), {"pairs": batch})
-    params = jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, model.compute.activation_dtype)), nn.unbox(params)
-    )
-    return model, params, batch
+    return model, started(model, {"pairs": batch}, "float32")[0], batch
 
 
 def loss_of(model, params, batch, **parts):
@@ -49,77 +40,41 @@ def loss_of(model, params, batch, **parts):
     return terms["lm"].sum / terms["lm"].count
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_ablation_has_a_finite_loss_and_reaches_every_parameter(text_batch, variant):
-    model, params, batch = make(text_batch, **VARIANTS[variant])
-    documents = text_batch(2, image=0, seed=5)
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: loss_of(model, p, batch, documents=documents)))(params)
-    assert np.isfinite(loss)
-    still = [
-        jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_flatten_with_path(grads)[0] if not np.abs(g).max() > 0
+@pytest.mark.parametrize("variant", ["lm_decoder_only", "span_decoder_only"])
+def test_ablations_of_which_no_config_makes_a_model_reach_every_parameter(text_batch, float64, variant):
+    batch = {"pairs": text_batch(4), "documents": text_batch(2, image=0, seed=5)}
+    model = SimVLM(V, image_size=32, compute=Compute("float64"), **VARIANTS[variant])
+    found = one_step(model, started(model, batch), batch)
+    assert np.isfinite(found.measured["loss"])
+    assert not [
+        k for k, g in zip(leaf_names(found.gradients), jax.tree.leaves(found.gradients), strict=True) if not g.any()
     ]
-    assert not still, still
 
 
-@pytest.mark.parametrize("variant", ["default", "decoder_only", "lm", "lm_decoder_only"])
-def test_cached_decoding_is_uncached(text_batch, variant):
-    model, params, batch = make(text_batch, **VARIANTS[variant])
-    sizes, new = np.asarray([0, 1, 3, 4]), np.random.default_rng(0).integers(4, 50, (4, 6)).astype(np.int32)
-    prompt, given = batch["text"][:, :4], np.arange(4) < sizes[:, None]
-    logits, cache = model.prefill(params, {}, {"image": batch["image"], "text": prompt, "text_mask": given}, 8)
-    cached = [logits]
-    for i in range(5):
-        logits, cache = model.extend(params, {}, cache, new[:, i : i + 1])
-        cached.append(logits[:, 0])
-    whole, mask = np.zeros((4, 12), np.int32), np.zeros((4, 12), bool)
-    for r, n in enumerate(sizes):
-        whole[r, :n], whole[r, n : n + 6], mask[r, : n + 6] = prompt[r, :n], new[r], True
-    prefix = sizes if model.objective == "prefix_lm" else np.zeros(4, np.int32)
-    layout = prefix_layout(jnp.asarray(whole), jnp.asarray(mask), jnp.asarray(prefix), V.bos)
-    uncached = model.network.apply({"params": params}, {"image": batch["image"]}, layout, method="teacher_forced")
-    for r, n in enumerate(sizes):
-        ours = np.stack([c[r] for c in cached])
-        np.testing.assert_allclose(ours, uncached[r, n : n + 6], rtol=0, atol=2e-5)
+@pytest.mark.parametrize("variant", ["decoder_only", "lm", "lm_decoder_only"])
+def test_cached_decoding_of_ablations_is_uncached(text_batch, float64, variant):
+    model, params = exact(SimVLM(V, image_size=32, **VARIANTS[variant]), text_batch(4))
+    language.cached_is_uncached(model, params, {}, text_batch(4), 1e-12)
 
 
-def test_extending_by_many_is_extending_one_by_one(text_batch):
-    model, params, batch = make(text_batch)
-    inputs = {"image": batch["image"], "text": batch["text"][:, :2], "text_mask": np.ones((4, 2), bool)}
-    new = batch["text"][:, 2:7]
-    _, cache = model.prefill(params, {}, inputs, 8)
-    many, _ = model.extend(params, {}, cache, new)
-    ones = []
-    for i in range(5):
-        logits, cache = model.extend(params, {}, cache, new[:, i : i + 1])
-        ones.append(logits)
-    np.testing.assert_allclose(many, jnp.concatenate(ones, 1), atol=2e-5)
+@pytest.mark.parametrize("variant", ["decoder_only", "span"])
+def test_ablations_write_a_text_for_its_own_row(text_batch, float64, variant):
+    model, params = exact(SimVLM(V, image_size=32, **VARIANTS[variant]), text_batch(6))
+    language.a_text_is_written_for_its_own_row(model, params, {}, text_batch(6), language.SAMPLED, 2)
 
 
-@pytest.mark.parametrize(
-    ("variant", "how"),
-    [
-        ("default", dict(sampler=Sampler(0.7, top_k=20))),
-        ("decoder_only", dict(sampler=Sampler(0.7, top_k=20))),
-        ("span", dict(sampler=Sampler(0.7, top_k=20))),
-        ("default", dict(beams=3)),
-    ],
-)
-def test_a_caption_depends_on_its_own_image_and_prompt_alone(text_batch, variant, how):
-    model, params, batch = make(text_batch, rows=6, **VARIANTS[variant])
-    params = jax.tree.map(lambda x: x * 1.5, params)  # sharper logits, so that captions differ
-    kwargs = dict(vocabulary=V, decoding=Decoding(max_length=6, **how), seed=1)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_masks_are_of_the_kinds_they_say(text_batch, monkeypatch, variant):
+    """Of images with text and documents, and where some have no image."""
+    batch = {"pairs": text_batch(4)}
+    batches = [{**batch, "documents": text_batch(4, image=0, seed=5)}, traces.without_some_images(batch)]
+    model = SimVLM(V, image_size=32, compute=Compute(scan=False), **VARIANTS[variant])
+    traces.masks_are_of_their_kinds(model, batches, monkeypatch)
 
-    def run(rows, width):
-        prompt = {"text": batch["text"][rows, :width], "text_mask": (np.arange(width) < 2)[None].repeat(len(rows), 0)}
-        inputs = {"image": batch["image"][rows], "id": np.asarray(rows), **prompt}
-        made = jax.jit(lambda p, b: generate(model.capabilities(), p, {}, b, **kwargs))(params, inputs)
-        return np.asarray(made.tokens[:, 0]), np.asarray(made.score[:, 0])
 
-    tokens, total = run([0, 1, 2, 3, 4, 5], 2)
-    alone, alone_total = run([3], 2)
-    padded, _ = run([5, 3], 5)  # three slots of padding in the prompt, another neighbour
-    assert tokens[3].tolist() == alone[0].tolist() == padded[1].tolist()
-    np.testing.assert_allclose(total[3], alone_total[0], atol=1e-4)
+def test_plain_patches_sum_nothing_in_bfloat16(text_batch):
+    model = SimVLM(V, image_size=32, stem_stages=0, compute=Compute("bfloat16", scan=False))
+    traces.gradient_sums_nothing_in_bfloat16(model, {"pairs": text_batch(4)})
 
 
 def test_prefix_length_zero_is_a_causal_lm(text_batch):
@@ -160,61 +115,16 @@ def test_documents_never_touch_the_conv_stem(text_batch):
     assert not grads["image_position"].any() and grads["text_position"].any()
 
 
-def equal(a, b):
-    (loss_a, grads_a), (loss_b, grads_b) = a, b
-    np.testing.assert_allclose(loss_a, loss_b, rtol=1e-12)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10), grads_a, grads_b)
-
-
 def test_scan_and_remat_change_nothing(text_batch, float64):
-    model, params, batch = make(text_batch, compute=Compute("float64"), stem_stages=0)  # the stem knows of neither
-    towers = ("encoder", "decoder")
-    unrolled = dict(params)
-    for name in towers:
-        layers = params[name]["layers"]
-        unrolled[name] = {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], layers) for i in range(2)}
-
-    def run(compute):
-        other = dataclasses.replace(model, compute=compute)
-        value = jax.jit(jax.value_and_grad(lambda p: loss_of(other, p, batch)))
-        loss, grads = value(params if compute.scan else unrolled)
-        for name in towers if not compute.scan else ():
-            layers = [grads[name][f"layer_{i}"] for i in range(2)]
-            grads[name] = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
-        return loss, grads
-
-    expected = run(model.compute)
-    for compute in (Compute(scan=False), Compute(remat="full"), Compute(scan=False, remat="dots")):
-        equal(expected, run(dataclasses.replace(compute, dtype="float64")))
-
-
-def test_any_mesh_is_one_device_and_eight_parts_are_the_whole(text_batch, float64):
-    """Data parallel, FSDP, tensor parallel and their products; kept whole or not, rematerialised or not."""
-    model, params, batch = make(text_batch, rows=16, compute=Compute("float64"))
-    boxed, _ = jax.eval_shape(model.init, jax.random.key(0), {"pairs": batch})
-    book = letters_of(boxed)
-
-    def on(mesh, model):
-        everything = jax.jit(
-            with_sharding(sharding_rules(mesh), jax.value_and_grad(lambda p, b: loss_of(model, p, b))),
-        )
-        shardings = jax.tree.map(lambda a: a.sharding, placed(mesh, book, params))
-        loss, grads = everything(jax.device_put(params, shardings), place_batch(mesh, batch))
-        return jax.device_get((loss, grads))
-
-    values = [on(make_mesh(jax.devices()[:1]), model)]
-    rematerialised = dataclasses.replace(model, compute=Compute("float64", remat="full"))
-    for sizes, same in (((8, 1, 1), model), ((2, 4, 1), model), ((2, 2, 2), model), ((1, 4, 2), rematerialised)):
-        equal(values[0], on(make_mesh(None, *sizes), same))
-
-    def per_example(p, micro, rng):
-        return model.per_example(p, {}, {"pairs": micro}, rngs=rng, step=0, train=False)
-
-    keys = jax.random.split(jax.random.key(0), 8)
-    loss, *_, grads = jax.jit(lambda p: accumulated(per_example, lambda p, f: ({}, {}), p, split(batch, 8), keys))(
-        params
-    )
-    equal(values[0], (loss, grads))
+    """Each for itself; tests/laws has both together."""
+    batch = {"pairs": text_batch(4)}
+    model, params = exact(SimVLM(V, image_size=32, stem_stages=0), batch["pairs"])  # the stem knows of neither
+    expected = one_step(model, (params, {}), batch)
+    scanned = one_step(dataclasses.replace(model, compute=Compute("float64")), (stacked(params), {}), batch)
+    same(scanned, expected._replace(gradients=stacked(expected.gradients)))
+    for remat in ("full", "dots"):
+        other = dataclasses.replace(model, compute=Compute("float64", remat, False))
+        same(one_step(other, (params, {}), batch), expected)
 
 
 def test_span_corruption_gives_back_every_piece(text_batch):
@@ -241,7 +151,7 @@ def test_another_resolution_resizes_both_tables(text_batch):
     jax.tree.map(np.testing.assert_array_equal, same, params)
     larger = dataclasses.replace(model, image_size=64)
     big = text_batch(2, image=64)
-    fresh = nn.unbox(jax.jit(larger.init)(jax.random.key(0), {"pairs": big})[0])
+    fresh, _ = started(larger, {"pairs": big}, "float32")
     adapted = larger.adapt(params, fresh)
     assert jax.tree.map(jnp.shape, adapted) == jax.tree.map(jnp.shape, fresh)
     np.testing.assert_allclose(adapted["image_position"].mean(0), params["image_position"].mean(0), atol=1e-6)

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,19 +10,12 @@ import pytest
 from simvlm_jax.core.flops import count_flops
 from simvlm_jax.core.platform import compiled_for
 from simvlm_jax.core.sharding import use_sharding
-from simvlm_jax.models.clip import CLIP
-from simvlm_jax.models.coca import CoCa
-from simvlm_jax.models.llip import Llip
-from simvlm_jax.models.siglip import SigLIP
-from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn import kernel_tpu
 from simvlm_jax.nn.kernel_gpu import fused
 from simvlm_jax.nn.kernel_tpu import splash
 from simvlm_jax.nn.kernels import attend, chosen, dense
 from simvlm_jax.nn.masks import DENSE, Kind, Mask, Sight, bidirectional, causal, self_mask
-from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh
-from tests.models.laws import V
 from tests.nn.kinds import KINDS, check_kind, drawn
 
 B, T, S, H, G, K = 2, 136, 200, 4, 2, 8
@@ -218,45 +210,3 @@ def test_a_mask_whose_vectors_contradict_its_kind_is_found():
         check_kind(self_mask(sight))
         with pytest.raises(AssertionError):
             check_kind(self_mask(sight, kind))
-
-
-MODELS = {
-    "clip": CLIP,
-    "siglip": SigLIP,
-    "llip": Llip,
-    "coca": CoCa,
-    "simvlm": SimVLM,
-    "simvlm_lm": functools.partial(SimVLM, objective="lm"),
-    "simvlm_span": functools.partial(SimVLM, objective="span_corruption"),
-    "simvlm_decoder_only": functools.partial(SimVLM, decoder_only=True),
-    "simvlm_span_decoder_only": functools.partial(SimVLM, objective="span_corruption", decoder_only=True),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_masks_of_a_model_are_of_the_kinds_they_say(name, text_batch, monkeypatch):
-    """Of a loss over images with text, some without an image, and over documents; the network itself is not computed."""
-    model = MODELS[name](V, 32, compute=Compute(scan=False))
-    rows, found = text_batch(4), []
-    batch = {"pairs": rows}
-    monkeypatch.setattr(
-        "simvlm_jax.nn.attention.attend",
-        lambda q, k, v, mask, bias: (found.append(mask), dense(q, k, v, mask, bias)[0])[1],
-    )
-
-    def masks(params, batch):
-        found.clear()
-        model.per_example(params, {}, batch, rngs=jax.random.key(0), step=0, train=False)
-        return [mask for mask in found if mask is not None]
-
-    params, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
-    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nn.unbox(params))
-    batches = [batch]
-    if "simvlm" in name:
-        absent = np.arange(4)[:, None] % 2 == 0
-        batches = [{**batch, "documents": text_batch(4, image=0, seed=5)}, {"pairs": {**rows, "image_mask": absent}}]
-    for each in batches:
-        given = jax.jit(masks)(params, each)
-        assert given and any(mask.kind.order != "any" for mask in given)
-        for mask in given:
-            check_kind(mask)
