@@ -40,7 +40,7 @@ def captioning(prompt: str = "", **how) -> ConfigDict:
 
 
 def packed_transforms(prefixes: bool = False):
-    """The transforms of a part with packed=True: several texts per row, each a segment of its own; with `prefixes` one is drawn of each."""
+    """The transforms of a part with packed=True: several texts per row, each a segment; `prefixes`: whether one of each is drawn."""
     keys = ("text", "text_mask", "target_mask", "segment", "position", *(["prefix_length"] if prefixes else []))
     drawn = [spec(f"{TRANSFORMS}:DrawPrefix")] if prefixes else []
     return (spec("simvlm_jax.data.packing:LayOutPacked"), *drawn, keep(*keys))

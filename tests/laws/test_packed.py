@@ -37,7 +37,9 @@ def _models() -> tuple[dict, dict]:
         if config.data.image_size > 64 or config.data.labels.size:
             continue  # small pictures stand for small models; a label is not a text to learn
         config.data.image_size = 32
-        model = dataclasses.replace(build_model(config.model, 32, _Tokenizer(), ()), compute=Compute("float64", scan=False))
+        model = dataclasses.replace(
+            build_model(config.model, 32, _Tokenizer(), ()), compute=Compute("float64", scan=False)
+        )
         if hasattr(model, "stem_stages"):
             model = dataclasses.replace(model, stem_stages=0)  # text never sees the stem
         models.setdefault(model, variant)
