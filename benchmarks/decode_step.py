@@ -2,9 +2,10 @@
 
 SimVLM base (224 px, 32k pieces) and CoCa base (288 px, 64k pieces), 16 captions of 20 pieces in float32: milliseconds of a
 step, greedy and with four beams, and of the prefill; the temporary memory of the programs. Weights are laid out beforehand, as an
-Engine does it once. The flags are those of the command line. See beside.py.
+Engine does it once; flags and compiler options are those of the command line. See beside.py.
 """
 
+import importlib
 import importlib.util
 import time
 from pathlib import Path
@@ -23,21 +24,18 @@ def measure(case: str) -> dict[str, float]:
     import numpy as np
     from flax.linen import unbox
 
-    from simvlm_jax.core.build import load_config
+    from simvlm_jax.core.build import build, load_config
     from simvlm_jax.core.types import Vocabulary
     from simvlm_jax.decode import generate
     from simvlm_jax.decode.beam import beam_search
     from simvlm_jax.decode.decoding import Decoding
-    from simvlm_jax.run.load import build_model
 
     file, pieces, length = CASES[case]
     config = load_config(str(Path("configs") / file))
     config.model.compute.dtype = "float32"
 
-    class Tokenizer:
-        vocabulary = Vocabulary(pieces, length)
-
-    model, side = build_model(config.model, config.data.image_size, Tokenizer()), config.data.image_size
+    side, vocabulary = config.data.image_size, Vocabulary(pieces, length)
+    model = build(config.model, vocabulary=vocabulary, image_size=side)
     rows = {
         "image": np.random.default_rng(0).integers(0, 256, (ROWS, 1, side, side, 3), dtype=np.uint8),
         "text": np.zeros((ROWS, 0), np.int32),
@@ -60,14 +58,14 @@ def measure(case: str) -> dict[str, float]:
         return extend
 
     def greedy(params, logits, cache):
-        return generate.one_by_one(extending(params), logits, cache, keys, Tokenizer.vocabulary, how, ())
+        return generate.one_by_one(extending(params), logits, cache, keys, vocabulary, how, ())
 
     def beam(params, logits, cache):
         wide = Decoding(max_length=STEPS, min_length=STEPS - 1, beams=4)
-        return beam_search(extending(params), logits, cache, Tokenizer.vocabulary, wide)
+        return beam_search(extending(params), logits, cache, vocabulary, wide)
 
-    def timed(function, *args, calls=3):
-        compiled = jax.jit(function).lower(*args).compile()
+    def timed(function, *args, calls=3, options=None):
+        compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
         out = jax.block_until_ready(compiled(*args))
         took = []
         for _ in range(calls):
@@ -76,6 +74,8 @@ def measure(case: str) -> dict[str, float]:
             took.append(time.perf_counter() - began)
         return out, 1e3 * min(took), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
+    environment = importlib.import_module("simvlm_jax.parallel.environment")
+    options = environment.decoding_options("cpu") if hasattr(environment, "decoding_options") else None
     if "decoding_params" in able:
         params = jax.block_until_ready(jax.jit(able["decoding_params"])(params, {}))
     found: dict[str, float] = {}
@@ -83,7 +83,7 @@ def measure(case: str) -> dict[str, float]:
         lambda p, x: able["prefill"](p, {}, x, STEPS), params, jax.tree.map(jnp.asarray, rows)
     )
     for name, function in (("greedy", greedy), ("beam 4", beam)):
-        _, took, found[f"{name} MiB"] = timed(function, params, *first)
+        _, took, found[f"{name} MiB"] = timed(function, params, *first, options=options)
         found[f"{name} ms a step"] = took / STEPS
     return found
 

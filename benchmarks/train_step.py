@@ -21,15 +21,11 @@ def measure(case: str) -> dict[str, float]:
     from simvlm_jax.core.build import build, load_config
     from simvlm_jax.core.types import Vocabulary
     from simvlm_jax.parallel.mesh import make_mesh
-    from simvlm_jax.run.load import build_model
     from simvlm_jax.train.state import prepare
 
     file, pieces, length, rows = CASES[case]
     config = load_config(f"configs/{file}")
     config.model.compute.update(dtype="float32", remat="none", scan=False)
-
-    class Tokenizer:
-        vocabulary = Vocabulary(pieces, length)
 
     draw, side = np.random.default_rng(0), config.data.image_size
     group = {
@@ -41,10 +37,12 @@ def measure(case: str) -> dict[str, float]:
         "id": np.arange(rows),
     }
     batch = {"pairs": group} if "parts" in config.data else group
-    model, optimizer = build_model(config.model, config.data.image_size, Tokenizer()), build(config.optimizer)
+    model = build(config.model, vocabulary=Vocabulary(pieces, length), image_size=side)
+    optimizer = build(config.optimizer)
     prepared = prepare(model, optimizer, batch, make_mesh(), seed=0, steps=1000)
     state = prepared.make()
-    step = prepared.train_step().lower(state, batch).compile()
+    make_step = getattr(prepared, "train_step", None) or prepared.step  # its name in an earlier state
+    step = make_step().lower(state, batch).compile()
     memory, took = step.memory_analysis(), []
     for _ in range(STEPS + 1):
         began = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.types import Batch, Extra, Params, Vocabulary
+from simvlm_jax.core.types import Extra, Params, Rows, Vocabulary
 from simvlm_jax.decode.beam import beam_search
 from simvlm_jax.decode.constraints import apply_rules
 from simvlm_jax.decode.decoding import Decoding
@@ -30,7 +30,7 @@ def generate(
     capabilities: dict[str, Callable],
     params: Params,
     extra: Extra,
-    batch: Batch,
+    batch: Rows,
     *,
     vocabulary: Vocabulary,
     decoding: Decoding,
@@ -42,12 +42,45 @@ def generate(
     forced: pieces every answer begins with. Rows draw from keys made of `seed` and their `id` (their number in the batch
     where there is none).
     """
+    check_lengths(decoding, forced)
+    params = decoding_params(capabilities, params, extra)
+    logits, cache = capabilities["prefill"](params, extra, batch, decoding.max_length)
+    return continue_prompts(
+        capabilities,
+        params,
+        extra,
+        logits,
+        cache,
+        batch.get("id", jnp.arange(logits.shape[0])),
+        vocabulary=vocabulary,
+        decoding=decoding,
+        forced=forced,
+        seed=seed,
+    )
+
+
+def check_lengths(decoding: Decoding, forced: tuple[int, ...]) -> None:
+    """Refuse a decoding without a number of pieces, and a forced prefix that fills it."""
     if decoding.max_length < 1:
         raise ValueError(f"decoding.max_length {decoding.max_length}: name the number of pieces to generate")
     if len(forced) >= decoding.max_length:
         raise ValueError(f"a forced prefix of {len(forced)} pieces fills max_length {decoding.max_length}")
-    params = decoding_params(capabilities, params, extra)
-    logits, cache = capabilities["prefill"](params, extra, batch, decoding.max_length)
+
+
+def continue_prompts(
+    capabilities: dict[str, Callable],
+    params: Params,
+    extra: Extra,
+    logits: jax.Array,
+    cache: dict[str, Any],
+    ids: jax.Array,
+    *,
+    vocabulary: Vocabulary,
+    decoding: Decoding,
+    forced: tuple[int, ...],
+    seed: int | jax.Array,
+) -> Generated:
+    """Continues prompts that "prefill" has read into logits [B,V] and a cache, of rows with ids [B]; see `generate`."""
 
     def extend(cache, chosen):
         logits, cache = capabilities["extend"](params, extra, cache, chosen[:, None])
@@ -55,7 +88,6 @@ def generate(
 
     if decoding.beams > 1:
         return Generated(*beam_search(extend, logits, cache, vocabulary, decoding, forced))
-    ids = batch.get("id", jnp.arange(logits.shape[0]))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids.astype(jnp.uint32))
     tokens, total = one_by_one(extend, logits, cache, keys, vocabulary, decoding, forced)
     return Generated(tokens[:, None], total[:, None])

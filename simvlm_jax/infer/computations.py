@@ -8,30 +8,49 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.types import Model, Rows, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
-from simvlm_jax.decode.generate import Generated, generate
+from simvlm_jax.decode.generate import Generated, check_lengths, continue_prompts
 from simvlm_jax.decode.rank import likelihoods
+from simvlm_jax.infer.programs import Decodes
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
-    """Continues prompts: `decode.generate`; the seed is traced. forced: ids that every answer begins with."""
+class Prefill:
+    """Reads prompts, with room for `max_length` more pieces: (logits [B,V], cache)."""
+
+    model: Model
+    max_length: int
+
+    def __call__(self, params: Any, extra: Any, batch: Rows) -> tuple[jax.Array, Any]:
+        return self.model.capabilities()["prefill"](params, extra, batch, self.max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Continue:
+    """Continues prompts that were read: `decode.generate.continue_prompts`; the seed is traced."""
 
     model: Model
     vocabulary: Vocabulary
     decoding: Decoding
     forced: tuple[int, ...]
 
-    def __call__(self, params: Any, extra: Any, batch: Rows, seed: jax.Array) -> Generated:
-        return generate(
+    def __call__(self, params: Any, extra: Any, batch: Rows, read: tuple[jax.Array, Any], seed: jax.Array) -> Generated:
+        return continue_prompts(
             self.model.capabilities(),
             params,
             extra,
-            batch,
+            *read,
+            batch["id"],
             vocabulary=self.vocabulary,
             decoding=self.decoding,
             forced=self.forced,
             seed=seed,
         )
+
+
+def generation(model: Model, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]) -> Decodes:
+    """Continues prompts, as `decode.generate.generate` does. forced: ids that every answer begins with."""
+    check_lengths(decoding, forced)
+    return Decodes(Prefill(model, decoding.max_length), Continue(model, vocabulary, decoding, forced))
 
 
 @dataclasses.dataclass(frozen=True)

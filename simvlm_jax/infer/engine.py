@@ -16,7 +16,7 @@ from simvlm_jax.core.schema import Seed, check
 from simvlm_jax.core.types import Model, Rows, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.infer.answered import Answered, Notes, counts
-from simvlm_jax.infer.computations import Generate, Likelihoods, ScoreImage, SimilarityOfRows
+from simvlm_jax.infer.computations import Likelihoods, ScoreImage, SimilarityOfRows, generation
 from simvlm_jax.infer.programs import Array, Capability, Computation, Gathered, Programs, padded, place_whole
 from simvlm_jax.infer.prompts import candidate_table, prompt_rows, text_rows
 from simvlm_jax.infer.requests import Request, rows_of_requests
@@ -176,7 +176,7 @@ class Engine:
                 f"{self.vocabulary.length}"
             )
         start = tuple(self.tokenizer.encode(forced))
-        function = Generate(self.model, self.vocabulary, decoding, start)
+        function = generation(self.model, self.vocabulary, decoding, start)
         drawn = np.uint32(self.seed if seed is None else seed)
         tokens, scores = self._decoded(function, {**rows, "id": np.asarray(ids, np.int64)}, drawn)
         _check_likelihoods(scores[:, 0])

@@ -14,12 +14,24 @@ import numpy as np
 
 from simvlm_jax.core.sharding import with_sharding
 from simvlm_jax.core.types import Model, Rows
+from simvlm_jax.parallel.environment import decoding_options
 from simvlm_jax.parallel.mesh import place_everywhere, replicated, row_shards, sharding_rules
 
 Computation = Callable[..., Any]
 """A pure, hashable function `(params, extra, *arrays)` that equals every other that computes the same."""
 
 Array = np.ndarray | np.generic
+
+
+@dataclasses.dataclass(frozen=True)
+class Decodes:
+    """A prefill and the decoding steps after it, compiled apart, each with the options under which it is fastest."""
+
+    prefill: Computation
+    steps: Computation
+
+    def __call__(self, params: Any, extra: Any, batch: Rows, /, *arrays: Any) -> Any:
+        return self.steps(params, extra, batch, self.prefill(params, extra, batch), *arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +70,15 @@ class Programs:
         """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
         key = function, mesh, whole
         if key not in self._compiled:
-            sharded = with_sharding(sharding_rules(mesh), lambda *args: function(*args))
-            self._compiled[key] = jax.jit(sharded, out_shardings=replicated(mesh) if whole else None)
+            if isinstance(function, Decodes):
+                self._compiled[key] = self._in_turn(mesh, function, whole)
+            else:
+                self._compiled[key] = _compiled(mesh, function, whole)
         return self._compiled[key]
+
+    def _in_turn(self, mesh: jax.sharding.Mesh, function: Decodes, whole: bool) -> Callable:
+        prefill = self.compiled(mesh, function.prefill, whole=False)
+        return Decodes(prefill, _compiled(mesh, function.steps, whole, decoding_options(mesh.devices.flat[0].platform)))
 
     def over(
         self,
@@ -116,6 +134,11 @@ class Programs:
         needed = min(most, shards * 2 ** (-(-total // shards) - 1).bit_length())
         known.add(needed)
         return needed
+
+
+def _compiled(mesh: jax.sharding.Mesh, function: Computation, whole: bool, options: Any = None) -> Callable:
+    sharded = with_sharding(sharding_rules(mesh), lambda *args: function(*args))
+    return jax.jit(sharded, out_shardings=replicated(mesh) if whole else None, compiler_options=options)
 
 
 def place_whole(mesh: jax.sharding.Mesh, array: Array) -> jax.Array:

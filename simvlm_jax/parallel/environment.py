@@ -14,6 +14,11 @@ CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; meas
 }
 """XLA flags under which small models train fastest on CPU."""
 
+_CPU_DECODING = {  # by jaxlib release, as above; measured in benchmarks/decode_step.py
+    "0.10.2": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
+    "0.12.0.1": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
+}
+
 
 def use_huge_pages() -> None:
     """Restarts the process with huge pages in malloc, which glibc takes from its environment alone.
@@ -31,6 +36,11 @@ def setup_xla() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
     os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if f.partition("=")[0] not in given), given]).strip()
+
+
+def decoding_options(platform: str) -> dict[str, str]:
+    """Compiler options of `jax.jit` under which decoding steps are fastest on a platform, whatever the flags for training."""
+    return _CPU_DECODING.get(importlib.metadata.version("jaxlib"), {}) if platform == "cpu" else {}
 
 
 def setup_jax() -> None:

@@ -23,13 +23,17 @@ def tok():
 
 
 class Counted(Stub):
-    """Counts how often `prefill` is traced."""
+    """Counts how often `prefill` and `extend` are traced."""
 
-    traced = 0
+    traced = stepped = 0
 
     def prefill(self, params, extra, batch, max_length):
         self.traced += 1
         return super().prefill(params, extra, batch, max_length)
+
+    def extend(self, params, extra, cache, tokens):
+        self.stepped += 1
+        return super().extend(params, extra, cache, tokens)
 
 
 def test_another_answer_list_of_equal_shape_compiles_nothing(tok):
@@ -57,7 +61,10 @@ def test_another_seed_and_other_weights_compile_nothing_and_other_decoding_does(
     assert model.traced == 2  # a tree of another structure, not other values
     asked.with_weights({"w": np.ones(3)}, {}).generate(IMAGES, [""] * 5, np.arange(5), how)
     assert model.traced == 2
+    before = model.stepped
     asked.generate(IMAGES, [""] * 5, np.arange(5), Decoding(max_length=6))
+    assert model.traced == 2 and model.stepped > before  # the prompt is read as before
+    asked.generate(IMAGES, [""] * 5, np.arange(5), Decoding(max_length=5))
     assert model.traced == 3
 
 
