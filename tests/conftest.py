@@ -25,6 +25,7 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("p
 VARIANTS = [f"{p.name}{':' + v if v else ''}" for p in CONFIGS for v in variants_of(str(p))]
 """Every config with every variant, "FILE.py" or "FILE.py:VARIANT"."""
 SCENES = "scenes/captions-80_8_32_16"
+MOST_MAPS = 15_000
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +136,17 @@ def random_rows(rows: int, length: int = 12, image: int = 32, seed: int = 0, ima
 def text_batch():
     """`text_batch(rows, length, image, seed)`: see `random_rows`."""
     return random_rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs between files before they are too many: Linux ends a process at 65,530 maps of memory."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture
