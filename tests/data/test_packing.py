@@ -109,18 +109,18 @@ def test_a_config_packs_a_part_and_a_model_of_whole_rows_refuses_it(tmp_path):
     config.data.parts.documents.transforms = parts.packed_transforms()
     config.data.eval.path = "scenes/text"
     sources = assemble.part_sources(config.data)
-    batch = assemble.make_pipeline(
-        config.data,
-        assemble.make_tokenizer(config.text, config.data.parts, sources),
-        (),
-        sources,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-    ).batch(0)
+
+    def first_batch():
+        tokenizer = assemble.make_tokenizer(config.text, config.data.parts, sources)
+        return assemble.make_pipeline(
+            config.data, tokenizer, (), sources, batch_size=config.train.batch_size, seed=config.seed
+        ).batch(0)
+
+    batch = first_batch()
     assert (batch["documents"]["segment"].max(1) > 1).all() and batch["documents"]["text_mask"].mean() > 0.8
     config.data.parts.documents.transforms = parts.text_transforms()
     with pytest.raises(BadTransforms, match=r"Tokenize has no text in a packed example.*packed_transforms"):
-        assemble.make_pipeline(config, assemble.make_tokenizer(config, sources), (), sources).batch(0)
+        first_batch()
     with pytest.raises(
         ValueError, match=r"the rows of 'documents' are packed.*config\.data\.parts\.documents\.packed=False"
     ):
