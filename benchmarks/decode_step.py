@@ -5,7 +5,6 @@ step, greedy and with four beams, and of the prefill; the temporary memory of th
 Engine does it once; flags and compiler options are those of the command line. See beside.py.
 """
 
-import importlib
 import importlib.util
 import time
 from pathlib import Path
@@ -74,8 +73,12 @@ def measure(case: str) -> dict[str, float]:
             took.append(time.perf_counter() - began)
         return out, 1e3 * min(took), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
-    environment = importlib.import_module("simvlm_jax.parallel.environment")
-    options = environment.decoding_options("cpu") if hasattr(environment, "decoding_options") else None
+    try:
+        from simvlm_jax.parallel.environment import decoding_options
+
+        options = decoding_options("cpu")
+    except ImportError:  # an earlier state has none
+        options = None
     if "decoding_params" in able:
         params = jax.block_until_ready(jax.jit(able["decoding_params"])(params, {}))
     found: dict[str, float] = {}

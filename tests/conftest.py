@@ -158,10 +158,6 @@ def float64():
         yield
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keeps the tests of a file on one worker, and the laws of a model, which share what they compile; the longest come first."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    """The longest files come first; `--dist loadfile` keeps the tests of each, which share what they compile, on one worker."""
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/laws/", "tests/test_notebooks.py")))

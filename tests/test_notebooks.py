@@ -18,7 +18,7 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.setenv("SIMVLM_STEPS", "4")
     monkeypatch.setenv("SIMVLM_WORKDIR", str(tmp_path / "run"))

@@ -32,13 +32,18 @@ def parts_of(batch: Batch) -> list[tuple[str, Rows]]:
 def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = (), packed: bool = False) -> None:
     """Refuse rows that a model cannot learn from.
 
-    needs: the keys that every row must have. packed: whether the model takes several texts a row, without images.
+    needs: the keys that every row must have. packed: whether the model takes several texts per row, without images.
 
     Raises:
-      ValueError: one of the keys is missing, images stand among the text, or several texts in a row of a model (or beside an
-        image) that takes one.
+      ValueError: one of the keys is missing, images stand among the text, or several texts share a row, which the
+        model does not take (none does beside an image), or have one prefix length for all.
     """
     packs = packed and "segment" in rows
+    if "segment" in rows and not packs:
+        raise ValueError(
+            f"{model} takes one example per row, and the rows of {part!r} are packed (they have `segment`); set "
+            f"config.data.parts.{part}.packed=False, and transforms for texts of their own"
+        )
     if missing := [key for key in (*needs, *(PACKED if packs else ())) if key not in rows]:
         raise ValueError(
             f"{model} learns from {', '.join(needs)}, and the rows of {part!r} have no {', '.join(missing)}; keep them in "
@@ -54,22 +59,22 @@ def check_plain(rows: Rows, part: str, model: str, needs: tuple[str, ...] = (), 
             f"{model} takes packed rows of text alone, and those of {part!r} have `segment` and `image`; take `image` out of "
             f"Keep's keys in config.data.parts.{part}.transforms, or set config.data.parts.{part}.packed=False"
         )
-    if "segment" in rows and not packs:
+    if packs and "prefix_length" in rows and rows["prefix_length"].ndim != rows["segment"].ndim:
         raise ValueError(
-            f"{model} takes a row for one example, and the rows of {part!r} are packed (they have `segment`); set "
-            f"config.data.parts.{part}.packed=False, and transforms for texts of their own"
+            f"the packed rows of {part!r} have one prefix_length per row, and each slot needs that of its text, [B,T]; draw it "
+            f"with DrawPrefix, or fix it with FixPrefix, after LayOutPacked in config.data.parts.{part}.transforms"
         )
 
 
 def check_one_text(rows: Rows, what: str) -> None:
-    """Refuse packed rows where a row's text is what is asked about.
+    """Refuse packed rows where the text of each row is what is asked about.
 
     Raises:
       ValueError: several texts stand in a row; the message begins with `what`.
     """
     if "segment" in rows:
         raise ValueError(
-            f"{what} needs one text a row, and these rows are packed (they have `segment`); give each text a row of its own"
+            f"{what} needs one text per row, and these rows are packed (they have `segment`); give each text a row of its own"
         )
 
 

@@ -74,6 +74,12 @@ def constrain_gradient(x: jax.Array, letters: Letters) -> jax.Array:
     return x if rules is None else jax.lax.with_sharding_constraint(x, rules.parameter(letters, x.shape))
 
 
+def is_split(letter: str, size: int) -> bool:
+    """Whether devices split an axis of this letter and size among them."""
+    split = activation_sharding(letter, (size,))
+    return split is not None and split.spec[:1] not in ((), (None,))
+
+
 def row_split(rows: int) -> tuple[jax.sharding.Mesh, tuple[str, ...]] | None:
     """The mesh and the axes of it that split so many rows of a batch; None where every device holds them all."""
     rules = _RULES.get()

@@ -4,7 +4,7 @@ All random draws that the sample sequence promises are made here, from an rng th
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -223,6 +223,20 @@ def _row(tokenizer: Tokenizer, ids: list[int], length: int = 0) -> dict[str, np.
     return {"text": text[0], "text_mask": mask[0]}
 
 
+def _with_prefix(example: Example, length_of: Callable[[np.ndarray], np.int32]) -> Example:
+    """The example with `prefix_length`; of a packed row [T], where each slot has that of its text.
+
+    length_of: the prefix length of a text, given by the mask [T] of its slots.
+    """
+    if "segment" not in example:
+        return {**example, "prefix_length": length_of(example["text_mask"])}
+    segment = example["segment"]
+    length = np.zeros_like(segment)
+    for text in (segment == number for number in range(segment.max() + 1)):
+        length[text] = length_of(text)
+    return {**example, "prefix_length": length}
+
+
 @buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class DrawPrefix:
@@ -236,13 +250,7 @@ class DrawPrefix:
     empty: Share = 0.0
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        if "segment" not in example:
-            return {**example, "prefix_length": self._drawn(example["text_mask"], rng)}
-        segment = example["segment"]
-        length = np.zeros_like(segment)
-        for text in (segment == number for number in range(segment.max() + 1)):
-            length[text] = self._drawn(text, rng)
-        return {**example, "prefix_length": length}
+        return _with_prefix(example, lambda text: self._drawn(text, rng))
 
     def _drawn(self, pieces: np.ndarray, rng: np.random.Generator) -> np.int32:
         length = rng.integers(int(pieces.sum()))
@@ -252,12 +260,15 @@ class DrawPrefix:
 @buildable("transforms")
 @dataclasses.dataclass(frozen=True)
 class FixPrefix:
-    """`prefix_length` 0, or with `whole` all pieces but EOS: the text goes to a model's decoder, or to its encoder."""
+    """`prefix_length` 0, or with `whole` all pieces but EOS: the text goes to a model's decoder, or to its encoder.
+
+    Of a packed row it is [T]: each slot has that of its text.
+    """
 
     whole: bool = False
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        return {**example, "prefix_length": np.int32(example["text_mask"].sum() - 1 if self.whole else 0)}
+        return _with_prefix(example, lambda text: np.int32(text.sum() - 1 if self.whole else 0))
 
 
 @buildable("transforms")

@@ -121,7 +121,7 @@ def one_by_one(
         logits = logits.astype(jnp.float32)
         allowed = apply_rules(logits, tokens, i, decoding, vocabulary, forced)
         chosen = decoding.sampler(allowed, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
-        likely = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], 1)[:, 0]
+        likely = jnp.take_along_axis(logits, chosen[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.where(done, vocabulary.pad, chosen)
         total = total + jnp.where(done | (i < len(forced)), 0.0, likely)
         return tokens.at[:, i].set(chosen), total, done | (chosen == vocabulary.eos)

@@ -10,6 +10,17 @@ from simvlm_jax.core.schema import Count, Meta
 from simvlm_jax.core.trust import buildable
 
 
+def first_largest(logits_BV: jax.Array) -> jax.Array:
+    """The id [B] int32 of the largest logit, the first of equal ones; where there is a NaN, the last id.
+
+    Two plain reductions, for CPUs do not vectorise the one over pairs of value and place that `argmax` is.
+    """
+    V = logits_BV.shape[-1]
+    largest = logits_BV.max(-1, keepdims=True)
+    places = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    return jnp.where(logits_BV == largest, places, V - 1).min(-1)
+
+
 @buildable("sampler")
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -30,7 +41,7 @@ class Sampler:
     def __call__(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
         """Choose token ids [B] int32; each row draws from its own key."""
         if self.temperature == 0:
-            return logits_BV.argmax(-1).astype(jnp.int32)
+            return first_largest(logits_BV)
         kept = self.filter(logits_BV)
         return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
 

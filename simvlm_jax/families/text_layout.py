@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from simvlm_jax.core.parts import check_one_text
 from simvlm_jax.core.types import Array, Rows, Vocabulary
 from simvlm_jax.nn.masks import Sight, bidirectional, join
 
@@ -117,6 +118,7 @@ def lay_out_text(rows: Rows, objective: str, vocabulary: Vocabulary) -> TextLayo
     """Lay texts out as an objective learns them: "prefix_lm", "lm" (nothing is given) or "span_corruption" (no packed rows)."""
     text, valid = rows["text"], rows["text_mask"]
     if objective == "span_corruption":
+        check_one_text(rows, "span corruption")
         return span_layout(text, valid, rows["seed"], vocabulary)
     if "segment" in rows:
         prefix = rows["prefix_length"] if objective == "prefix_lm" else jnp.zeros_like(text)

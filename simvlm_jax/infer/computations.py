@@ -10,7 +10,7 @@ from simvlm_jax.core.types import Model, Rows, Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import Generated, check_lengths, continue_prompts
 from simvlm_jax.decode.rank import likelihoods
-from simvlm_jax.infer.programs import Decodes
+from simvlm_jax.infer.programs import PrefillAndSteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +33,15 @@ class Continue:
     decoding: Decoding
     forced: tuple[int, ...]
 
-    def __call__(self, params: Any, extra: Any, batch: Rows, read: tuple[jax.Array, Any], seed: jax.Array) -> Generated:
+    def __call__(
+        self, params: Any, extra: Any, ids: jax.Array, read: tuple[jax.Array, Any], seed: jax.Array
+    ) -> Generated:
         return continue_prompts(
             self.model.capabilities(),
             params,
             extra,
             *read,
-            batch["id"],
+            ids,
             vocabulary=self.vocabulary,
             decoding=self.decoding,
             forced=self.forced,
@@ -47,10 +49,10 @@ class Continue:
         )
 
 
-def generation(model: Model, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]) -> Decodes:
+def generation(model: Model, vocabulary: Vocabulary, decoding: Decoding, forced: tuple[int, ...]) -> PrefillAndSteps:
     """Continues prompts, as `decode.generate.generate` does. forced: ids that every answer begins with."""
     check_lengths(decoding, forced)
-    return Decodes(Prefill(model, decoding.max_length), Continue(model, vocabulary, decoding, forced))
+    return PrefillAndSteps(Prefill(model, decoding.max_length), Continue(model, vocabulary, decoding, forced))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,14 +24,14 @@ Array = np.ndarray | np.generic
 
 
 @dataclasses.dataclass(frozen=True)
-class Decodes:
-    """A prefill and the decoding steps after it, compiled apart, each with the options under which it is fastest."""
+class PrefillAndSteps:
+    """A prefill and the decoding steps after it, compiled apart, so that the steps have compiler options of their own."""
 
     prefill: Computation
     steps: Computation
 
     def __call__(self, params: Any, extra: Any, batch: Rows, /, *arrays: Any) -> Any:
-        return self.steps(params, extra, batch, self.prefill(params, extra, batch), *arrays)
+        return self.steps(params, extra, batch["id"], self.prefill(params, extra, batch), *arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,16 @@ class Programs:
         """The compiled `function`, whose outputs lie whole on every device of the mesh, or as its inputs do."""
         key = function, mesh, whole
         if key not in self._compiled:
-            if isinstance(function, Decodes):
-                self._compiled[key] = self._in_turn(mesh, function, whole)
+            if isinstance(function, PrefillAndSteps):
+                self._compiled[key] = self._apart(mesh, function, whole)
             else:
                 self._compiled[key] = _compiled(mesh, function, whole)
         return self._compiled[key]
 
-    def _in_turn(self, mesh: jax.sharding.Mesh, function: Decodes, whole: bool) -> Callable:
+    def _apart(self, mesh: jax.sharding.Mesh, function: PrefillAndSteps, whole: bool) -> Callable:
         prefill = self.compiled(mesh, function.prefill, whole=False)
-        return Decodes(prefill, _compiled(mesh, function.steps, whole, decoding_options(mesh.devices.flat[0].platform)))
+        options = decoding_options(mesh.devices.flat[0].platform)
+        return PrefillAndSteps(prefill, _compiled(mesh, function.steps, whole, options))
 
     def over(
         self,
@@ -159,7 +160,8 @@ def _call(program: Callable, function: Computation, params: Any, extra: Any, bat
         return program(params, extra, batch, *whole)
     except KeyError as e:  # while it is traced: a model reads a key of a row that is not there
         if e.args and isinstance(e.args[0], str) and e.args[0] not in batch:
-            model = type(getattr(function, "model", function)).__name__
+            traced = function.prefill if isinstance(function, PrefillAndSteps) else function
+            model = type(getattr(traced, "model", traced)).__name__
             raise ValueError(
                 f"{model} needs {e.args[0]!r} in every row, and these rows have {', '.join(sorted(batch))}"
             ) from e

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.platform import platform
+from simvlm_jax.core.sharding import is_split
 from simvlm_jax.nn.masks import Kind, Mask
 from simvlm_jax.nn.sizes import statistics_dtype
 
@@ -40,15 +41,17 @@ def dense(
     dtype, precise = q_BTHK.dtype, statistics_dtype(q_BTHK.dtype)
     (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[1 if heads_first else 2]
     q, k, v = q_BTHK, k_BSGK, v_BSGK
-    flat = heads_first and T > 1  # rows and heads as one batch axis N: up to five times as fast on a CPU
+    flat = heads_first and T > 1 and platform() == "cpu" and not is_split("H", H)  # rows and heads as one batch axis N
     if flat:
         q = q.reshape(B, T, G, -1, K).transpose(0, 2, 3, 1, 4).reshape(B * G, -1, K)
         k, v = k.reshape(B * G, -1, K), v.reshape(B * G, -1, K)
         into, out = "NTK,NSK->NTS", "NTS,NSK->NTK"
-    else:
+    elif heads_first or G < H:
         keys = "BGSK" if heads_first else "BSGK"
         q = q.reshape(B, T, G, -1, K)
         into, out = f"BTGRK,{keys}->BGRTS", f"BGRTS,{keys}->BTGRK"
+    else:  # an axis of groups of one would cost transposes in a training step
+        into, out = "BTHK,BSHK->BHTS", "BHTS,BSHK->BTHK"
     logits = jnp.einsum(into, q, k, preferred_element_type=precise)
     shape = logits.shape
     logits = logits.reshape(B, H, T, -1) * K**-0.5

@@ -8,16 +8,15 @@ from pathlib import Path
 EXIT_INTERRUPTED, EXIT_HOST_LOST = 75, 76
 """Exit codes of a run that was interrupted, and of one that lost a process; the same command continues both."""
 
-CPU_FLAGS = {  # by jaxlib release, for an unknown flag aborts the process; measured in benchmarks/cpu_step.py
-    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
-    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_prefer_vector_width=512"),
-}
-"""XLA flags under which small models train fastest on CPU."""
+_TRIED = ("0.10.2", "0.12.0.1")
+"""The jaxlib releases that have the flags below; a flag that XLA does not know aborts the process."""
 
-_CPU_DECODING = {  # by jaxlib release, as above; measured in benchmarks/decode_step.py
-    "0.10.2": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
-    "0.12.0.1": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
-}
+_YNN = "xla_cpu_experimental_ynn_fusion_type"
+CPU_FLAGS = dict.fromkeys(_TRIED, (f"--{_YNN}=", "--xla_cpu_prefer_vector_width=512"))
+"""XLA flags under which small models train fastest on CPU, by jaxlib release (benchmarks/cpu_step.md)."""
+
+_CPU_DECODING = {_YNN: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+"""Compiler options under which decoding steps are fastest on CPU (benchmarks/decode_step.md)."""
 
 
 def use_huge_pages() -> None:
@@ -39,8 +38,12 @@ def setup_xla() -> None:
 
 
 def decoding_options(platform: str) -> dict[str, str]:
-    """Compiler options of `jax.jit` under which decoding steps are fastest on a platform, whatever the flags for training."""
-    return _CPU_DECODING.get(importlib.metadata.version("jaxlib"), {}) if platform == "cpu" else {}
+    """Compiler options of `jax.jit` under which decoding steps are fastest on a platform; flags that a user gave go before them."""
+    release = importlib.metadata.version("jaxlib")
+    if platform != "cpu" or release not in _TRIED:
+        return {}
+    given = [f for f in os.environ.get("XLA_FLAGS", "").split() if f not in CPU_FLAGS[release]]
+    return {k: v for k, v in _CPU_DECODING.items() if not any(f.startswith(f"--{k}=") for f in given)}
 
 
 def setup_jax() -> None:

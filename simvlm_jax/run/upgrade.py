@@ -3,6 +3,7 @@
 from typing import Any
 
 _TRANSFORMS = "simvlm_jax.data.transforms:"
+_CLASSIFICATION = "simvlm_jax.eval.answering:Classification"
 _MADE = {
     "Pixels": ("image",),
     "Tokenize": ("text", "text_mask"),
@@ -63,6 +64,8 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 def _suite(suite: dict[str, Any]) -> dict[str, Any]:
     """A suite whose transforms end in a Keep, in place of the flag `images`."""
     steps = suite.get("transforms")
+    if suite.get("target") != _CLASSIFICATION:  # suites of other packages keep what they have
+        return suite
     if not isinstance(steps, list) or (kept := _kept(steps, ("image",) if suite.get("images", True) else ())) is steps:
         return suite
     return {**{k: v for k, v in suite.items() if k != "images"}, "transforms": kept}

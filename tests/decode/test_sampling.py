@@ -8,7 +8,7 @@ import pytest
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
-from simvlm_jax.decode.sampling import Sampler
+from simvlm_jax.decode.sampling import Sampler, first_largest
 
 LOGITS = jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]]))
 
@@ -32,6 +32,14 @@ def test_temperature():
     np.testing.assert_allclose(Sampler(0.5).filter(LOGITS), LOGITS * 2, rtol=1e-6)
     keys = jax.random.split(jax.random.key(0), 2)
     assert Sampler(0.0)(LOGITS, keys).tolist() == [0, 3]
+
+
+def test_greedy_takes_the_first_of_the_largest():
+    draw = np.random.default_rng(0).integers(0, 9, (50, 7)).astype(np.float32)  # many are equal
+    assert first_largest(jnp.asarray(draw)).tolist() == draw.argmax(-1).tolist()
+    hidden = np.where(draw < draw.max(-1, keepdims=True), -np.inf, draw)
+    assert first_largest(jnp.asarray(hidden)).tolist() == draw.argmax(-1).tolist()
+    assert first_largest(jnp.full((2, 7), jnp.nan)).tolist() == [6, 6]
 
 
 def test_samples_follow_the_distribution():

@@ -1,6 +1,7 @@
 """Cached decoding of every language model: parameters that are laid out for it, and what a beam search never copies."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from simvlm_jax.models import coca
 from simvlm_jax.models.coca import CoCa
 from simvlm_jax.models.simvlm import SimVLM
 from simvlm_jax.nn.sizes import Compute
+from tests.conftest import random_rows
 
 V = Vocabulary(size=50, length=12)
 MODELS = {
@@ -27,22 +29,23 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
-def made(request, text_batch, monkeypatch):
+@pytest.fixture(params=MODELS, scope="module")
+def made(request):
     """(model, params, rows with prompts of 0 to 2 pieces)."""
-    monkeypatch.setitem(coca.SIZES, "untied", coca.SIZES["tiny"]._replace(tied=False))
     kind, fields = MODELS[request.param]
-    model, batch = kind(V, 32, **fields), text_batch(4)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), {"pairs": batch})[0])
-    params = jax.tree.map(lambda x: 1.5 * x, params)  # sharper logits, so that hypotheses differ
-    rows = {"image": batch["image"], "text": batch["text"][:, :2]}
-    return model, params, {**rows, "text_mask": np.arange(2) < np.asarray([[0], [1], [2], [2]])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(coca.SIZES, "untied", coca.SIZES["tiny"]._replace(tied=False))
+        model, batch = kind(V, 32, **fields), random_rows(4)
+        params = nn.unbox(jax.jit(model.init)(jax.random.key(0), {"pairs": batch})[0])
+        params = jax.tree.map(lambda x: 1.5 * x, params)  # sharper logits, so that hypotheses differ
+        rows = {"image": batch["image"], "text": batch["text"][:, :2]}
+        yield model, params, {**rows, "text_mask": np.arange(2) < np.asarray([[0], [1], [2], [2]])}
 
 
 def test_parameters_laid_out_for_decoding_change_nothing(made):
     model, params, rows = made
     able, how = model.capabilities(), Decoding(max_length=6, min_length=3)
-    ready = decoding_params(able, params, {})
+    ready = jax.jit(functools.partial(decoding_params, able))(params, {})
     again = decoding_params(able, ready, {})
     assert all(a is b for a, b in zip(jax.tree.leaves(ready), jax.tree.leaves(again), strict=True))
     run = jax.jit(lambda p: generate(able, p, {}, rows, vocabulary=V, decoding=how))
@@ -55,7 +58,7 @@ def test_parameters_laid_out_for_decoding_change_nothing(made):
 def test_matrices_of_decoding_layers_have_the_dtype_of_the_computation(made):
     model, params, _ = made
     model = dataclasses.replace(model, compute=Compute("bfloat16", scan=model.compute.scan))
-    ready = model.decoding_params(params, {})
+    ready = jax.eval_shape(model.decoding_params, params, {})
     for name, depth in model.stacks.items():
         layer = ready[name][f"layer_{depth - 1}"]
         assert {layer["attention"]["query_transposed"].dtype, layer["mlp"]["up_transposed"].dtype} == {

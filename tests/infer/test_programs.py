@@ -139,6 +139,15 @@ def test_a_key_that_rows_lack_is_named(tok):
     with pytest.raises(ValueError, match=r"Seeing needs 'image' in every row, and these rows have text, text_mask"):
         engine(Seeing(), tok).embed_texts(["red"])
 
+    class Writing(BaseModel):
+        def capabilities(self):
+            return {"prefill": lambda params, extra, batch, room: batch["image"].mean(), "extend": None}
+
+    with pytest.raises(
+        ValueError, match=r"Writing needs 'image' in every row, and these rows have id, text, text_mask"
+    ):
+        engine(Writing(), tok).generate(None, ["red"], np.arange(1), Decoding(max_length=2))
+
 
 def test_outputs_may_be_trees(tok):
     def both(params, extra, batch):

@@ -13,17 +13,17 @@ from simvlm_jax.core.trees import match
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.nn.vit import resize_positions
 from tests.laws import language
-from tests.laws.cases import EXACT, KINDS, SMALLEST, V, batch_of, model_of, trainable_of
+from tests.laws.cases import EXACT, KINDS, SMALLEST, V, batch_of, model_of, parts_read, trainable_of
 from tests.laws.steps import one_step, same, stacked, started
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def over(variants, *needs):
-    """Parametrises a law over those variants whose models can do what it needs; the laws of a config are one worker's."""
+    """Parametrises a law over those variants whose models can do what it needs."""
     able = [v for v in variants if not needs or set(needs) <= set(model_of(v).capabilities())]
-    group = [pytest.mark.xdist_group(f"laws of {v.partition(':')[0]}") for v in able]
-    return pytest.mark.parametrize("variant", [pytest.param(v, marks=g) for v, g in zip(able, group, strict=True)])
+    assert able, f"no model has {', '.join(needs)}"
+    return pytest.mark.parametrize("variant", able)
 
 
 def compute_of(variant):
@@ -70,10 +70,11 @@ def test_every_parameter_learns(variant):
         assert abs(moved.measured["loss"] - measured["loss"]) <= 1e-12 * abs(measured["loss"]), unseen
 
 
-@over(SMALLEST)
+@over([*SMALLEST, *(v for v in KINDS if v not in SMALLEST and len(parts_read(v)) > 1)])
 def test_accumulated_is_the_whole_batch(variant):
-    """Eight micro-batches of one row, in a loop."""
-    same(step(variant, accumulate=8, looped=True), whole(variant))
+    """In a loop, of which each turn has one row of the smallest part."""
+    smallest = min(len(rows["weight"]) for rows in batch_of(variant).values())
+    same(step(variant, accumulate=smallest, looped=True), whole(variant))
 
 
 @over(SMALLEST)
@@ -190,3 +191,8 @@ def test_cached_decoding_is_uncached(variant):
 def test_a_text_is_written_for_its_own_row(variant, how, pieces):
     rows = batch_of(variant)["pairs"]
     language.a_text_is_written_for_its_own_row(model_of(variant), *state_of(variant), rows, how, pieces)
+
+
+@over(WRITING, "prefill", "extend")
+def test_decoding_on_a_mesh_is_that_of_one_device(variant):
+    language.decoding_on_a_mesh_is_that_of_one_device(model_of(variant), *state_of(variant), batch_of(variant)["pairs"])

@@ -13,10 +13,10 @@ import pytest
 from simvlm_jax.core.build import load_config
 from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.families.text_layout import lay_out_text
-from simvlm_jax.nn.kernels import dense
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.run.load import build_model
 from tests.conftest import ROOT, VARIANTS
+from tests.laws.traces import masks_in_losses
 from tests.nn.kinds import check_kind
 
 T = 24
@@ -78,13 +78,6 @@ def rows_of_texts() -> tuple[dict, dict]:
     return packed, alone
 
 
-@pytest.fixture
-def float64():
-    """Equalities in float64, where 1e-10 means equal."""
-    with jax.enable_x64(True):
-        yield
-
-
 def learned(model, params, rows):
     """(gradients, {name: (sum, count)}) of documents."""
 
@@ -133,22 +126,10 @@ def test_packed_is_unpacked(name, float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * largest), gradients, expected)
 
 
-@pytest.mark.parametrize("name", [n for n in READERS if n in ("prefixlm.py", "prefixlm.py:decoder_only")])
+@pytest.mark.parametrize("name", ["prefixlm.py", "prefixlm.py:decoder_only"])
 def test_the_masks_of_packed_rows_are_of_the_kinds_they_say(name, monkeypatch):
-    model, (packed, _), found = READERS[name], rows_of_texts(), []
-    monkeypatch.setattr(
-        "simvlm_jax.nn.attention.attend",
-        lambda q, k, v, mask, bias: (found.append(mask), dense(q, k, v, mask, bias)[0])[1],
-    )
-    model = dataclasses.replace(model, compute=Compute(scan=False))
-
-    def masks(params):
-        model.per_example(params, {}, {"documents": packed}, rngs=jax.random.key(0), step=0, train=False)
-        return list(found)
-
-    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(model))
-    found.clear()  # of the masks of `init`
-    made = jax.jit(masks)(params)
+    model = dataclasses.replace(READERS[name], compute=Compute(scan=False))
+    [made] = masks_in_losses(model, [{"documents": rows_of_texts()[0]}], monkeypatch)
     assert {m.kind.order for m in made} == ({"prefix"} if model.decoder_only else {"full", "causal"})
     for mask in made:
         check_kind(mask)
@@ -168,10 +149,16 @@ def test_what_is_asked_of_one_text_refuses_packed_rows():
     packed, _ = rows_of_texts()
     for model in (READERS["prefixlm.py"], READERS["prefixlm.py:decoder_only"]):
         for ask in (lambda m: m.prefill({}, {}, packed, 4), lambda m: m.score_text({}, {}, packed)):
-            with pytest.raises(ValueError, match=r"one text a row, and these rows are packed.*`segment`"):
+            with pytest.raises(ValueError, match=r"one text per row, and these rows are packed.*`segment`"):
                 ask(model)
         labelled = dataclasses.replace(model, classes=3)
-        assert "one text a row" in refused(labelled, {**packed, "label": np.zeros(len(TEXTS), np.int32)})
+        assert "one text per row" in refused(labelled, {**packed, "label": np.zeros(len(TEXTS), np.int32)})
+    row_lengths = {**packed, "prefix_length": np.zeros(len(TEXTS), np.int32)}
+    assert "one prefix_length per row" in refused(READERS["prefixlm.py"], row_lengths)
+    unseeded = {k: v for k, v in packed.items() if k != "seed"}
+    assert "`segment`" in refused(READERS["prefixlm.py:span"], unseeded)
+    with pytest.raises(ValueError, match="span corruption needs one text per row"):
+        lay_out_text(packed, "span_corruption", _Tokenizer.V)
     assert "prefix_length" in refused(READERS["prefixlm.py"], {k: v for k, v in packed.items() if k != "prefix_length"})
     assert "position" in refused(READERS["prefixlm.py:lm"], {k: v for k, v in packed.items() if k != "position"})
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from simvlm_jax.core.types import Batch
 from simvlm_jax.nn.kernels import dense
+from simvlm_jax.nn.masks import Mask
 from tests.nn.kinds import check_kind
 
 SUMS = ("reduce_sum", "cumsum", "scatter-add", "reduce_window_sum")
@@ -48,6 +49,14 @@ def _equations(jaxpr):
 
 def masks_are_of_their_kinds(model: Any, batches: list[Batch], monkeypatch):
     """The masks that attention gets in a loss are of the kinds they say."""
+    for masks in masks_in_losses(model, batches, monkeypatch):
+        for mask in masks:
+            check_kind(mask)
+        assert masks and any(mask.kind.order != "any" for mask in masks)
+
+
+def masks_in_losses(model: Any, batches: list[Batch], monkeypatch) -> list[list[Mask]]:
+    """The masks that attention gets in the loss of each batch, with their values."""
     found = []
     monkeypatch.setattr(
         "simvlm_jax.nn.attention.attend",
@@ -61,11 +70,7 @@ def masks_are_of_their_kinds(model: Any, batches: list[Batch], monkeypatch):
         model.per_example(params, extra, batch, rngs=jax.random.key(0), step=0, train=False)
         return [mask for mask in found if mask is not None]
 
-    for batch in batches:
-        given = jax.jit(masks)(params, batch)
-        for mask in given:
-            check_kind(mask)
-        assert given and any(mask.kind.order != "any" for mask in given)
+    return [jax.jit(masks)(params, batch) for batch in batches]
 
 
 def without_some_images(batch: Batch) -> Batch:

@@ -27,9 +27,7 @@ def test_accumulated_at_64_on_a_mesh(float64, text_batch, monkeypatch):
     rows["id"] = np.arange(64)
     model, params = make(CLIP(V, 32, size="narrow", positives="label", smoothing=0.1), rows)
     step = functools.partial(one_step, model, (params, {}), {"pairs": rows})
-    whole = step()
-    same(step(accumulate=8), whole)
-    same(step(accumulate=8, looped=True, mesh=(2, 2, 2)), whole)
+    same(step(accumulate=8, looped=True, mesh=(2, 2, 2)), step())
 
 
 @pytest.mark.parametrize(

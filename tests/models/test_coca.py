@@ -1,6 +1,7 @@
 """CoCa: the paper's parameter counts, its two losses, what CLS sees, and what a model claims."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,12 @@ from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.models.coca import CoCa
 from tests.laws.cases import V
 from tests.laws.steps import make
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learned(model, params, batch):
+    """(features, terms) of a batch of pairs."""
+    return model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)[:2]
 
 
 def test_parameter_counts_are_the_papers():
@@ -30,7 +37,7 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
     batch = text_batch(6)
     batch["weight"][2] = 0
     model, params = make(CoCa(V, 32), batch)
-    features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+    features, terms = learned(model, params, batch)
     more, _ = model.across_batch(params, {}, features, step=0, train=True)
     assert (terms["caption"].weight, more["contrastive"].weight) == (2.0, 1.0)
     real = np.flatnonzero(batch["weight"])
@@ -38,7 +45,7 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
     logits = x @ y.T * np.exp(params["logit_scale"]["log"])
     by_hand = -sum(np.log(np.exp(z.diagonal()) / np.exp(z).sum(1)).sum() for z in (logits, logits.T))
     assert float(more["contrastive"].sum) == pytest.approx(by_hand, rel=1e-10)
-    scores = model.score_text(params, {}, {**batch, "prefix_length": np.zeros(6, np.int32)})
+    scores = jax.jit(model.score_text)(params, {}, {**batch, "prefix_length": np.zeros(6, np.int32)})
     assert float(terms["caption"].sum) == pytest.approx(-float(scores[real].sum()), rel=1e-10)
     assert int(terms["caption"].count) == batch["text_mask"][real].sum()  # pieces and EOS; neither CLS nor padding
 
@@ -46,13 +53,13 @@ def test_losses_are_weighted_one_to_two_and_written_out(float64, text_batch):
 def test_a_loss_of_weight_zero_is_not_made(float64, text_batch):
     batch = text_batch(4)
     model, params = make(CoCa(V, 32), batch)
-    both = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+    both = learned(model, params, batch)
     pairs = dataclasses.replace(model, caption_weight=0.0)
-    features, terms, _ = pairs.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+    features, terms = learned(pairs, params, batch)
     assert terms == {}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), features, both[0])
     alone = dataclasses.replace(model, contrastive_weight=0.0)
-    features, terms, _ = alone.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+    features, terms = learned(alone, params, batch)
     assert features == {} and float(terms["caption"].sum) == pytest.approx(float(both[1]["caption"].sum), rel=1e-12)
     assert alone.across_batch(params, {}, features, step=0, train=True) == ({}, {})
     costs = [m.train_flops({"pairs": batch}) for m in (model, pairs, alone)]
@@ -83,7 +90,7 @@ def test_the_probe_learns_alone(float64, text_batch):
 
     batch = {**text_batch(8), "label": np.asarray([0, 1, 2, -1, 0, 1, 2, 0], np.int32)}
     model, params = make(CoCa(V, 32, classes=3), batch)
-    features, terms, _ = model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(0), step=0, train=True)
+    features, terms = learned(model, params, batch)
     assert features == {} and set(terms) == {"classify"} and int(terms["classify"].count) == 7
     logits = np.asarray(model.capabilities()["classify"](params, {}, {"image": batch["image"]}))
     assert logits.shape == (8, 3) and np.abs(logits[0] - logits[1]).max() > 1e-6
@@ -107,15 +114,15 @@ def test_it_claims_what_it_was_trained_for(float64, text_batch):
     assert not able(contrastive_weight=0.0) & pairs and captions <= able(contrastive_weight=0.0)
     batch = text_batch(2)
     model, params = make(CoCa(V, 32, caption_weight=0.0), batch)
-    image, text = (getattr(model, f"embed_{k}")(params, {}, batch) for k in ("image", "text"))
+    image, text = (jax.jit(getattr(model, f"embed_{k}"))(params, {}, batch) for k in ("image", "text"))
     expected = np.concatenate([image, text, image * text], axis=1)  # of what was learned alone
-    np.testing.assert_array_equal(model.pair_features(params, {}, batch), expected)
+    np.testing.assert_allclose(jax.jit(model.pair_features)(params, {}, batch), expected, rtol=1e-12)
 
 
 def test_where_words_look(float64, text_batch):
     batch = text_batch(3)
     model, params = make(CoCa(V, 32), batch)
-    weights = np.asarray(model.attention(params, {}, batch))
+    weights = np.asarray(jax.jit(model.attention)(params, {}, batch))
     assert weights.shape == (3, 12, 4)
     np.testing.assert_allclose(weights.sum(-1)[batch["text_mask"]], 1, atol=1e-10)
 

@@ -1,6 +1,7 @@
 """SimVLM: its ablations, prefixes, spans and padding, other resolutions, and the paper's sizes."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -35,9 +36,15 @@ def make(text_batch, rows=4, **kwargs):
     return model, started(model, {"pairs": batch}, "float32")[0], batch
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
+def terms_of(model, params, batch, seed=1, train=False, **parts):
+    rows = {"pairs": batch, **parts}
+    return model.per_example(params, {}, rows, rngs=jax.random.key(seed), step=0, train=train)[1]
+
+
 def loss_of(model, params, batch, **parts):
-    _, terms, _ = model.per_example(params, {}, {"pairs": batch, **parts}, rngs=jax.random.key(1), step=0, train=False)
-    return terms["lm"].sum / terms["lm"].count
+    term = terms_of(model, params, batch, **parts)["lm"]
+    return term.sum / term.count
 
 
 @pytest.mark.parametrize("variant", ["lm_decoder_only", "span_decoder_only"])
@@ -84,6 +91,7 @@ def test_prefix_length_zero_is_a_causal_lm(text_batch):
     changed[:, 5] = (changed[:, 5] + 7) % 40 + 4
     mask = np.ones((4, 12), bool)
 
+    @jax.jit
     def logits(text, prefix):
         layout = prefix_layout(jnp.asarray(text), jnp.asarray(mask), jnp.full((4,), prefix), V.bos)
         return model.network.apply({"params": params}, {"image": batch["image"]}, layout, method="teacher_forced")
@@ -99,9 +107,8 @@ def test_padding_rows_and_masked_images_are_safe(text_batch):
     batch["weight"][2:] = 0
     short = {k: v[:2] for k, v in batch.items()}
     np.testing.assert_allclose(loss_of(model, params, batch), loss_of(model, params, short), rtol=1e-6)
-    nothing = {**batch, "weight": np.zeros(4, np.float32)}
-    _, terms, _ = model.per_example(params, {}, {"pairs": nothing}, rngs=jax.random.key(0), step=0, train=False)
-    assert terms["lm"].sum == 0 and terms["lm"].count == 0
+    nothing = terms_of(model, params, {**batch, "weight": np.zeros(4, np.float32)})["lm"]
+    assert nothing.sum == 0 and nothing.count == 0
     blind = {**batch, "image_mask": np.zeros((4, 1), bool)}
     other = {**blind, "image": 255 - batch["image"]}
     np.testing.assert_allclose(loss_of(model, params, blind), loss_of(model, params, other), rtol=1e-6)
@@ -110,7 +117,7 @@ def test_padding_rows_and_masked_images_are_safe(text_batch):
 def test_documents_never_touch_the_conv_stem(text_batch):
     model, params, _ = make(text_batch)
     documents = text_batch(4, image=0)
-    grads = jax.grad(lambda p: loss_of(model, p, documents))(params)
+    grads = jax.jit(jax.grad(functools.partial(loss_of, model)))(params, documents)
     assert all(not g.any() for g in jax.tree.leaves(grads["stem"]))
     assert not grads["image_position"].any() and grads["text_position"].any()
 
@@ -164,9 +171,7 @@ def test_dropout_and_stochastic_depth_act_only_while_training(text_batch):
     model, params, batch = make(text_batch, dropout=0.3, drop_path=0.3)
 
     def run(seed, train):
-        return model.per_example(params, {}, {"pairs": batch}, rngs=jax.random.key(seed), step=0, train=train)[1][
-            "lm"
-        ].sum
+        return terms_of(model, params, batch, seed=seed, train=train)["lm"].sum
 
     assert run(0, True) != run(1, True) and run(0, True) == run(0, True) and run(0, False) == run(1, False)
 
@@ -174,7 +179,7 @@ def test_dropout_and_stochastic_depth_act_only_while_training(text_batch):
 def test_attention_of_words_is_a_share_of_the_image(text_batch):
     for kwargs in ({}, {"decoder_only": True}, {"compute": Compute(scan=False)}):
         model, params, batch = make(text_batch, **kwargs)
-        weights = np.asarray(model.attention(params, {}, batch))
+        weights = np.asarray(jax.jit(model.attention)(params, {}, batch))
         assert weights.shape == (4, 12, 4) and (weights >= 0).all() and (weights.sum(-1) <= 1 + 1e-5).all()
         assert (weights[batch["text_mask"]].sum(-1) > 0).all()
 

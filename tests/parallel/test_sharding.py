@@ -13,6 +13,7 @@ from simvlm_jax.core.flops import count_flops
 from simvlm_jax.core.sharding import constrain, in_use, use_sharding
 from simvlm_jax.core.types import BaseModel, Term, Vocabulary
 from simvlm_jax.models.simvlm import SimVLM
+from simvlm_jax.nn.kernels import dense
 from simvlm_jax.nn.sizes import Compute
 from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.parallel.mesh import MeshShardingRules, make_mesh, mesh_shape, place_batch, placement, sharding_rules
@@ -48,6 +49,24 @@ def test_activations_and_parameters_in_use_are_whole_over_fsdp():
     assert rules.activation("BTHK", (8, 5, 4, 8)).spec == P(("data", "fsdp"), None, "tensor", None)
     assert rules.activation(("D", "H", "K"), (16, 4, 8)).spec == P(None, "tensor", None)
     assert rules.activation("BT", (3, 5)).spec == P(None, None)
+
+
+@pytest.mark.parametrize("T", [1, 4])
+def test_attention_over_a_cache_moves_nothing_between_devices(T):
+    """Rows are some devices', heads are others': no key has to be seen elsewhere."""
+    mesh = make_mesh(jax.devices()[:4], 2, 1, 2)
+    rules, draw = sharding_rules(mesh), np.random.default_rng(0)
+    q, k, v = (draw.normal(size=(4, *x, 8)).astype(np.float32) for x in ((T, 2), (2, 6), (2, 6)))
+    on_mesh = [jax.device_put(q, rules.activation("BTHK", q.shape))]
+    on_mesh += [jax.device_put(x, rules.activation("BHSK", x.shape)) for x in (k, v)]
+
+    def look(q, k, v):
+        return constrain(dense(q, k, v, heads_first=True)[0], "BTHK")
+
+    with use_sharding(rules):
+        compiled = jax.jit(look).lower(*on_mesh).compile()
+    assert not Program(compiled.as_text(), 4).collectives()
+    np.testing.assert_allclose(compiled(*on_mesh), look(q, k, v), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,7 @@ def test_a_pmap_step_is_the_jit_step(text_batch):
     params = jax.device_get(state.params)
     loss, grads = jax.pmap(device_step, axis_name="i", in_axes=(None, 0))(params, shards)
     _, measured = jax.jit(plain)(jax.device_get(state), batch)
-    mine = jax.grad(lambda p: total(ready.model, p, batch))(params)
+    mine = jax.jit(jax.grad(lambda p: total(ready.model, p, batch)))(params)
     np.testing.assert_allclose(loss[0], measured["loss"], rtol=2e-6)
     whole = float(jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(mine))))
     for a, b in zip(jax.tree.leaves(jax.tree.map(lambda g: g[0], grads)), jax.tree.leaves(mine), strict=True):

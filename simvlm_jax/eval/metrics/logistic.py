@@ -87,7 +87,7 @@ def best_c(
     """(c, validation accuracy by c tried): CLIP's search for c between 1e-6 and 1e6, 96 steps.
 
     Starts from every second decade and halves the distance around the best until there are 8 steps a decade, which takes
-    MOST_TRIED fits at most. told: hears how many were made.
+    MOST_TRIED fits at most. report: is called with how many were made.
     """
     accuracy: dict[int, float] = {}
     fitted: dict[int, Logistic] = {}
