@@ -14,7 +14,6 @@ from pathlib import Path
 PAGE = Path(__file__).with_suffix(".md")
 ROWS = [
     ("configs/coca.py:2b", "v5p:8x8x8"),
-    ("configs/coca.py:2b", "v6e:16x16"),
     ("configs/prefixlm.py:huge", "v5e:16x16"),
 ]
 HEAD = """# What a training step takes, before and after
