@@ -1,7 +1,7 @@
 """What a train step costs, beside an earlier state of this library: python benchmarks/train_step.py [--against COMMIT]
 
-CLIP B/32 at batch 16 (224 px) and CoCa base at batch 4 (288 px), float32, the paper's optimizer: milliseconds of a step, and the
-memory that XLA plans for it. See beside.py.
+CLIP B/32 at batch 16 (224 px) and CoCa base at batch 4 (288 px), float32, the paper's optimizer: milliseconds of a step, the
+memory that XLA plans for it, and the work that it counts in the compiled program. See beside.py.
 """
 
 import time
@@ -43,7 +43,7 @@ def measure(case: str) -> dict[str, float]:
     state = prepared.make()
     make_step = getattr(prepared, "train_step", None) or prepared.step  # its name in an earlier state
     step = make_step().lower(state, batch).compile()
-    memory, took = step.memory_analysis(), []
+    memory, cost, took = step.memory_analysis(), step.cost_analysis(), []
     for _ in range(STEPS + 1):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
@@ -52,6 +52,8 @@ def measure(case: str) -> dict[str, float]:
         "ms": 1e3 * min(took[1:]),
         "temporary MiB": memory.temp_size_in_bytes / 2**20,
         "peak MiB": memory.peak_memory_in_bytes / 2**20,
+        "GFLOP": cost["flops"] / 1e9,
+        "traffic MB": cost["bytes accessed"] / 1e6,
     }
 
 

@@ -14,7 +14,7 @@ TRANSPOSED = "_transposed"
 """Ends the name of a parameter that `transposed_kernels` made of a kernel."""
 
 FEW_ROWS = 128
-"""Up to how many rows a CPU multiplies fastest with the matrix on the left (benchmarks/few_rows.md)."""
+"""Up to how many rows a CPU multiplies fastest with the matrix on the left, with `decoding_options` (benchmarks/few_rows.md)."""
 
 
 class Transposed(NamedTuple):

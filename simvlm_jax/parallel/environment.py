@@ -38,7 +38,10 @@ def setup_xla() -> None:
 
 
 def decoding_options(platform: str) -> dict[str, str]:
-    """Compiler options of `jax.jit` under which decoding steps are fastest on a platform; flags that a user gave go before them."""
+    """Compiler options of `jax.jit` under which decoding steps are fastest on a platform.
+
+    Flags in XLA_FLAGS go before them, but for the values that `setup_xla` itself sets for training.
+    """
     release = importlib.metadata.version("jaxlib")
     if platform != "cpu" or release not in _TRIED:
         return {}

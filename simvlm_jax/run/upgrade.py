@@ -62,10 +62,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suite(suite: dict[str, Any]) -> dict[str, Any]:
-    """A suite whose transforms end in a Keep, in place of the flag `images`."""
-    steps = suite.get("transforms")
+    """A suite of classification whose transforms end in a Keep, in place of the flag `images`."""
     if suite.get("target") != _CLASSIFICATION:  # suites of other packages keep what they have
         return suite
+    steps = suite.get("transforms")
     if not isinstance(steps, list) or (kept := _kept(steps, ("image",) if suite.get("images", True) else ())) is steps:
         return suite
     return {**{k: v for k, v in suite.items() if k != "images"}, "transforms": kept}

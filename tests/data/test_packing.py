@@ -5,7 +5,7 @@ import pytest
 
 from simvlm_jax.data.packing import LayOutPacked, Packed, first_fit
 from simvlm_jax.data.pipeline import Part, Pipeline
-from simvlm_jax.data.transforms import BadTransforms, DrawPrefix, Keep
+from simvlm_jax.data.transforms import BadTransforms, DrawPrefix, FixPrefix, Keep
 from simvlm_jax.text.tokenizer import Tokenizer
 
 KEYS = ("text", "text_mask", "target_mask", "segment", "position")
@@ -83,6 +83,9 @@ def test_each_text_of_a_packed_row_has_a_prefix_of_its_own(tokenizer):
             expected += [DrawPrefix(empty)(alone, draw)["prefix_length"]] * n
         assert row["prefix_length"].dtype == np.int32
         assert row["prefix_length"].tolist() == expected + [0] * 18 and (empty < 1) == any(expected)
+    assert FixPrefix()(laid, None)["prefix_length"].tolist() == [0] * 32
+    whole = FixPrefix(whole=True)(laid, None)["prefix_length"]
+    assert whole.tolist() == [0] + [3] * 4 + [8] * 9 + [0] * 18  # all but the end of each
 
 
 def test_packed_rows_are_resumed_by_their_step(tokenizer):

@@ -33,6 +33,13 @@ def test_transforms_of_another_package_are_left_for_their_owner_to_end():
     assert found["data"]["parts"]["pairs"]["transforms"] == steps
 
 
+def test_a_suite_of_another_package_keeps_its_fields():
+    """Even where its transforms are this package's."""
+    steps = [{"target": "simvlm_jax.data.transforms:Tokenize", "field": "question"}]
+    old = {"eval": {"suites": {"theirs": {"target": "theirs:Suite", "transforms": steps, "images": False}}}}
+    assert upgraded(old) == old
+
+
 def test_the_decay_that_names_spelled_out_is_that_of_letters():
     old = [[r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale", 0.0]]
     own = [["bias$", 0.0]]
