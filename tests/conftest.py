@@ -1,12 +1,19 @@
 """Eight CPU devices, warnings as errors where they are ours, one compilation cache outside the clone, tiny shared data."""
 
+import importlib.metadata
 import os
 import tempfile
 import time
 from pathlib import Path
 
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiling is most of the time
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+from simvlm_jax.parallel.environment import CPU_FLAGS
+
+QUICK = "--xla_backend_optimization_level=0"  # compiling is most of the time
+if importlib.metadata.version("jaxlib") in CPU_FLAGS:  # the releases that are known to have it
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+"""XLA flags with which programs of tests are compiled fast."""
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{_DEVICES} {QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -19,6 +20,8 @@ from simvlm_jax.run.checksums import checksums, damaged
 
 _STATE, _WEIGHTS, _ABOUT, _SUMS = "state", "weights", "about", "checksums"
 MOST_PARAMETERS = 2**42
+_WRITTEN_IN_PARTS = 2**23
+"""Bytes from which an array that all devices of a process hold is written by each of them in part."""
 
 
 @functools.cache
@@ -113,14 +116,11 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         scored = metrics if self._best and metrics and self._best in metrics else None
-        items = {
-            _STATE: ocp.args.StandardSave(state),
-            _WEIGHTS: ocp.args.StandardSave({"params": weights[0], "extra": weights[1]}),
-        }
+        items = {_STATE: state, _WEIGHTS: {"params": weights[0], "extra": weights[1]}}
         with self._written():
-            sums = {_STATE: checksums(state), _WEIGHTS: checksums({"params": weights[0], "extra": weights[1]})}
-            kept = {_ABOUT: self.about, _SUMS: sums}
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored, force=True, custom_metadata=kept)
+            kept = {_ABOUT: self.about, _SUMS: {name: checksums(tree) for name, tree in items.items()}}
+            args = {name: ocp.args.StandardSave(jax.tree.map(_one_copy, tree)) for name, tree in items.items()}
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=scored, force=True, custom_metadata=kept)
 
     def check_about(self, step: int) -> None:
         """Compares what the weights of a step belong to with `about`, as far as both tell it.
@@ -295,3 +295,14 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
     """The shape of every leaf that has one, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda m: hasattr(m, "shape"))
     return {path_name(path): list(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _one_copy(x: Any) -> Any:
+    """The array, or the first device's copy of a small one that all devices of the only process hold.
+
+    Orbax has each device write a part of such an array, cut by a program of its own: where there are hundreds of small arrays a
+    save takes seconds, most of it for programs.
+    """
+    if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or jax.process_count() > 1:
+        return x
+    return x.addressable_data(0) if x.is_fully_replicated and x.nbytes < _WRITTEN_IN_PARTS else x

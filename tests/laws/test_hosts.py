@@ -13,7 +13,7 @@ import pytest
 
 from simvlm_jax.parallel.environment import EXIT_HOST_LOST
 from simvlm_jax.run.compare import compare_rows
-from tests.conftest import ROOT
+from tests.conftest import QUICK, ROOT
 
 STEPS, PATIENCE = 60, 10.0
 
@@ -32,7 +32,7 @@ def launch(workdir, processes, devices, *more):
     command += ["--config", f"{ROOT / 'configs' / 'prefixlm.py'}:smoke", "--workdir", str(workdir), "--mode", "fit"]
     command += [f"--config.train.steps={STEPS}", f"--config.hosts.patience={PATIENCE}", *more]
     with workdir.with_suffix(".log").open("a") as log:
-        env = {**os.environ, "XLA_FLAGS": ""}
+        env = {**os.environ, "XLA_FLAGS": QUICK}
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     launched.append(process)
     return process

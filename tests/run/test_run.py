@@ -180,6 +180,27 @@ def test_checkpoints_are_kept_by_policy(tmp_path):
     assert float(params["w"].sum()) == 64
 
 
+def test_a_save_of_many_small_arrays_compiles_nothing(tmp_path):
+    """Orbax would have each device cut its part from every array, by a program for every shape; of large arrays it may."""
+    mesh, compiled = make_mesh(), []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+
+    def programs_of_a_save(sizes):
+        values = {f"w{size}": np.arange(size, dtype=np.float32) for size in sizes}
+        placed = jax.device_put(values, replicated(mesh))
+        checkpoints = Checkpoints(tmp_path / str(len(sizes)))
+        compiled.clear()
+        checkpoints.save(1, {"params": placed}, (placed, {}))
+        found = sum(event.endswith("backend_compile_duration") for event in compiled)
+        checkpoints.wait()
+        params, _ = checkpoints.restore_weights(1, lambda name, shape: replicated(mesh))
+        jax.tree.map(np.testing.assert_array_equal, params, values)
+        return found
+
+    assert programs_of_a_save([8, 16, 24, 32, 40]) == 0
+    assert programs_of_a_save([2**21 + 8]) > 0
+
+
 def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):
     run = RunDir(tmp_path)
     metrics = Metrics(run, 0)

@@ -23,6 +23,13 @@ FAMILY = str(ROOT / "configs" / "sweeps" / "family.py")
 ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
 
 
+def first_trial(folder):
+    """The first arm's, of a sweep of that arm: the cost of every arm takes seconds to count."""
+    sweep = load_config(ABLATIONS)
+    sweep.arms = sweep.arms[:1]
+    return trials(sweep, folder, folder / "tokenizer")[0]
+
+
 def test_arms_cost_the_same():
     sweep = load_config(ABLATIONS)
     made = trials(sweep, Path("runs"), Path("tokenizer"))
@@ -127,7 +134,7 @@ def test_verdicts_are_paired_by_seed():
 
 def test_a_stage_of_another_length_is_refused(tmp_path):
     """Its schedule would be neither's, and what started from it would stay."""
-    stage = trials(load_config(ABLATIONS), tmp_path, tmp_path / "tokenizer")[0].stages[0]
+    stage = first_trial(tmp_path).stages[0]
     stage.check()  # nothing has begun
     wanted = stage.config.train.steps
     stage.path.mkdir(parents=True)
@@ -140,7 +147,7 @@ def test_a_stage_of_another_length_is_refused(tmp_path):
 
 
 def test_a_trial_is_finished_when_its_last_stage_is_scored(tmp_path):
-    trial = trials(load_config(ABLATIONS), tmp_path, tmp_path / "tokenizer")[0]
+    trial = first_trial(tmp_path)
     last = trial.stages[-1]
     assert not trial.finished
     last.path.mkdir(parents=True)
