@@ -29,7 +29,7 @@ def measure(case: str) -> dict[str, float]:
     from simvlm_jax.train.state import prepare
 
     config = load_config("configs/prefixlm.py")
-    rows, length, side = 8, config.text.length, config.data.image_size
+    rows, length, side = 8, 24, config.data.image_size
     batch = {
         "image": np.zeros((rows, 1, side, side, 3), np.uint8),
         "text": np.zeros((rows, length), np.int32),
