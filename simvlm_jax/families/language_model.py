@@ -152,7 +152,9 @@ class LanguageModel(NetworkModel):
             out[name] = decoding_layers(params[name], depth, dtype)
         return out
 
-    def _feed(self, params, cache, tokens, fed):
+    def _feed(
+        self, params: Params, cache: dict[str, Any], tokens: jax.Array, fed: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         new = write(cache["slots"], fed)
         states, layers = self.apply(params, "step", tokens, new, cache["layers"], cache[FIXED])
         return states, {**cache, "slots": new.state, "layers": layers}

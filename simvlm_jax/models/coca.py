@@ -137,7 +137,7 @@ class Network(DecoderNetwork):
         """The upper half: `head` of what follows each slot."""
         return self.head(self._look(states, valid, queries))
 
-    def _look(self, states, valid, queries):
+    def _look(self, states: jax.Array, valid: jax.Array, queries: jax.Array) -> jax.Array:
         """The upper half's states [B,T,D], before the last norm."""
         sight = causal(valid)
         cross = cross_mask(sight, jnp.ones(queries.shape[:2], bool), "right")
@@ -254,7 +254,7 @@ class CoCa(DualEncoder, LanguageModel):
             )
         return sides, terms, aux
 
-    def _class_logits(self, params, batch, streams):
+    def _class_logits(self, params: Params, batch: Rows, streams: Any) -> jax.Array:
         if not self.classes:
             raise ValueError("CoCa has no head to classify with; set config.data.labels.size")
         return self.apply(params, "classify", batch["image"], rngs=streams)

@@ -77,7 +77,7 @@ class Network(DualNetwork):
         self.query, self.out = Linear(width, precise), Linear(width, precise)
         self.logit_scale = Scale(math.log(10.0), -10.0)
 
-    def _mixture_tokens(self, pixels):
+    def _mixture_tokens(self, pixels: jax.Array) -> jax.Array:
         return self.image_tower.encode(normalised(pixels))[2]
 
     def pooled(self, pixels: jax.Array):

@@ -1,6 +1,7 @@
 """Multi-head attention: projections around a kernel, for whole sequences and for a cache of keys and values."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,8 @@ from simvlm_jax.nn.masks import Mask, Sight
 from simvlm_jax.nn.norm import LayerNorm
 from simvlm_jax.nn.rotary import rotate
 from simvlm_jax.nn.sizes import Bias, Rotary
+
+Axes = int | tuple[int, ...]
 
 
 class Attention(nn.Module):
@@ -109,7 +112,7 @@ class Attention(nn.Module):
             out = dense(q, *cache, mask, bias, heads_first=True)[0]
         return self._join(out)
 
-    def _join(self, out_BTHK):
+    def _join(self, out_BTHK: jax.Array) -> jax.Array:
         y = constrain(out_BTHK, "BTHK")
         if isinstance(self.out, Transposed):
             out = multiply_transposed(y, in_use(self.out.kernel, ("D", "H", "K"), self.dtype), inputs=2)
@@ -117,17 +120,17 @@ class Attention(nn.Module):
             out = jnp.einsum("BTHK,HKD->BTD", y, in_use(self.out, ("H", "K", "D"), self.dtype))
         return out if self.out_bias is None else add(out, in_use(self.out_bias, "D"))
 
-    def _queries(self, x, position):
+    def _queries(self, x: jax.Array, position: jax.Array | None) -> jax.Array:
         q = self._project(x, self.query, self.query_bias, "H")
         return self._turned(q if self.norm is None else self.query_norm(q), position)
 
-    def _keys_values(self, x, position):
+    def _keys_values(self, x: jax.Array, position: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         G = self._key_letter
         k = self._project(x, self.key, self.key_offset, G)
         k = self._turned(k if self.norm is None else self.key_norm(k), position)
         return k, self._project(x, self.value, self.value_bias, G)
 
-    def _turned(self, x, position):
+    def _turned(self, x: jax.Array, position: jax.Array | None) -> jax.Array:
         if self.rotary is None:
             return x
         if position is None:
@@ -137,7 +140,7 @@ class Attention(nn.Module):
             )
         return rotate(x, position, self.rotary)
 
-    def _project(self, x, kernel, offset, heads):
+    def _project(self, x: jax.Array, kernel: jax.Array | Transposed, offset: jax.Array | None, heads: str) -> jax.Array:
         if isinstance(kernel, Transposed):
             y = multiply_transposed(x, in_use(kernel.kernel, (heads, "K", "D"), self.dtype))
         else:
@@ -149,13 +152,15 @@ class Attention(nn.Module):
         """The letter of the heads of keys and values."""
         return "H" if self.kv_heads in (0, self.heads) else "G"
 
-    def _kernel(self, name, shape, letters, in_axis, out_axis):
+    def _kernel(
+        self, name: str, shape: tuple[int, ...], letters: tuple[str, ...], in_axis: Axes, out_axis: Axes
+    ) -> Any:
         if self.has_variable("params", name + TRANSPOSED):
             return Transposed(self.get_variable("params", name + TRANSPOSED))
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
         return self.param(name, nn.with_logical_partitioning(init, letters), shape)
 
-    def _offset(self, name, shape, letters, wanted):
+    def _offset(self, name: str, shape: tuple[int, ...], letters: tuple[str, ...], wanted: bool) -> Any:
         if not wanted:
             return None
         return self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, letters), shape)

@@ -18,6 +18,8 @@ from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.position import RelativeBias2D
 from simvlm_jax.nn.sizes import Size, Style
 
+Branch = Callable[[jax.Array], jax.Array]
+
 
 class Shared(NamedTuple):
     """What all blocks of a stack get alike.
@@ -134,7 +136,7 @@ class Block(nn.Module):
         x = self._residual(x, attend, look, lambda h: h)
         return x, written
 
-    def _residual(self, x, attend: Callable, look: Callable, drop: Callable):
+    def _residual(self, x: jax.Array, attend: Branch, look: Branch, drop: Branch) -> jax.Array:
         """The branches around the residual stream: what attends to the sequence, what looks at a context, the mlp."""
         if self.style.block == "parallel":
             h = self.norm_attention(x)
@@ -196,11 +198,11 @@ class CrossLayer(nn.Module):
         """New tokens [B,T,D] -> [B,T,D]."""
         return self._residual(x, lambda h: self.cross_attention.step(h, context, context_mask), lambda h: h)
 
-    def _residual(self, x, look: Callable, drop: Callable):
+    def _residual(self, x: jax.Array, look: Branch, drop: Branch) -> jax.Array:
         x = x + drop(self._gated(look(self.norm_cross(x)), self.gate_cross))
         return x + drop(self._gated(self.mlp(self.norm_mlp(x)), self.gate_mlp))
 
-    def _gated(self, h, gate):
+    def _gated(self, h: jax.Array, gate: Any) -> jax.Array:
         return h if gate is None else h * jnp.tanh(gate).astype(h.dtype)
 
 

@@ -5,15 +5,18 @@ two calls.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from simvlm_jax.nn.masks import Kind, Mask
 
+Implementation = Literal["xla", "cudnn"]
+
 
 def fused(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask | None, implementation: str = "cudnn"
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: Mask | None, implementation: Implementation = "cudnn"
 ) -> jax.Array:
     """Softmax attention [B,T,H,K] of a mask that is full, causal or prefix, without padding or with padding at the right.
 
@@ -42,17 +45,24 @@ def fused(
     return _only(out, queries & keys.any(1, keepdims=True)) if padded else out
 
 
-def _end(valid_BT):
+def _end(valid_BT: jax.Array) -> jax.Array:
     """The position [B] after the last that is valid; 1 at least, so that no row is empty."""
     return jnp.where(valid_BT, 1 + jnp.arange(valid_BT.shape[1], dtype=jnp.int32), 1).max(1)
 
 
-def _only(x, valid_BT):
+def _only(x: jax.Array, valid_BT: jax.Array) -> jax.Array:
     """x [B,T,...] where it is valid, zero elsewhere, and its gradient too."""
     return jnp.where(valid_BT[..., None, None], x, 0)
 
 
-def _attention(q, k, v, implementation, causal=False, lengths=None):
+def _attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    implementation: Implementation,
+    causal: bool = False,
+    lengths: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """One call; lengths: of queries and keys, [B] int32 both."""
     queries, keys = lengths or (None, None)
     call = functools.partial(jax.nn.dot_product_attention, implementation=implementation, is_causal=causal)

@@ -49,7 +49,7 @@ def splash(
     return split(q_BTHK, k_BSGK, v_BSGK, mask)
 
 
-def _of_device(q, k, v, mask: Mask | None, interpret: bool):
+def _of_device(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask | None, interpret: bool) -> jax.Array:
     """Return the attention of the rows and heads that one device has."""
     if mask is None:
         return _call(q, k, v, "full", interpret=interpret)
@@ -69,7 +69,15 @@ def _of_device(q, k, v, mask: Mask | None, interpret: bool):
     return jnp.where(seen[..., None, None], out, 0)
 
 
-def _call(q, k, v, order, prefix=0, ids=None, interpret=False):
+def _call(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    order: str,
+    prefix: int = 0,
+    ids: tuple[jax.Array, jax.Array] | None = None,
+    interpret: bool = False,
+) -> jax.Array:
     """One kernel over all rows; ids: of segments, of queries [B,T] and keys [B,S]."""
     (B, T, H, K), S = q.shape, k.shape[1]
     (block_q, long), (block_k, wide) = _blocks(T), _blocks(S)
@@ -92,7 +100,7 @@ def _blocks(length: int) -> tuple[int, int]:
     return block, count * block
 
 
-def _lengthened(x, length: int, value: int = 0):
+def _lengthened(x: jax.Array, length: int, value: int = 0) -> jax.Array:
     """x [B,T,...] of a longer T."""
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 

@@ -66,15 +66,15 @@ def add(x: jax.Array, parameter: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _add(x, parameter):
+def _add(x: jax.Array, parameter: jax.Array) -> jax.Array:
     return x + parameter.astype(x.dtype)
 
 
-def _add_forward(x, parameter):
+def _add_forward(x: jax.Array, parameter: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _add(x, parameter), jnp.zeros((0, *parameter.shape), parameter.dtype)
 
 
-def _add_backward(like, gradient):
+def _add_backward(like: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows = tuple(range(gradient.ndim - (like.ndim - 1)))
     wide = jnp.promote_types(gradient.dtype, like.dtype)
     return gradient, gradient.astype(wide).sum(rows).astype(like.dtype)

@@ -14,7 +14,7 @@ def gelu(x: jax.Array) -> jax.Array:
     return _gelu_and_slope(x)[0]
 
 
-def _gelu_and_slope(x):
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     c = jnp.asarray((2 / jnp.pi) ** 0.5, x.dtype)
     t = jnp.tanh(c * (x + 0.044715 * x * x * x))
     slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
@@ -57,7 +57,7 @@ class Mlp(nn.Module):
             hidden = ACTIVATIONS[self.activation](hidden)
         return self._map("down", hidden, ("F", "D"), (F, D))
 
-    def _map(self, name, x, letters, shape):
+    def _map(self, name: str, x: jax.Array, letters: tuple[str, str], shape: tuple[int, int]) -> jax.Array:
         xavier, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
         if self.has_variable("params", name + TRANSPOSED):
             kernel = self.get_variable("params", name + TRANSPOSED)

@@ -33,7 +33,7 @@ class ResNetSize:
         return self.width * 32
 
 
-def _shrink(x, stride: int):
+def _shrink(x: jax.Array, stride: int) -> jax.Array:
     return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
 
 

@@ -91,20 +91,20 @@ def parts_of(vocabulary: int, chunk: int) -> int:
     return next((n for n in range(fewest, 2 * fewest) if vocabulary % n == 0), fewest)
 
 
-def _sums(losses, right, weight_BT):
+def _sums(losses: jax.Array, right: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     weight = weight_BT.astype(losses.dtype)
     return jnp.where(weight > 0, losses * weight, 0).sum(), weight.sum(), (right * weight).sum()
 
 
-def _precise(x) -> jnp.dtype:
+def _precise(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _product(x, table):
+def _product(x: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=_precise(x))
 
 
-def _pulled_back(gradient, x, table):
+def _pulled_back(gradient: jax.Array, x: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gradients of `_product`, in fp32 (or wider), from products in the dtype of `x`."""
     gradient = gradient.astype(x.dtype)
     to_x = jnp.einsum("...V,VD->...D", gradient, table, preferred_element_type=_precise(x))
@@ -112,7 +112,7 @@ def _pulled_back(gradient, x, table):
 
 
 @jax.custom_vjp
-def _narrow_product(x, table):
+def _narrow_product(x: jax.Array, table: jax.Array) -> jax.Array:
     return _product(x, table)
 
 
@@ -125,14 +125,14 @@ _narrow_product.defvjp(
 class _Parts:
     """A table [V,D] as n parts of `rows` pieces each, the last of them short by what is `missing`."""
 
-    def __init__(self, table, n: int, dtype):
+    def __init__(self, table: jax.Array, n: int, dtype: Any):
         self.n, self.vocabulary, self.dtype = n, len(table), dtype
         self.rows = -(-self.vocabulary // n)
         self.missing = self.rows * n - self.vocabulary
         padded = jnp.pad(table, ((0, self.missing), (0, 0))) if self.missing else table
         self.table = constrain(padded.reshape(self.rows, n, table.shape[1]), ("V", None, None))
 
-    def logits(self, x, i):
+    def logits(self, x: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(logits [B,T,rows], table [rows,D]) of part i; the logits of rows that are not there are -inf."""
         table = jax.lax.dynamic_index_in_dim(self.table, i, axis=1, keepdims=False).astype(self.dtype)
         logits = constrain(_product(x, table), "BTV")
@@ -142,12 +142,12 @@ class _Parts:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _in_parts(x, table, targets, n: int):
+def _in_parts(x: jax.Array, table: jax.Array, targets: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """(log-likelihood of the targets [B,T], whether they are the likeliest [B,T])."""
     return _forward(x, table, targets, n)[0]
 
 
-def _forward(x, table, targets, n: int):
+def _forward(x: jax.Array, table: jax.Array, targets: jax.Array, n: int) -> Any:
     parts, shape, precise = _Parts(table, n, x.dtype), targets.shape, _precise(x)
 
     def part(carry, i):
@@ -168,7 +168,9 @@ def _forward(x, table, targets, n: int):
     return (target - normaliser, best == targets), (x, table, targets, normaliser)
 
 
-def _backward(n: int, kept, gradients):
+def _backward(
+    n: int, kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, Any]
+) -> tuple[jax.Array, jax.Array, None]:
     x, table, targets, normaliser = kept
     parts, gradient = _Parts(table, n, x.dtype), gradients[0][..., None]
 

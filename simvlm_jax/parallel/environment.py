@@ -12,7 +12,7 @@ _TRIED = ("0.10.2", "0.12.0.1")
 """The jaxlib releases that have the flags below; a flag that XLA does not know aborts the process."""
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
-CPU_FLAGS = dict.fromkeys(_TRIED, (f"--{_YNN}=", "--xla_cpu_prefer_vector_width=512"))
+CPU_FLAGS: dict[str, tuple[str, ...]] = dict.fromkeys(_TRIED, (f"--{_YNN}=", "--xla_cpu_prefer_vector_width=512"))
 """XLA flags under which small models train fastest on CPU, by jaxlib release (benchmarks/cpu_step.md)."""
 
 _CPU_DECODING = {_YNN: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
