@@ -1,17 +1,13 @@
 """Eight CPU devices, warnings as errors where they are ours, one compilation cache outside the clone, tiny shared data."""
 
-import importlib.metadata
+import gc
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from simvlm_jax.parallel.environment import CPU_FLAGS
-
-QUICK = "--xla_backend_optimization_level=0"  # compiling is most of the time
-if importlib.metadata.version("jaxlib") in CPU_FLAGS:  # the releases that are known to have it
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
-"""XLA flags with which programs of tests are compiled fast."""
+QUICK = "--xla_backend_optimization_level=0"
+"""XLA flags with which programs of tests are compiled fast: compiling is most of the time."""
 _DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{_DEVICES} {QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +16,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 _TFDS = tempfile.TemporaryDirectory(prefix="simvlm-tests-")
 os.environ["TFDS_DATA_DIR"] = _TFDS.name
+gc.set_threshold(
+    200_000, 20, 100
+)  # tracing makes millions of objects, which the collector went over a sixth of the time
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
