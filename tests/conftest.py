@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 _TFDS = tempfile.TemporaryDirectory(prefix="simvlm-tests-")
 os.environ["TFDS_DATA_DIR"] = _TFDS.name
-gc.set_threshold(200_000, 20, 100)  # tracing makes millions of objects: a sixth of its time was the collector's
+gc.set_threshold(100_000, 20, 10)  # a sixth of tracing's time was the collector's
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -142,7 +142,7 @@ def packed_layout(rows: Rows, prefix_length: Array, bos: int) -> TextLayout:
     return dataclasses.replace(layout, predicted=layout.predicted & rows["target_mask"], packed=True)
 
 
-def _split(text: jax.Array, segment: jax.Array, position: jax.Array, prefix: jax.Array, bos: int) -> TextLayout:
+def _split(text: Array, segment: Array, position: Array, prefix: Array, bos: int) -> TextLayout:
     """Give the pieces before place `prefix` [B,T] or [B,1] of their text, and predict the others."""
     before = position < prefix
     shifted = jnp.pad(text, ((0, 0), (1, 0)))[:, :-1]

@@ -21,7 +21,7 @@ from simvlm_jax.run.checksums import checksums, damaged
 _STATE, _WEIGHTS, _ABOUT, _SUMS = "state", "weights", "about", "checksums"
 MOST_PARAMETERS = 2**42
 _WRITTEN_IN_PARTS = 2**23
-"""Bytes from which an array that all devices of a process hold is written by each of them in part."""
+"""Bytes from which an array that all devices of a process hold may be written by each of them in part."""
 
 
 @functools.cache
@@ -300,9 +300,11 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
 def _one_copy(x: Any) -> Any:
     """The array, or the first device's copy of a small one that all devices of the only process hold.
 
-    Orbax has each device write a part of such an array, cut by a program of its own: where there are hundreds of small arrays a
-    save takes seconds, most of it for programs.
+    Orbax has each device write a part of an array that several hold, cut by a program of its own for every shape and place: with
+    hundreds of small arrays that takes seconds. Its own limit can be set through its private modules alone, so arrays that are
+    sharded and held twice, and those of several processes, are still cut.
     """
     if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or jax.process_count() > 1:
         return x
-    return x.addressable_data(0) if x.is_fully_replicated and x.nbytes < _WRITTEN_IN_PARTS else x
+    held_by_all = x.is_fully_replicated and len(x.sharding.device_set) > 1
+    return x.addressable_data(0) if held_by_all and x.nbytes < _WRITTEN_IN_PARTS else x

@@ -182,23 +182,47 @@ def test_checkpoints_are_kept_by_policy(tmp_path):
 
 def test_a_save_of_many_small_arrays_compiles_nothing(tmp_path):
     """Orbax would have each device cut its part from every array, by a program for every shape; of large arrays it may."""
-    mesh, compiled = make_mesh(), []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    mesh, events = make_mesh(), []
+
+    def heard(event, *_, **__):
+        events.append(event)
 
     def programs_of_a_save(sizes):
         values = {f"w{size}": np.arange(size, dtype=np.float32) for size in sizes}
         placed = jax.device_put(values, replicated(mesh))
         checkpoints = Checkpoints(tmp_path / str(len(sizes)))
-        compiled.clear()
+        events.clear()
         checkpoints.save(1, {"params": placed}, (placed, {}))
-        found = sum(event.endswith("backend_compile_duration") for event in compiled)
+        found = sum(event.endswith("backend_compile_duration") for event in events)
         checkpoints.wait()
         params, _ = checkpoints.restore_weights(1, lambda name, shape: replicated(mesh))
         jax.tree.map(np.testing.assert_array_equal, params, values)
         return found
 
-    assert programs_of_a_save([8, 16, 24, 32, 40]) == 0
-    assert programs_of_a_save([2**21 + 8]) > 0
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        assert programs_of_a_save([8, 16, 24, 32, 40]) == 0
+        assert programs_of_a_save([2**21 + 8]) > 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_a_save_under_way_keeps_its_bits_while_training_goes_on(tmp_path):
+    """The steps after it take the memory of the state that is being written."""
+    values = {"w": np.arange(64, dtype=np.float32), "rng": jax.random.key(3)}
+    state = jax.device_put(values, replicated(make_mesh()))
+    checkpoints = Checkpoints(tmp_path)
+    step = jax.jit(lambda s: {**s, "w": s["w"] + 1}, donate_argnums=0)
+    checkpoints.save(1, {"params": state}, (state, {}))
+    for _ in range(20):
+        state = step(state)
+    checkpoints.wait()
+    two = replicated(make_mesh(jax.devices()[:2]))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=two), state)
+    found = checkpoints.restore(1, {"params": abstract})["params"]
+    np.testing.assert_array_equal(found["w"], values["w"])
+    np.testing.assert_array_equal(*(jax.random.key_data(x["rng"]) for x in (found, values)))
+    assert float(state["w"][0]) == 20
 
 
 def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):

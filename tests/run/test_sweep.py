@@ -24,7 +24,7 @@ ABLATIONS = str(ROOT / "configs" / "sweeps" / "simvlm_ablations.py")
 
 
 def first_trial(folder):
-    """The first arm's, of a sweep of that arm: the cost of every arm takes seconds to count."""
+    """The trial of the first arm alone: to count what every arm costs takes seconds."""
     sweep = load_config(ABLATIONS)
     sweep.arms = sweep.arms[:1]
     return trials(sweep, folder, folder / "tokenizer")[0]
