@@ -209,8 +209,8 @@ def test_a_save_of_many_small_arrays_compiles_nothing(tmp_path):
 
 def test_a_save_under_way_keeps_its_bits_while_training_goes_on(tmp_path):
     """The steps after it take the memory of the state that is being written."""
-    values = {"w": np.arange(64, dtype=np.float32), "rng": jax.random.key(3)}
-    state = jax.device_put(values, replicated(make_mesh()))
+    values = np.arange(64, dtype=np.float32)
+    state = jax.device_put({"w": values, "rng": jax.random.key(3)}, replicated(make_mesh()))
     checkpoints = Checkpoints(tmp_path)
     step = jax.jit(lambda s: {**s, "w": s["w"] + 1}, donate_argnums=0)
     checkpoints.save(1, {"params": state}, (state, {}))
@@ -220,8 +220,8 @@ def test_a_save_under_way_keeps_its_bits_while_training_goes_on(tmp_path):
     two = replicated(make_mesh(jax.devices()[:2]))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=two), state)
     found = checkpoints.restore(1, {"params": abstract})["params"]
-    np.testing.assert_array_equal(found["w"], values["w"])
-    np.testing.assert_array_equal(*(jax.random.key_data(x["rng"]) for x in (found, values)))
+    np.testing.assert_array_equal(found["w"], values)
+    np.testing.assert_array_equal(*(jax.random.key_data(x) for x in (found["rng"], jax.random.key(3))))
     assert float(state["w"][0]) == 20
 
 
