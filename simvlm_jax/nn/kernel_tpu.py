@@ -122,6 +122,6 @@ def _kernel(order: str, prefix: int, heads: int, T: int, S: int, block_q: int, b
         block_q=block_q, block_kv=block_k, block_q_dkv=block_q, block_kv_dkv=block_k, use_fused_bwd_kernel=fused, **own
     )  # fmt: skip
     make = functools.partial(make_splash_mha, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
-    with ThreadPoolExecutor(1) as apart:  # a thread of its own traces nothing, whatever the caller traces
+    with ThreadPoolExecutor(1) as apart:  # a thread of its own traces nothing, whatever its caller traces
         kernel = apart.submit(make, MultiHeadMask([mask] * heads)).result()
     return jax.tree.map(np.asarray, kernel)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,21 @@ def test_on_a_mesh_every_device_computes_its_rows_and_heads(kv_heads):
         agree(outcome(attention, *given), expected, 2e-6)
         text = str(jax.make_jaxpr(attention)(*given[:3]))
     assert f"f32[1,{H // 2},256,{K}]" in text  # a row and half of the heads, whose 136 slots are a block of 256
+
+
+def test_the_first_call_of_a_kernel_may_be_in_a_scan_of_layers():
+    """Flax traces such a body by a partial evaluation that `jax.ensure_compile_time_eval` does not leave."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return x + splash(x, x, x, None, interpret=True) * self.param("scale", nn.initializers.ones, ()), None
+
+    kernel_tpu._kernel.cache_clear()
+    layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()
+    x = inputs(T)[0]
+    made, _ = jax.eval_shape(layers.init_with_output, jax.random.key(0), x, None)
+    assert made[0].shape == x.shape
 
 
 def test_a_layer_on_a_tpu_is_lowered_to_the_splash_kernel(monkeypatch):
