@@ -110,12 +110,26 @@ def unforeseen(e: BaseException) -> str:
     return f"{type(e).__name__}: {first:.300} (SIMVLM_TRACEBACK=1 shows where)"
 
 
-def _flag_error(e: Exception) -> str:
+def _flag_error(e: BaseException) -> str:
     """Returns what a flag's parser complains of, in a line."""
-    message = str(e).strip().strip('"').replace("\n", " ")
-    if isinstance(e, AttributeError | KeyError) and "config" in repr(sys.argv):  # ml_collections, of a field
-        return f"the config has no field {message.strip(chr(39))}; its fields are set as --config.FIELD=VALUE"
-    return message if isinstance(e, ValueError | OSError) or "lag" in type(e).__name__ else unforeseen(e)
+    # what a config raised comes wrapped by ml_collections, with its traceback as text, and then by absl
+    while e.__context__ is not None and "Error whilst parsing config file" in str(e):
+        e = e.__context__
+    if isinstance(e, AttributeError | KeyError):
+        # of a field, ml_collections nests exceptions, the innermost with the name and a hint in its second line
+        text: object = e
+        while isinstance(text, BaseException):
+            text = text.args[0] if text.args else ""
+        name, _, hint = str(text).replace("'", "").partition("\n")
+        fields = [
+            word.partition("=")[0].split(".")[1:] for word in sys.argv if word.startswith(("--config.", "-config."))
+        ]
+        if any(name in path for path in fields):
+            return f"the config has no field {name}; its fields are set as --config.FIELD=VALUE" + (
+                hint and f". {hint}"
+            )
+    known = isinstance(e, ValueError | OSError) or "lag" in type(e).__name__
+    return str(e).strip().strip('"').replace("\n", " ") if known else unforeseen(e)
 
 
 if __name__ == "__main__":
