@@ -196,7 +196,7 @@ def make_tokenizer(
     origin = text.model or origin
     if origin and Path(origin).is_dir():
         found = Tokenizer.load(origin)
-        return Tokenizer(found.model, text.length or found.vocabulary.length, found.spelling or text.spelling)
+        return found.with_length(text.length or found.vocabulary.length, found.spelling or text.spelling)
     if origin and text.length:
         return Tokenizer.from_file(origin, text.length, text.spelling)
     texts = [t for source in sources.values() for t in spread_texts(source, text.corpus)]
@@ -222,7 +222,7 @@ def make_tokenizer(
             f"longest, of {longest:,}, would make every row as long; config.text.length sets another"
         )
         longest = most
-    return Tokenizer(tokenizer.model, -(-longest // 8) * 8, text.spelling)
+    return tokenizer.with_length(-(-longest // 8) * 8)
 
 
 def make_labels(data: Section, sources: Mapping[str, Source]) -> tuple[str, ...]:

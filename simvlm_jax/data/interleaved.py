@@ -87,7 +87,7 @@ class Interleave:
         lost = 0
         for part in example.get("parts", ()):
             if isinstance(part, str):
-                pieces = self.tokenizer.encode(clean(part))
+                pieces = self.tokenizer.ids_of(part)
                 taken = pieces[: 0 if lost else v.length - len(ids)]
                 ids, index = [*ids, *taken], [*index, *[-1] * len(taken)]
                 lost += len(pieces) - len(taken)

@@ -18,7 +18,7 @@ import numpy as np
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.data.source import Source, understood, without_pictures
 from simvlm_jax.data.transforms import BadExample, Example
-from simvlm_jax.text.tokenizer import Tokenizer, clean
+from simvlm_jax.text.tokenizer import Tokenizer
 
 Piece = tuple[int, int, int]
 """(example, first token, last + 1) of what stands in a row."""
@@ -99,7 +99,7 @@ class Packed:
 
     def _tokens(self, index: int) -> list[int]:
         """Ids of an example's text, and EOS."""
-        ids = self._tokenizer.encode(clean(str(without_pictures(self._source, index).get(self._field) or "")))
+        ids = self._tokenizer.ids_of(str(without_pictures(self._source, index).get(self._field) or ""))
         if not ids:
             raise BadExample(f"the {self._field} is empty")
         return [*ids, self._tokenizer.vocabulary.eos]

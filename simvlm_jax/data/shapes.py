@@ -24,6 +24,8 @@ class StandIn:
     def encode(self, text: str) -> list[int]:
         return [self.vocabulary.size - 1]
 
+    ids_of = encode
+
 
 class _MadeUp:
     """One example with every field that a transform may ask for."""

@@ -211,7 +211,7 @@ def _encode(tokenizer: Tokenizer, example: Example, field: str) -> list[int]:
         )
     if field not in example:
         raise BadExample(f"the example has no {field!r}; it has {sorted(example)}")
-    ids = tokenizer.encode(clean(str(example[field])))
+    ids = tokenizer.ids_of(str(example[field]))
     if not ids:
         raise BadExample("the text is empty" if field == "text" else f"the {field} is empty")
     return ids

@@ -81,7 +81,7 @@ class DualEncoder(NetworkModel):
 
     vocabulary: Vocabulary
     image_size: Side
-    size: str = "tiny"
+    size: Any = "tiny"
     compute: Compute = Compute()
 
     @property

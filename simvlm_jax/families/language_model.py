@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.parts import check_one_text
-from simvlm_jax.core.sharding import constrain
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.core.types import FIXED, Extra, Params, Rows, Vocabulary
 from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.cache import write
-from simvlm_jax.nn.linear import multiply_transposed
+from simvlm_jax.nn.linear import add, multiply_transposed
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
 from simvlm_jax.nn.stack import decoding_layers
 from simvlm_jax.objectives.cross_entropy import token_log_likelihood, vocabulary_logits
@@ -54,20 +54,33 @@ class Teacher(NamedTuple):
 
 class DecoderNetwork(nn.Module):
     """The network of a language model: `step(tokens, written, layers, fixed)` -> (states [B,T,D], layers), see nn.cache.Written;
-    `last_norm(states)` -> [B,T,D]; and `output_table()`, the softmax's weights [V,D].
+    `last_norm(states)` -> [B,T,D]; `output_table()`, the softmax's weights [V,D]; and `output_bias()`, [V] or None.
     """
+
+    def output_bias(self) -> jax.Array | None:
+        return None
 
     def logits(self, states: jax.Array) -> jax.Array:
         """States [B,T,D] to logits [B,T,V] in fp32 (or wider)."""
-        x = self.last_norm(states)
+        x, bias = self.last_norm(states), self.output_bias()
         if self.has_variable("params", OUTPUT):
             table, precise = self.get_variable("params", OUTPUT), statistics_dtype(x.dtype)
-            return constrain(multiply_transposed(x, table, preferred_element_type=precise), "BTV")
-        return vocabulary_logits(x, self.output_table())
+            logits = constrain(multiply_transposed(x, table, preferred_element_type=precise), "BTV")
+        else:
+            logits = vocabulary_logits(x, self.output_table())
+        return logits if bias is None else add(logits, in_use(bias, "V"))
 
     def head(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What logits are products of: states after the last norm [B,T,D], and the table [V,D]."""
-        return self.last_norm(states), self.output_table()
+        """What logits are products of: states after the last norm [B,T,D], and the table [V,D].
+
+        A bias is one more column of the table, beside a state that is 1 everywhere.
+        """
+        x, table, bias = self.last_norm(states), self.output_table(), self.output_bias()
+        if bias is None:
+            return x, table
+        ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        column = in_use(bias, "V", table.dtype)[:, None]
+        return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([table, column], axis=-1)
 
 
 class LanguageModel(NetworkModel):

@@ -6,20 +6,29 @@ from simvlm_jax.core.types import BaseModel, Params, Rngs
 
 
 class NetworkModel(BaseModel):
-    """A model of a `size`, a row of its table SIZES, whose passes are methods of a network that `network_class` makes of it."""
+    """A model of a `size`, whose passes are methods of a network that `network_class` makes of it.
 
-    size: str
+    size: the name of a row of its table SIZES, or such a row itself, which is how weights of any size are taken over.
+    """
+
+    size: Any
 
     SIZES: ClassVar[dict[str, Any]] = {}
     network_class: ClassVar[Any] = None
 
     def __post_init__(self):
-        if self.size not in self.SIZES:
+        if isinstance(self.size, str) and self.size not in self.SIZES:
             raise ValueError(f"{type(self).__name__} size {self.size!r} is not one of {', '.join(self.SIZES)}")
+        row = type(next(iter(self.SIZES.values())))
+        if not isinstance(self.size, str | row):
+            raise ValueError(
+                f"{type(self).__name__} size is {self.size!r:.80}: give a name ({', '.join(self.SIZES)}) or a spec of "
+                f"{row.__module__}:{row.__name__}"
+            )
 
     @property
     def sizes(self) -> Any:
-        return self.SIZES[self.size]
+        return self.SIZES[self.size] if isinstance(self.size, str) else self.size
 
     @property
     def network(self) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from simvlm_jax.core.types import Rows, Vocabulary
 from simvlm_jax.infer.answered import Answered, counts
 from simvlm_jax.text.padding import pad_rows
-from simvlm_jax.text.tokenizer import Tokenizer, clean
+from simvlm_jax.text.tokenizer import Tokenizer
 
 
 def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None = None) -> Answered[Rows]:
@@ -20,7 +20,7 @@ def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None 
       ValueError: a prompt fills the whole text length, and no width says where to cut it.
     """
     vocabulary = tokenizer.vocabulary
-    pieces = [tokenizer.encode(clean(p)) for p in prompts]
+    pieces = [tokenizer.ids_of(p) for p in prompts]
     longest = max(map(len, pieces))
     if width is None and longest >= vocabulary.length:
         raise ValueError(f"a prompt of {longest} pieces leaves no room for an answer in a text of {vocabulary.length}")
@@ -32,7 +32,7 @@ def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None 
 def text_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> Answered[Rows]:
     """Tokenized texts with EOS, T being the run's text length; longer ones lose their end (`texts_cut`)."""
     vocabulary = tokenizer.vocabulary
-    pieces = [[*tokenizer.encode(clean(t)), vocabulary.eos] for t in texts]
+    pieces = [[*tokenizer.ids_of(t), vocabulary.eos] for t in texts]
     text, mask = pad_rows(pieces, vocabulary.length, vocabulary.pad)
     return Answered(
         {"text": text, "text_mask": mask}, counts(texts_cut=sum(len(p) > vocabulary.length for p in pieces))
@@ -46,7 +46,7 @@ def candidate_table(tokenizer: Tokenizer, candidates: Sequence[str], room: int) 
       ValueError: the longest has more than `room` pieces.
     """
     vocabulary = tokenizer.vocabulary
-    pieces = [[*tokenizer.encode(clean(c)), vocabulary.eos] for c in candidates]
+    pieces = [[*tokenizer.ids_of(c), vocabulary.eos] for c in candidates]
     longest = max(map(len, pieces))
     if longest > room:
         raise ValueError(
@@ -58,7 +58,7 @@ def candidate_table(tokenizer: Tokenizer, candidates: Sequence[str], room: int) 
 
 def longest_answer(tokenizer: Tokenizer, answers: Sequence[str]) -> int:
     """Number of pieces of the longest answer, EOS included."""
-    return max(len(tokenizer.encode(clean(a))) + 1 for a in answers)
+    return max(len(tokenizer.ids_of(a)) + 1 for a in answers)
 
 
 def prompt_width(vocabulary: Vocabulary, answer: int) -> int:

@@ -14,7 +14,7 @@ from simvlm_jax.core.types import Rows
 from simvlm_jax.infer.answered import Notes
 from simvlm_jax.infer.prompts import prompt_rows
 from simvlm_jax.text.padding import pad_rows
-from simvlm_jax.text.tokenizer import Tokenizer, clean
+from simvlm_jax.text.tokenizer import Tokenizer
 
 Part = str | np.ndarray
 Request = Sequence[Part]
@@ -103,7 +103,7 @@ def _positions(request: Request, tokenizer: Tokenizer, image_tokens: int) -> tup
     seen = 0
     for part in request:
         if isinstance(part, str):
-            pieces = tokenizer.encode(clean(part))
+            pieces = tokenizer.ids_of(part)
             ids += pieces
             index += [-1] * len(pieces)
         else:

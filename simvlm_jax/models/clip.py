@@ -16,7 +16,6 @@ the update.
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,9 @@ STYLE = Style("quick_gelu", epsilon=1e-5, key_bias=True)
 PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-class Sizes(NamedTuple):
+@buildable("size")
+@dataclasses.dataclass(frozen=True)
+class Sizes:
     """A row of SIZES: image tower and patch, text tower, E, and a conv stem in place of plain patches, where a model is to learn
     in minutes."""
 
@@ -68,13 +69,20 @@ class Network(DualNetwork):
 
     def setup(self):
         m = self.model
-        image, patch, text, width, stem = m.sizes
-        dtype = m.compute.activation_dtype
+        image, text, dtype = m.sizes.image, m.sizes.text, m.compute.activation_dtype
+        width = m.sizes.width
         if isinstance(image, ResNetSize):
             self.image_tower = AttentionResNet(image, m.image_size, width, m.compute)
         else:
             self.image_tower = ViT(
-                image, patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, style=STYLE, stem=stem
+                image,
+                m.sizes.patch,
+                m.image_size,
+                m.compute,
+                pre_norm=True,
+                patch_bias=False,
+                style=STYLE,
+                stem=m.sizes.stem,
             )
             self.image_projection = Linear(width, dtype)
         self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)

@@ -19,7 +19,7 @@ To classify with the encoder frozen, or not (section 4.2), one more pooler of on
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,7 +47,9 @@ from simvlm_jax.objectives.contrastive import softmax_pairs
 from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
 
 
-class Sizes(NamedTuple):
+@buildable("size")
+@dataclasses.dataclass(frozen=True)
+class Sizes:
     """A row of SIZES: encoder and its patch, the decoder's halves, Q, whether embedding and softmax share a table, and a conv
     stem in place of plain patches, where a model is to learn in minutes."""
 
@@ -76,16 +78,23 @@ class Network(DecoderNetwork):
 
     def setup(self):
         m = self.model
-        encoder, patch, lower, upper, queries, tied, stem = m.sizes
-        dtype, D = m.compute.activation_dtype, lower.width
+        sizes, dtype = m.sizes, m.compute.activation_dtype
+        encoder, lower, upper, D = sizes.encoder, sizes.lower, sizes.upper, sizes.lower.width
         self.image_tower = ViT(
-            encoder, patch, m.image_size, m.compute, pool="mean", stem=stem, dropout=m.dropout, drop_path=m.drop_path
+            encoder,
+            sizes.patch,
+            m.image_size,
+            m.compute,
+            pool="mean",
+            stem=sizes.stem,
+            dropout=m.dropout,
+            drop_path=m.drop_path,
         )
-        self.caption_pool = AttentionalPool(queries, D, upper.heads, m.compute)
+        self.caption_pool = AttentionalPool(sizes.queries, D, upper.heads, m.compute)
         self.contrast_pool = AttentionalPool(1, D, upper.heads, m.compute)
         table = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), ("V", "D"))
         self.embedding = self.param("embedding", table, (m.vocabulary.size, D))
-        if not tied:
+        if not sizes.tied:
             self.softmax = self.param("softmax", table, (m.vocabulary.size, D))
         positions = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), (None, "D"))
         self.text_position = self.param("text_position", positions, (m.vocabulary.length, D))

@@ -12,7 +12,6 @@ configs say so to the tokenizer).
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,9 @@ from simvlm_jax.objectives.contrastive import sigmoid_pairs
 STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
 
 
-class Sizes(NamedTuple):
+@buildable("size")
+@dataclasses.dataclass(frozen=True)
+class Sizes:
     """A row of SIZES: both towers, whose width is E, patch, and a conv stem in place of plain patches, where a model is to learn
     in minutes."""
 
@@ -55,7 +56,7 @@ class Network(DualNetwork):
 
     def setup(self):
         m = self.model
-        size, patch, stem = m.sizes
+        size, patch, stem = m.sizes.tower, m.sizes.patch, m.sizes.stem
         self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=stem)
         self.text_tower = TextTower(
             size, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE

@@ -41,6 +41,10 @@ class TokenEmbedding(nn.Module):
         # looked up before the cast, so that the gradient of a row is summed in float32
         return constrain(in_use(self.embedding, "VD")[tokens_BT].astype(self.dtype), "BTD")
 
+    def table(self) -> jax.Array:
+        """The head's weights [V,D] in the dtype of the activations."""
+        return in_use(self.softmax, "VD", self.dtype)
+
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits [B,T,V] in fp32 (or wider) of what follows each state [B,T,D]."""
         table, precise = in_use(self.softmax, "VD", x_BTD.dtype), statistics_dtype(x_BTD.dtype)

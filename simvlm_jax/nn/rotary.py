@@ -7,7 +7,7 @@ product of a query and a key depends on the distance of their positions alone. W
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.nn.sizes import Rotary, statistics_dtype
+from simvlm_jax.nn.sizes import Longer, Rotary, statistics_dtype
 
 
 def rotate(x_BTHK: jax.Array, position_BT: jax.Array, rotary: Rotary) -> jax.Array:
@@ -15,6 +15,7 @@ def rotate(x_BTHK: jax.Array, position_BT: jax.Array, rotary: Rotary) -> jax.Arr
     R = rotary.width(x_BTHK.shape[-1])
     precise = statistics_dtype(x_BTHK.dtype)
     speed = rotary.base ** (jnp.arange(0, R, 2, dtype=precise) / -R)
+    speed = speed if rotary.longer is None else _slowed(speed, rotary.longer)
     angle = position_BT.astype(precise)[:, :, None, None] * speed
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turning = x_BTHK[..., :R].astype(precise)
@@ -23,3 +24,12 @@ def rotate(x_BTHK: jax.Array, position_BT: jax.Array, rotary: Rotary) -> jax.Arr
     pairs = (a * cos - b * sin, b * cos + a * sin)
     turned = jnp.concatenate(pairs, axis=-1) if half else jnp.stack(pairs, axis=-1).reshape(turning.shape)
     return jnp.concatenate([turned.astype(x_BTHK.dtype), x_BTHK[..., R:]], axis=-1)
+
+
+def _slowed(speed: jax.Array, longer: Longer) -> jax.Array:
+    """Angles a position [R/2], slowed down as `longer` says."""
+    if not longer.original:
+        return speed / longer.factor
+    turns = longer.original * speed / (2 * jnp.pi)
+    kept = jnp.clip((turns - longer.slow) / (longer.fast - longer.slow), 0, 1)
+    return speed * (kept + (1 - kept) / longer.factor)

@@ -25,6 +25,7 @@ _POLICIES = {
 }
 
 
+@buildable("stack", "image", "text", "tower", "encoder", "decoder", "lower", "upper")
 @dataclasses.dataclass(frozen=True)
 class Size:
     """The numbers of a transformer stack: width D, depth L, heads H and mlp width F.
@@ -83,6 +84,7 @@ TOWERS = {
 """Towers that papers share."""
 
 
+@buildable("bias")
 @dataclasses.dataclass(frozen=True)
 class Bias:
     """Which projections of attention, mlps and norms have a bias. The keys' is `Style.key_bias`."""
@@ -97,18 +99,41 @@ class Bias:
 NO_BIAS = Bias(False, False, False, False, False)
 
 
+@buildable("longer")
+@dataclasses.dataclass(frozen=True)
+class Longer:
+    """Rotary frequencies slowed down for texts longer than those of pretraining.
+
+    factor: by which all are divided (position interpolation, Chen et al., arXiv 2306.15595), or where `original` is set only
+    the slow ones (Llama 3.1). original: the length of pretraining, in positions. slow, fast: frequencies that turn less than
+    `slow` times in `original` are divided by the factor, those that turn more than `fast` times stay, and those between are
+    blended.
+    """
+
+    factor: float
+    original: int = 0
+    slow: float = 1.0
+    fast: float = 4.0
+
+    def __post_init__(self):
+        if self.factor < 1 or self.original < 0 or not 0 < self.slow < self.fast:
+            raise ValueError(f"{self}: it needs factor >= 1, original >= 0 and 0 < slow < fast")
+
+
+@buildable("rotary")
 @dataclasses.dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding of queries and keys (Su et al., arXiv 2104.09864, section 3.2); see nn.rotary.
 
     base: pair i of R / 2 turns by position * base^(-2i / R). share: R / K, the share of the head width K that turns, its first
     components; the rest has no position. pairing: which components turn together: "half" (i and i + R / 2: LLaMA, GPT-NeoX,
-    Phi) or "interleaved" (2i and 2i + 1: the paper, GPT-J).
+    Phi) or "interleaved" (2i and 2i + 1: the paper, GPT-J). longer: how frequencies are slowed down, None for not at all.
     """
 
     base: float = 10_000.0
     share: float = 1.0
     pairing: str = "half"
+    longer: Longer | None = None
 
     def __post_init__(self):
         if self.pairing not in ("half", "interleaved"):
@@ -131,6 +156,7 @@ class Rotary:
         return width
 
 
+@buildable("style")
 @dataclasses.dataclass(frozen=True)
 class Style:
     """How a family builds its blocks.

@@ -1,6 +1,7 @@
-"""Sentencepiece behind a contract: the tokenizer travels with the checkpoint, and a mismatch is an error.
+"""Tokenizers behind a contract: the tokenizer travels with the checkpoint, and a mismatch is an error.
 
-A tokenizer folder holds `tokenizer.model` and `contract.json` (size, special ids, text length, sha256 of the model).
+A tokenizer folder holds the tokenizer itself, `tokenizer.model` (sentencepiece) or `tokenizer.json` (Hugging Face tokenizers),
+`contract.json` (size, special ids, text length, sha256 of the tokenizer) and, of models that chat, `chat.jinja`.
 Ids of our own models: pad 0, bos 1, eos 2, unk 3.
 """
 
@@ -9,22 +10,26 @@ import io
 import json
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 from msgspec import Meta, Struct
 
-from simvlm_jax.core.files import MOST_RECORD, read_bytes, read_json, write_whole
+from simvlm_jax.core.files import MOST_RECORD, read_bytes, read_json, read_text, write_whole
 from simvlm_jax.core.schema import Count, Positive, check
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.text.chat import rendered
+from simvlm_jax.text.json_pieces import JsonPieces
+from simvlm_jax.text.pieces import Pieces, Roles
+from simvlm_jax.text.sentencepieces import SentencePieces
 
-MODEL, CONTRACT = "tokenizer.model", "contract.json"
+MODEL, JSON, CONTRACT, CHAT = "tokenizer.model", "tokenizer.json", "contract.json", "chat.jinja"
 ASCII = "".join(chr(c) for c in range(33, 127))
 """Characters every tokenizer trained here knows, unless it is tiny, so that a run can be fine-tuned on other English text."""
 
 
-SPELLINGS = ("", "lower", "plain")
+SPELLINGS = ("", "lower", "plain", "exact")
 LONGEST = 2**17
 """Pieces of a text."""
 
@@ -39,23 +44,27 @@ class Contract(Struct):
     eos: Count
     sha256: str
     spelling: str = ""
+    given: bool = False
 
 
 class Tokenizer:
-    """A sentencepiece model, the text length of the run, and how texts are spelt before they are cut into pieces.
+    """A tokenizer, the text length of the run, and how texts are spelt before they are cut into pieces.
 
-    spelling: "" as they are, "lower" in lower case, "plain" in lower case without punctuation.
+    Args:
+      model: a sentencepiece `.model` or a tokenizer.json, as bytes.
+      length: pieces of the longest text, T.
+      spelling: "" as they are, on one line; "lower" in lower case, "plain" in lower case without punctuation; "exact" with all
+        white space, as language models of other people read texts.
+      roles: size and special ids, where they are not those that the file tells.
+      chat: a Jinja template of chats (text/chat.py), "" for none.
 
-    A model without a pad piece pads with its eos, one without bos starts from its pad: neither is ever a target.
+    Raises:
+      ValueError: it is no tokenizer, or the length, the spelling or the roles are not to be had.
     """
 
-    def __init__(self, model: bytes, length: int, spelling: str = ""):
-        import sentencepiece
-
+    def __init__(self, model: bytes, length: int, spelling: str = "", roles: Roles | None = None, chat: str = ""):
         if spelling not in SPELLINGS:
             raise ValueError(f"text spelling {spelling!r} is not one of {', '.join(map(repr, SPELLINGS))}")
-        self.spelling = spelling
-
         if not 2 <= length <= LONGEST:
             why = (
                 "leaves no room for a piece and the end-of-text id"
@@ -63,21 +72,25 @@ class Tokenizer:
                 else f"is more than {LONGEST:,} pieces"
             )
             raise ValueError(f"text length {length} {why}")
-        self.model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except Exception as e:
-            raise ValueError(f"not a sentencepiece model ({len(model)} bytes): {e}") from e
-        p = self._processor
-        if p.eos_id() < 0:
-            raise ValueError("the sentencepiece model has no eos piece; train one with eos_id set")
-        pad = p.pad_id() if p.pad_id() >= 0 else p.eos_id()
-        bos = p.bos_id() if p.bos_id() >= 0 else pad
-        self.vocabulary = Vocabulary(size=p.get_piece_size(), length=length, pad=pad, bos=bos, eos=p.eos_id())
+        self.model, self.spelling, self.chat = model, spelling, chat
+        self.is_json = model.lstrip()[:1] == b"{"
+        self._pieces: Pieces = JsonPieces(model) if self.is_json else SentencePieces(model)
+        self.given = roles is not None
+        self.roles = found = roles or self._pieces.roles
+        if found.size < self._pieces.count or not all(0 <= i < found.size for i in found[1:]):
+            raise ValueError(
+                f"{found}: a tokenizer of {self._pieces.count} pieces needs as many ids at least, and its special ids among them"
+            )
+        self.vocabulary = Vocabulary(found.size, length, found.pad, found.bos, found.eos)
+
+    def with_length(self, length: int, spelling: str | None = None) -> "Tokenizer":
+        """The same tokenizer for texts of another length, and with another spelling where one is given."""
+        spelling = self.spelling if spelling is None else spelling
+        return Tokenizer(self.model, length, spelling, self.roles if self.given else None, self.chat)
 
     @classmethod
     def from_file(cls, path: str | Path, length: int, spelling: str = "") -> "Tokenizer":
-        """Reads a `.model` file."""
+        """Reads a `.model` file, or a tokenizer.json."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer model {str(path)!r} does not exist")
         return cls(read_bytes(path), length, spelling)
@@ -123,21 +136,38 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Piece ids, without special ids; half a surrogate pair counts as U+FFFD."""
-        return self._processor.encode(spelt(whole(text), self.spelling))
+        return self._pieces.encode(spelt(whole(text), self.spelling))
+
+    def ids_of(self, text: str | bytes) -> list[int]:
+        """Piece ids of a text as data and people give it: made one line, unless the spelling is exact."""
+        if self.spelling != "exact":
+            return self.encode(clean(text))
+        return self.encode(text if isinstance(text, str) else text.decode("utf-8", errors="replace"))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; stops at EOS, skips pad and bos, and ignores ids outside the vocabulary."""
+        """Text of ids; stops at EOS, skips pad and bos, and ignores ids without a piece."""
         kept = []
         for i in ids:
             if i == self.vocabulary.eos:
                 break
-            if i not in (self.vocabulary.pad, self.vocabulary.bos) and 0 <= i < self.vocabulary.size:
+            if i not in (self.vocabulary.pad, self.vocabulary.bos) and 0 <= i < self._pieces.count:
                 kept.append(int(i))
-        return self._processor.decode(kept)
+        return self._pieces.decode(kept)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The pieces behind ids, as a person reads them."""
-        return [self._processor.id_to_piece(int(i)).replace("▁", " ") for i in ids]
+        return [self._pieces.piece(int(i)) if 0 <= i < self._pieces.count else "" for i in ids]
+
+    def chat_of(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat as the text that its model continues. messages: {"role": "system", "user" or "assistant", "content"}.
+
+        Raises:
+          ValueError: the model has no template of chats, or the template refuses these messages.
+        """
+        if not self.chat:
+            raise ValueError("this run's tokenizer has no template of chats (chat.jinja); give a plain text instead")
+        bos, eos = self.pieces([self.vocabulary.bos, self.vocabulary.eos])
+        return rendered(self.chat, messages, bos, eos)
 
     @property
     def sha256(self) -> str:
@@ -147,10 +177,11 @@ class Tokenizer:
         """What must agree between a run and its tokenizer."""
         v = self.vocabulary
         own = {"size": v.size, "length": v.length, "pad": v.pad, "bos": v.bos, "eos": v.eos, "sha256": self.sha256}
-        return own | ({"spelling": self.spelling} if self.spelling else {})
+        own |= {"spelling": self.spelling} if self.spelling else {}
+        return own | ({"given": True} if self.given else {})
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model and then the contract; a folder without a contract is not a tokenizer.
+        """Writes the tokenizer and then the contract; a folder without a contract is not a tokenizer.
 
         Raises:
           OSError: the folder is a file, or cannot be made.
@@ -161,7 +192,9 @@ class Tokenizer:
                 f"{blocked} is a file, where a tokenizer needs a folder; name another, or remove the file"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / MODEL, self.model, own=True)
+        write_whole(folder / (JSON if self.is_json else MODEL), self.model, own=True)
+        if self.chat:
+            write_whole(folder / CHAT, self.chat, own=True)
         write_whole(folder / CONTRACT, json.dumps(self.contract(), indent=1), own=True)
 
     @classmethod
@@ -172,7 +205,12 @@ class Tokenizer:
             raise FileNotFoundError(f"{folder} holds no tokenizer ({CONTRACT} is missing)")
         contract = read_json(folder / CONTRACT, most=MOST_RECORD)
         check(contract, Contract, f"{folder / CONTRACT}: it")
-        found = cls.from_file(folder / MODEL, contract["length"], contract.get("spelling", ""))
+        path = folder / (JSON if (folder / JSON).is_file() else MODEL)
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer model {str(path)!r} does not exist")
+        roles = Roles(*(contract[k] for k in Roles._fields)) if contract.get("given") else None
+        chat = read_text(folder / CHAT, MOST_RECORD) if (folder / CHAT).is_file() else ""
+        found = cls(read_bytes(path), contract["length"], contract.get("spelling", ""), roles, chat)
         own = found.contract()
         differing = {k: (contract[k], own.get(k)) for k in contract if contract[k] != own.get(k)}
         if differing:
@@ -208,7 +246,7 @@ class NoTokenizer(Tokenizer):
 
 def spelt(text: str, spelling: str) -> str:
     """A text as a tokenizer of that spelling reads it."""
-    if spelling:
+    if spelling in ("lower", "plain"):
         text = text.lower()
     return " ".join(text.translate(_PUNCTUATION).split()) if spelling == "plain" else text
 

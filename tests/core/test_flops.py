@@ -199,7 +199,8 @@ def vit(size, patch, side, stem, more=0, head=0.0):
 
 
 def clip(m, B, T):
-    image, patch, text, E, stem = m.sizes
+    s = m.sizes
+    image, patch, text, E, stem = s.image, s.patch, s.text, s.width, s.stem
     if isinstance(image, ResNetSize):
         first, seen = resnet(image, m.image_size, E)
     else:
@@ -213,7 +214,7 @@ def pairs(B, E):
 
 
 def siglip(m, B, T):
-    size, patch, stem = m.sizes
+    size, patch, stem = m.sizes.tower, m.sizes.patch, m.sizes.stem
     D, P = size.width, m.image_tokens
     first, seen = vit(size, patch, m.image_size, stem, 0, pool(1, D, P) + 4.0 * D * size.mlp)
     return first, B * (seen + stack(size, T) + 2.0 * D * D) + 2.0 * B * B * D
@@ -227,7 +228,8 @@ def llip(m, B, T):
 
 
 def coca(m, B, T):
-    encoder, patch, lower, upper, Q, _, stem = m.sizes
+    s = m.sizes
+    encoder, patch, lower, upper, Q, stem = s.encoder, s.patch, s.lower, s.upper, s.queries, s.stem
     D, W, P = lower.width, encoder.width, m.image_tokens
     first, seen = vit(encoder, patch, m.image_size, stem)
     each = seen + pool(Q, D, P, W) + pool(1, D, Q) + stack(lower, T + 1) + stack(upper, T, Q)
@@ -302,7 +304,7 @@ def test_a_frozen_encoder_costs_its_forward_pass():
     batch = rows(model, 3, label=((3,), "int32"))
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch)[0])
     flags = match(shapes, (("probe_", True),), False)
-    encoder, patch, *_, stem = model.sizes
+    encoder, patch, stem = model.sizes.encoder, model.sizes.patch, model.sizes.stem
     D, P = encoder.width, model.image_tokens
     head = 2.0 * D * 9
     seen = vit(encoder, patch, 32, stem)[1]

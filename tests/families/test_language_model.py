@@ -34,7 +34,7 @@ def made(request):
     """(model, params, rows with prompts of 0 to 2 pieces)."""
     kind, fields = MODELS[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(coca.SIZES, "untied", coca.SIZES["tiny"]._replace(tied=False))
+        patch.setitem(coca.SIZES, "untied", dataclasses.replace(coca.SIZES["tiny"], tied=False))
         model, batch = kind(V, 32, **fields), random_rows(4)
         params = nn.unbox(jax.jit(model.init)(jax.random.key(0), {"pairs": batch})[0])
         params = jax.tree.map(lambda x: 1.5 * x, params)  # sharper logits, so that hypotheses differ
