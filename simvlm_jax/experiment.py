@@ -137,6 +137,11 @@ def _check_run(config: Any, directory: RunDir, variant: str, training: bool) -> 
         directory.record()  # an error where there is no run; what is built is the config that was named
         if not directory.begun:
             raise FileNotFoundError(f"{directory.path} has no checkpoint to evaluate")
+    if training and directory.imported:
+        raise ValueError(
+            f"{directory.path} holds imported weights and no training to continue; train from them in a run of its own, with "
+            f'another --workdir and --config.train.init_from="({str(directory.path)!r},)"'
+        )
     directory.check(config, variant)
 
 

@@ -21,6 +21,7 @@ ARROWS = {
     "parallel": {"core"},
     "text": {"core"},
     "decode": {"core"},
+    "interop": {"text", "core"},
     "families": {"nn", "objectives", "core"},
     "models": {"families", "nn", "objectives", "core"},
     "data": {"text", "core"},
@@ -28,13 +29,13 @@ ARROWS = {
     "train": {"run", "parallel", "core"},
     "infer": {"decode", "run", "text", "parallel", "core"},
     "eval": {"infer", "decode", "data", "run", "parallel", "text", "core"},
-    "jobs": {"infer", "data", "run", "text", "parallel", "core"},
+    "jobs": {"interop", "infer", "data", "run", "text", "parallel", "core"},
     "materials": EVERYTHING,
     "experiment": EVERYTHING | {"materials"},
     "sweep": EVERYTHING | {"materials", "experiment"},
     "main": EVERYTHING | {"experiment"},
     "api": EVERYTHING,
-    "cli": EVERYTHING | {"materials", "experiment", "sweep", "main", "api", "jobs"},
+    "cli": EVERYTHING | {"interop", "materials", "experiment", "sweep", "main", "api", "jobs"},
 }
 FILES = sorted(p for folder in ("simvlm_jax", "configs", "tests") for p in (ROOT / folder).rglob("*.py"))
 MODELS = sorted(p.stem for p in (PACKAGE / "models").glob("*.py") if p.stem != "__init__")
@@ -46,10 +47,14 @@ ORDINARY = {
         "train/optimizer.py: clip",
         "clip_class_name",
         "{} clip art",
+        "open_clip",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
     }
 }
 """Code in which a model's name is an ordinary word (gradients and numbers are clipped; an option of the optimizer says how far),
-or a column of someone's table."""
+a column of someone's table, or the name of another library and its files."""
 
 
 class _Tokenizer:
@@ -179,7 +184,8 @@ LIGHT = (
     "from simvlm_jax.cli import main; main(['--help'])",
     "import simvlm_jax.main, simvlm_jax.cli.caption, simvlm_jax.cli.metrics, simvlm_jax.cli.data",
     "import simvlm_jax.cli.eval, simvlm_jax.cli.eval_diff, simvlm_jax.cli.sweep, simvlm_jax.cli.plan",
-    "import simvlm_jax.cli.embed, simvlm_jax.cli.classify, simvlm_jax.cli.search",
+    "import simvlm_jax.cli.embed, simvlm_jax.cli.classify, simvlm_jax.cli.search, simvlm_jax.cli.complete",
+    "import simvlm_jax.cli.import_weights, simvlm_jax.cli.export_weights, simvlm_jax.cli.fetch",
 )
 
 

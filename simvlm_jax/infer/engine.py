@@ -207,6 +207,14 @@ class Engine:
         _check_likelihoods(scores.max(1))
         return Answered(scores, notes)
 
+    def score_prompts(self, prompts: Sequence[str]) -> Answered[np.ndarray]:
+        """Log-likelihood [N] (nats) of each text after its first piece, without an EOS; texts as in `generate`."""
+        rows, notes = prompt_rows(self.tokenizer, prompts)
+        first = np.ones(len(prompts), np.int32)
+        found = self.apply("the likelihood of texts", "score_text", {**rows, "prefix_length": first})
+        _check_likelihoods(found)
+        return Answered(found, notes)
+
     # ---- the shared space ----------------------------------------------------------------------------------------
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:

@@ -122,6 +122,18 @@ class Checkpoints:
             args = {name: ocp.args.StandardSave(jax.tree.map(_one_copy, tree)) for name, tree in items.items()}
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=scored, force=True, custom_metadata=kept)
 
+    def save_weights(self, step: int, weights: Any) -> None:
+        """Starts a save of weights alone, (params, extra): to be used and started from, and never trained on.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        tree = {"params": weights[0], "extra": weights[1]}
+        with self._written():
+            kept = {_ABOUT: self.about, _SUMS: {_WEIGHTS: checksums(tree)}}
+            args = ocp.args.Composite(**{_WEIGHTS: ocp.args.StandardSave(tree)})
+            self._manager.save(step, args=args, force=True, custom_metadata=kept)
+
     def check_about(self, step: int) -> None:
         """Compares what the weights of a step belong to with `about`, as far as both tell it.
 

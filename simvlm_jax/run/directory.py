@@ -39,10 +39,12 @@ MAY_CHANGE = (
 
 
 OWN = re.compile(
-    r"(config|environment|labels|letters|results)\.json|(metrics|quarantine)(-\d+)?\.jsonl|results-\d+\.json|report\.html"
+    r"(config|environment|labels|letters|parity|results)\.json|(metrics|quarantine)(-\d+)?\.jsonl|results-\d+\.json|report\.html"
     r"|running\.lock|events\.out\.tfevents.*"
 )
 """Names of the files that a run directory is made of."""
+PARITY = "parity.json"
+"""What was compared when weights were imported or exported; a run that has it was not trained here."""
 OWN_FOLDERS = ("checkpoints", "tokenizer", "hosts")
 MOST_LINE = 2**20
 """Characters of a row of metrics."""
@@ -64,9 +66,14 @@ class RunDir:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything to continue: a row of metrics or a checkpoint."""
+        """Whether there is anything to continue: a row of metrics, a checkpoint, or weights that were imported."""
         metrics = self.path / "metrics.jsonl"
-        return (metrics.exists() and metrics.stat().st_size > 0) or self.newest_step() > 0
+        return (metrics.exists() and metrics.stat().st_size > 0) or self.newest_step() > 0 or self.imported
+
+    @property
+    def imported(self) -> bool:
+        """Whether its weights were imported, so that there is nothing to train on from."""
+        return (self.path / PARITY).exists()
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 without any."""

@@ -91,7 +91,7 @@ class TextSection(Struct):
     vocabulary: Annotated[int, Meta(ge=8, le=2**24)] = 320
     length: Annotated[int, Meta(ge=0, le=2**17)] = 0
     corpus: Positive = 10_000
-    spelling: Literal["", "lower", "plain", "exact"] = ""
+    spelling: Literal["", "lower", "plain", "mended", "exact"] = ""
 
 
 class Mesh(Struct):

@@ -6,6 +6,7 @@ Ids of our own models: pad 0, bos 1, eos 2, unk 3.
 """
 
 import hashlib
+import html
 import io
 import json
 import re
@@ -29,7 +30,7 @@ ASCII = "".join(chr(c) for c in range(33, 127))
 """Characters every tokenizer trained here knows, unless it is tiny, so that a run can be fine-tuned on other English text."""
 
 
-SPELLINGS = ("", "lower", "plain", "exact")
+SPELLINGS = ("", "lower", "plain", "mended", "exact")
 LONGEST = 2**17
 """Pieces of a text."""
 
@@ -53,8 +54,9 @@ class Tokenizer:
     Args:
       model: a sentencepiece `.model` or a tokenizer.json, as bytes.
       length: pieces of the longest text, T.
-      spelling: "" as they are, on one line; "lower" in lower case, "plain" in lower case without punctuation; "exact" with all
-        white space, as language models of other people read texts.
+      spelling: "" as they are, on one line; "lower" in lower case, "plain" in lower case without punctuation, "mended" in
+        lower case with broken encodings, curly quotes and HTML's entities mended (as CLIP's authors read texts); "exact" with
+        all white space, as language models of other people read texts.
       roles: size and special ids, where they are not those that the file tells.
       chat: a Jinja template of chats (text/chat.py), "" for none.
 
@@ -77,6 +79,8 @@ class Tokenizer:
         self._pieces: Pieces = JsonPieces(model) if self.is_json else SentencePieces(model)
         self.given = roles is not None
         self.roles = found = roles or self._pieces.roles
+        if found.eos < 0:
+            raise ValueError("the sentencepiece model has no eos piece; train one with eos_id set")
         if found.size < self._pieces.count or not all(0 <= i < found.size for i in found[1:]):
             raise ValueError(
                 f"{found}: a tokenizer of {self._pieces.count} pieces needs as many ids at least, and its special ids among them"
@@ -246,7 +250,11 @@ class NoTokenizer(Tokenizer):
 
 def spelt(text: str, spelling: str) -> str:
     """A text as a tokenizer of that spelling reads it."""
-    if spelling in ("lower", "plain"):
+    if spelling == "mended":
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    if spelling in ("lower", "plain", "mended"):
         text = text.lower()
     return " ".join(text.translate(_PUNCTUATION).split()) if spelling == "plain" else text
 

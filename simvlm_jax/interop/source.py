@@ -1,0 +1,86 @@
+"""Someone's weights: a file, or a folder with a config and a tokenizer beside it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simvlm_jax.core.files import BadFile, read_json
+from simvlm_jax.interop.formats import gguf_file, npz, pickled, safetensors_file
+from simvlm_jax.interop.formats.tensors import Tensors
+
+CONFIGS = ("config.json", "open_clip_config.json")
+_WEIGHTS = (
+    *(
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ),
+    *("pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
+)
+"""Files of weights that folders have, the best first."""
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".npz", ".gguf", ".bin", ".pt", ".pth")
+
+
+class Source(NamedTuple):
+    """Weights and what came with them.
+
+    layout: "hf" (a config.json beside them), "open_clip", "gguf", "npz" or "bare" (nothing beside them). config: what the config
+    or the metadata say, {} for nothing. folder: of the tokenizer and the like. file: of the weights.
+    """
+
+    file: Path
+    folder: Path
+    layout: str
+    tensors: Tensors
+    config: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What the source says it is: model_type of a config.json, or the architecture of a GGUF; "" for nothing."""
+        return str(self.config.get("model_type") or self.config.get("general.architecture") or "")
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens a file of weights, or a folder with one.
+
+    Raises:
+      FileNotFoundError: there is none. BadFile: it cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{str(path)!r} does not exist; name a file of weights or a folder with one")
+    file = _weights(path) if path.is_dir() else path
+    name = file.name
+    if name.endswith(".gguf"):
+        found = gguf_file.read(file)
+        return Source(file, file.parent, "gguf", found.tensors, found.metadata)
+    if name.endswith(".npz"):
+        return Source(file, file.parent, "npz", npz.read(file), {})
+    if name.endswith((".safetensors", safetensors_file.INDEX)):
+        tensors = safetensors_file.read(file)
+    elif name.endswith((".bin", ".pt", ".pth")):
+        tensors = pickled.read(file)
+    else:
+        raise BadFile(
+            f"{str(file)!r} ends in none of {', '.join(SUFFIXES)}; name a file of weights or a folder with one"
+        )
+    for config in CONFIGS:
+        if (file.parent / config).is_file():
+            said = read_json(file.parent / config)
+            if not isinstance(said, dict):
+                raise BadFile(f"{file.parent / config} holds no record")
+            layout = "open_clip" if "model_cfg" in said or config != "config.json" else "hf"
+            return Source(file, file.parent, layout, tensors, said)
+    return Source(file, file.parent, "bare", tensors, {})
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights in a folder: one with a usual name, or the only one."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES))
+    if len(found) != 1:
+        what = f"holds {len(found)} ({', '.join(p.name for p in found[:4])}); name one" if found else "holds none"
+        raise FileNotFoundError(f"{str(folder)!r} {what}: a file that ends in {', '.join(SUFFIXES)}")
+    return found[0]

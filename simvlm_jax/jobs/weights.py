@@ -1,0 +1,193 @@
+"""Weights of other people as run directories, and runs as weights that other people's programs load."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from simvlm_jax.core.files import partial_of, write_whole
+from simvlm_jax.core.trees import path_name
+from simvlm_jax.core.types import Model
+from simvlm_jax.interop.family import NOTHING_SAID, Family, Options, families, family_of
+from simvlm_jax.interop.formats import safetensors_file
+from simvlm_jax.interop.reference import Reference, compare
+from simvlm_jax.interop.source import open_source
+from simvlm_jax.interop.table import give, stacked, take, unstacked
+from simvlm_jax.run.directory import PARITY
+from simvlm_jax.run.imported import check_free, config_of, write_run
+from simvlm_jax.run.load import Loaded, build_model, load_run
+from simvlm_jax.text.tokenizer import NoTokenizer
+
+EXTRA = "extra/"
+Log = Callable[[str], None]
+
+
+def import_run(
+    source: str,
+    out: str,
+    family: str = "",
+    options: Options = NOTHING_SAID,
+    outputs: bool = False,
+    log: Log = lambda text: None,
+) -> dict[str, Any]:
+    """Makes a run directory of someone's weights, and returns what its parity.json holds.
+
+    source: a file of weights, or a folder with one. family: by default what the source says it is. outputs: whether outputs are
+    compared with those of the reference implementation too, for which torch has to be installed.
+
+    Raises:
+      ValueError: the weights do not fit the family, in one message that lists all that is wrong. FileNotFoundError,
+      FileExistsError: no source, or something is at `out`.
+    """
+    place = Path(out).expanduser()
+    check_free(place)
+    opened = open_source(source)
+    name, chosen = family_of(opened, family)
+    plan = chosen.plan(opened, options)
+    tokenizer = plan.tokenizer or NoTokenizer()
+    config = config_of(plan.model, tokenizer, plan.pixels, plan.labels)
+    model = build_model(config.model, config.data.image_size, tokenizer, plan.labels)
+    table, wanted = chosen.table(opened, model), shapes_of(one_by_one(model))
+    log(f"{opened.file}: {len(opened.tensors)} arrays of {name} ...")
+    arrays, dropped = take(table, opened.tensors, wanted, str(opened.file))
+    for key, why in dropped.items():
+        log(f"left out: {key} ({why})")
+    compared = {"weights": worst(give(table, arrays), opened.tensors)}
+    weights = weights_of(model, arrays)
+    if outputs:
+        reference = _reference(name, chosen, opened.layout)
+        compared |= compare(reference, reference.load(opened.folder), model, *weights)
+    report = {"family": name, "source": str(opened.file), "compared": compared, "dropped": dropped}
+    write_run(place, config, model, tokenizer, plan.labels, weights, report)
+    count = sum(x.size for x in arrays.values())
+    log(f"{place}: {type(model).__name__} of {count:,} parameters")
+    return report
+
+
+def export_run(
+    run: str,
+    out: str,
+    family: str,
+    format: str = "hf",
+    step: int | None = None,
+    outputs: bool = False,
+    log: Log = lambda text: None,
+) -> dict[str, Any]:
+    """Writes a run as a folder that other people's programs load, and returns what its parity.json holds.
+
+    outputs: as in `import_run`.
+
+    Raises:
+      ValueError: the family or the format is not known, or the run's model is none of the family.
+    """
+    place, known = Path(out).expanduser(), families()
+    check_free(place)
+    if family not in known:
+        raise ValueError(f"--family {family!r} is not one of {', '.join(sorted(known))}")
+    chosen, loaded = known[family], load_run(run, step)
+    check_exportable(family, chosen, format, loaded)
+    tokenizer = None if isinstance(loaded.tokenizer, NoTokenizer) else loaded.tokenizer
+    table, files = chosen.write[format](loaded.model, tokenizer, loaded.labels, loaded.config.data)
+    arrays = named_arrays(loaded.params, loaded.extra)
+    theirs = give(table, arrays)
+    again = take(table, theirs, {k: x.shape for k, x in arrays.items()}, str(place)).arrays
+    compared = {"weights": worst(again, arrays)}
+    report = {"family": family, "format": format, "source": str(run), "step": loaded.step, "compared": compared}
+    with _folder(place) as partial:
+        _fill(partial, theirs, files)
+        if outputs:
+            reference = _reference(family, chosen, format)
+            compared |= compare(reference, reference.load(partial), loaded.model, loaded.params, loaded.extra)
+        _fill(partial, {}, {PARITY: report})
+    log(f"{place}: {len(theirs)} arrays, {sum(x.size for x in theirs.values()):,} values")
+    return report
+
+
+def check_exportable(name: str, family: Family, format: str, loaded: Loaded) -> None:
+    """Refuses a run that a family or a format cannot take."""
+    if not isinstance(loaded.model, family.model):
+        able = sorted(k for k, other in families().items() if isinstance(loaded.model, other.model) and other.write)
+        raise ValueError(
+            f"this run is a {type(loaded.model).__name__}, and {name} is not; it can be exported as "
+            f"{', '.join(able) or 'nothing that is known'}"
+        )
+    if format not in family.write:
+        raise ValueError(f"{name} cannot be written as {format!r}; it can as {', '.join(family.write) or 'nothing'}")
+
+
+def one_by_one(model: Any) -> Model:
+    """The model with layers one by one, whose parameters tables name."""
+    return dataclasses.replace(model, compute=dataclasses.replace(model.compute, scan=False))
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, and of every leaf of extra, by name."""
+    params, extra = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), {}))
+    leaves = jax.tree_util.tree_leaves_with_path({"": params, EXTRA[:-1]: extra})
+    return {path_name(path).removeprefix("/"): tuple(x.shape) for path, x in leaves}
+
+
+def weights_of(model: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    """(params, extra) of a model, whose layers may be scanned, from arrays by name."""
+    whole = stacked(arrays, shapes_of(model))
+    params = {k: x for k, x in whole.items() if not k.startswith(EXTRA)}
+    extra = {k.removeprefix(EXTRA): x for k, x in whole.items() if k.startswith(EXTRA)}
+    return unflatten_dict(params, sep="/"), unflatten_dict(extra, sep="/")
+
+
+def named_arrays(params: Any, extra: Any) -> dict[str, np.ndarray]:
+    """Weights by name with layers one by one, in fp32."""
+    flat = {**flatten_dict(params, sep="/"), **{EXTRA + k: x for k, x in flatten_dict(extra, sep="/").items()}}
+    return unstacked({k: np.asarray(x, np.float32) for k, x in flat.items()})
+
+
+def worst(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:
+    """The largest difference of arrays of a name, in parts of the largest value there; arrays of one side alone are left out."""
+    out = 0.0
+    for name in found:
+        if name in expected:
+            a, b = found[name].astype(np.float64), np.asarray(expected[name]).astype(np.float64)
+            out = max(out, float(np.abs(a - b.reshape(a.shape)).max(initial=0) / max(np.abs(b).max(initial=0), 1e-12)))
+    return out
+
+
+def _reference(name: str, family: Family, layout: str) -> Reference:
+    if layout not in family.reference:
+        known = ", ".join(family.reference) or "none"
+        raise ValueError(
+            f"{name} in the layout {layout!r} cannot be compared with a reference; layouts that can: {known}"
+        )
+    return family.reference[layout]
+
+
+@contextlib.contextmanager
+def _folder(place: Path) -> Iterator[Path]:
+    """A folder to be filled, which stands at its place once it is whole."""
+    place = place.absolute()
+    partial = partial_of(place)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if place.is_dir():
+            place.rmdir()
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(folder: Path, arrays: Mapping[str, np.ndarray], files: Mapping[str, Any]) -> None:
+    """Writes weights as safetensors, and files of bytes, text or JSON values."""
+    if arrays:
+        safetensors_file.write(folder / "model.safetensors", arrays, {"format": "pt"})
+    for name, content in files.items():
+        data = content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False)
+        write_whole(folder / name, data)
