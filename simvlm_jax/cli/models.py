@@ -79,6 +79,10 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
+def _sides(image_size: Any) -> str:
+    return str(image_size) if isinstance(image_size, int) else "x".join(map(str, image_size))
+
+
 _SHOWN = ("prefill", "embed_image", "embed_text", "classify", "score_text", "features", "pair_features", "attention")
 
 
@@ -87,7 +91,7 @@ def _line(row: dict[str, Any]) -> str:
     cost = f"{_short(row['flops_an_example']):>12}{_short(row['flops_a_step']):>12}"
     file, _, variant = row["config"].partition(":")  # whose name may have slashes, as B/32
     name = f"{Path(file).name}:{variant}".removesuffix(":")
-    return f"{name:<38}{row['model']:<10}{row['image_size']:>7}{row['parameters']:>16,}{cost}  {can}"
+    return f"{name:<38}{row['model']:<10}{_sides(row['image_size']):>7}{row['parameters']:>16,}{cost}  {can}"
 
 
 def _short(n: float) -> str:

@@ -21,6 +21,8 @@ NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 """The side of a picture in pixels."""
+Sides = Side | Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
+"""A side of a square, or rows and columns of pixels. (msgspec 0.23 crashes on a union of a number with bounds and `tuple[X, X]`.)"""
 Pattern = Annotated[str, Meta(title="pattern")]
 """A regular expression."""
 Replacement = Annotated[str, Meta(title="replacement")]

@@ -37,6 +37,11 @@ Models learn from parts; capabilities (`embed_image`, `prefill`, ...) take the R
 """
 
 
+def sides_of(image_size: Any) -> tuple[int, int]:
+    """Rows and columns of pixels of an image size, one number for squares."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
 class Term(NamedTuple):
     """A loss term as a sum and a count over samples; the loss is `weight * sum / max(count, 1)` over the global batch."""
 

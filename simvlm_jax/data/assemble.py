@@ -8,6 +8,7 @@ from typing import Any
 
 from simvlm_jax.core.build import build
 from simvlm_jax.core.parts import ordered
+from simvlm_jax.data.fit import Fit
 from simvlm_jax.data.mixture import Mixture
 from simvlm_jax.data.packing import Packed
 from simvlm_jax.data.pipeline import Part, Pipeline, Quarantine
@@ -137,8 +138,13 @@ def eval_sources(data: Section) -> dict[str, Source]:
 
 
 def eval_pixels(data: Section) -> Pixels:
-    """How pictures are made ready for evaluation: as in training, without draws."""
-    return Pixels(data.image_size, whole=data.whole)
+    """How pictures are made ready for evaluation: as `data.fit` says, else as in training, without draws."""
+    said = dict(data.get("fit") or {})
+    return Pixels(_size(data.image_size), whole=bool(data.whole), fit=Fit(**said) if said.get("how") else None)
+
+
+def _size(image_size: Any) -> Any:
+    return image_size if isinstance(image_size, int) else tuple(image_size)
 
 
 def validation_source(data: Section) -> Source:

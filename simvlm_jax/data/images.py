@@ -187,19 +187,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
-    """uint8 [size,size,3] of a region (left, top, right, bottom) in pixels, by default the central square."""
+def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """uint8 [Y,X,3] of a region (left, top, right, bottom) in pixels, by default the central one of that shape; size: (Y, X)."""
+    Y, X = size
     if box is None:
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-    if image.size == (size, size) and tuple(box) == (0, 0, size, size):
+        width, height = largest(image.size, size)
+        left, top = (image.width - width) / 2, (image.height - height) / 2
+        box = (left, top, left + width, top + height)
+    if image.size == (X, Y) and tuple(box) == (0, 0, X, Y):
         return np.asarray(image)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+    return np.asarray(image.resize((X, Y), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
 
-def random_box(width: int, height: int, smallest: float, rng: np.random.Generator) -> Box:
-    """A random square that covers between `smallest` and all of the central square's area."""
-    side = min(width, height) * float(np.sqrt(rng.uniform(smallest, 1.0)))
-    left, top = float(rng.uniform(0, width - side)), float(rng.uniform(0, height - side))
-    return left, top, left + side, top + side
+def largest(image: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """(width, height) of the largest region of a picture (width, height) that has the shape of (Y, X)."""
+    scale = min(image[0] / size[1], image[1] / size[0])
+    if size[0] == size[1]:
+        return (min(image),) * 2
+    return size[1] * scale, size[0] * scale
+
+
+def random_box(
+    width: int, height: int, smallest: float, rng: np.random.Generator, size: tuple[int, int] = (1, 1)
+) -> Box:
+    """A random region in the shape of (Y, X) that covers between `smallest` and all of the central one's area."""
+    share = float(np.sqrt(rng.uniform(smallest, 1.0)))
+    across, down = (side * share for side in largest((width, height), size))
+    left, top = float(rng.uniform(0, width - across)), float(rng.uniform(0, height - down))
+    return left, top, left + across, top + down

@@ -11,6 +11,7 @@ import numpy as np
 
 from simvlm_jax.core.schema import Positive
 from simvlm_jax.core.trust import buildable
+from simvlm_jax.core.types import sides_of
 from simvlm_jax.data.transforms import BadExample, Example, Pixels
 from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer, clean
@@ -113,8 +114,7 @@ class Interleave:
             "target_mask": mask[0] & (places[0] < 0),
             "image_index": places[0],
         }
-        side = self.pixels.size
-        image = np.zeros((self.images, side, side, 3), np.uint8)
+        image = np.zeros((self.images, *sides_of(self.pixels.size), 3), np.uint8)
         if kept:
             image[: len(kept)] = self.pixels({"images": kept}, rng)["image"]
         rest = {k: v for k, v in example.items() if k not in ("images", "parts")}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simvlm_jax.core.types import Batch, Vocabulary
+from simvlm_jax.core.types import Batch, Vocabulary, sides_of
 from simvlm_jax.data import assemble
 from simvlm_jax.data.scenes.graph import sample_scene
 from simvlm_jax.data.scenes.tasks import CURTAINS
@@ -79,7 +79,7 @@ def abstract_batch(
     rows = {name: assemble.rows_of(part, batch_size) for name, part in assemble.parts_in(data.parts).items()}
     for name in rows:
         one.parts[name].update(rows=1, cache=False)
-    source: Any = _MadeUp(data.image_size, images, labels[0] if labels else "text")
+    source: Any = _MadeUp(max(sides_of(data.image_size)), images, labels[0] if labels else "text")
     sources: Any = dict.fromkeys(rows, source)
     batch = assemble.make_pipeline(one, tokenizer, labels, sources, batch_size=1, seed=0).batch(0)
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from simvlm_jax.core.schema import Meta, Positive, Share, Side
+from simvlm_jax.core.schema import Meta, Positive, Share, Sides
 from simvlm_jax.core.trust import buildable
+from simvlm_jax.core.types import sides_of
+from simvlm_jax.data.fit import Fit
 from simvlm_jax.data.images import decode, random_box, resize
 from simvlm_jax.data.scenes.tasks import premise
 from simvlm_jax.text.padding import pad_rows
@@ -92,18 +94,20 @@ def keep_of(transforms: Sequence[Any], name: str) -> Keep:
 class Pixels:
     """`image` bytes, or several `images`, to uint8 [M,size,size,3].
 
-    The central square, or a random one of at least `smallest` of its area; with `whole` all of the picture, squeezed.
-    mirror: share of images turned left to right; texts that say "left" or "right" are then wrong.
+    The central square (or of a size of rows and columns, a region of its shape), or a random one of at least `smallest` of its area;
+    with `whole` all of the picture, squeezed. fit: another way, of a released model. mirror: share of images turned left to
+    right; texts that say "left" or "right" are then wrong.
     """
 
-    size: Side
+    size: Sides
     smallest: Annotated[float, Meta(gt=0, le=1)] = 1.0
     mirror: Share = 0.0
     whole: bool = False
+    fit: Fit | None = None
 
     def __post_init__(self):
-        if self.whole and self.smallest < 1:
-            raise ValueError(f"{self}: a picture is taken whole or cropped; set one of whole and smallest")
+        if self.smallest < 1 and (self.whole or self.fit is not None):
+            raise ValueError(f"{self}: a picture is taken whole or cropped; set one of whole (or fit) and smallest")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         given = example["images"] if "images" in example else [example["image"]] if "image" in example else []
@@ -113,9 +117,13 @@ class Pixels:
         return {**{k: v for k, v in example.items() if k != "images"}, "image": np.stack(made)}
 
     def _one(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        image = decode(encoded, at_least=self.size)
-        box = random_box(*image.size, self.smallest, rng) if self.smallest < 1 else None
-        pixels = resize(image, self.size, (0, 0, *image.size) if self.whole else box)
+        size = sides_of(self.size)
+        if self.fit is not None:
+            pixels = self.fit(decode(encoded), size)
+        else:
+            image = decode(encoded, at_least=max(size))
+            box = random_box(*image.size, self.smallest, rng, size) if self.smallest < 1 else None
+            pixels = resize(image, size, (0, 0, *image.size) if self.whole else box)
         if self.mirror and rng.random() < self.mirror:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return pixels

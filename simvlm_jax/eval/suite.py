@@ -225,8 +225,10 @@ class Examples:
         """How pictures are made ready."""
         if self._pixels is None:
             return {"pixels": "none"}
-        part = "all of it" if self._pixels.whole else "central square"
-        return {"image_size": self._pixels.size, "part": part, "resample": "bicubic", "blind": self.blind}
+        fit = self._pixels.fit
+        part = "all of it" if self._pixels.whole else "central square" if fit is None else repr(fit)
+        resample = "bicubic" if fit is None else fit.filter
+        return {"image_size": self._pixels.size, "part": part, "resample": resample, "blind": self.blind}
 
 
 def content(value: Any) -> bytes:

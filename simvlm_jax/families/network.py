@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from simvlm_jax.core.types import BaseModel, Params, Rngs
+from simvlm_jax.core.types import BaseModel, Extra, Params, Rngs
+from simvlm_jax.nn.batch_norm import STATISTICS
 
 
 class NetworkModel(BaseModel):
@@ -34,9 +35,18 @@ class NetworkModel(BaseModel):
     def network(self) -> Any:
         return self.network_class(self)
 
-    def apply(self, params: Params, method: str, *args: Any, rngs: Rngs = None) -> Any:
-        """Run a method of the network with parameters, and with rngs where something is drawn."""
-        return self.network.apply({"params": params}, *args, method=method, rngs=rngs or {})
+    def apply(self, params: Params, method: str, *args: Any, rngs: Rngs = None, extra: Extra = None) -> Any:
+        """Run a method of the network with parameters, and with rngs where something is drawn.
+
+        extra: of the model, where its network reads statistics that are kept there (nn.batch_norm).
+        """
+        statistics = {STATISTICS: extra[STATISTICS]} if extra and STATISTICS in extra else {}
+        return self.network.apply({"params": params, **statistics}, *args, method=method, rngs=rngs or {})
+
+    def made(self, variables: Any) -> tuple[Params, Extra]:
+        """(params, extra) of the variables that the network's `init` makes."""
+        kept = {STATISTICS: variables[STATISTICS]} if STATISTICS in variables else {}
+        return variables["params"], kept
 
     def intermediates(self, params: Params, method: str, *args: Any) -> Any:
         """What the layers sow while a method of the network runs, such as attention weights."""

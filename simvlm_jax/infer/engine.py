@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from simvlm_jax.core.schema import Seed, check
-from simvlm_jax.core.types import Model, Rows, Vocabulary
+from simvlm_jax.core.types import Model, Rows, Vocabulary, sides_of
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.infer.answered import Answered, Notes, counts
 from simvlm_jax.infer.computations import Likelihoods, ScoreImage, SimilarityOfRows, generation
@@ -221,10 +221,10 @@ class Engine:
         """Embeds images in the shared space: [N,E], or what the model's `similarity` takes in its place."""
         return _check_vectors(self.apply("embedding images", "embed_image", {"image": images}), "pictures")
 
-    def vector_shape(self, side: int) -> tuple[int, ...]:
-        """Shape of what `embed_images` gives a picture of `side` x `side` pixels: (E,), or with further axes before."""
+    def vector_shape(self, size: Any) -> tuple[int, ...]:
+        """Shape of what `embed_images` gives a picture of so many pixels: (E,), or with further axes before."""
         embed = self.require("embedding images", "embed_image")["embed_image"]
-        one = {"image": jax.ShapeDtypeStruct((1, 1, side, side, 3), np.uint8)}
+        one = {"image": jax.ShapeDtypeStruct((1, 1, *sides_of(size), 3), np.uint8)}
         return jax.eval_shape(embed, self.params, self.extra, one).shape[1:]
 
     def embed_texts(self, texts: Sequence[str]) -> Answered[np.ndarray]:

@@ -12,6 +12,9 @@ from simvlm_jax.infer.answered import Answered, counts
 from simvlm_jax.text.padding import pad_rows
 from simvlm_jax.text.tokenizer import Tokenizer
 
+LONG = 128
+"""Pieces up to which every row has the run's text length, so that one program does for all."""
+
 
 def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None = None) -> Answered[Rows]:
     """Tokenized prompts, without EOS. width: T, by default that of the longest; a longer one loses its beginning (`prompts_cut`).
@@ -30,10 +33,16 @@ def prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], width: int | None 
 
 
 def text_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> Answered[Rows]:
-    """Tokenized texts with EOS, T being the run's text length; longer ones lose their end (`texts_cut`)."""
+    """Tokenized texts with EOS; longer ones than the run's text length lose their end (`texts_cut`).
+
+    T is the run's text length, or where that is above LONG the next power of two that holds the longest text.
+    """
     vocabulary = tokenizer.vocabulary
     pieces = [[*tokenizer.ids_of(t), vocabulary.eos] for t in texts]
-    text, mask = pad_rows(pieces, vocabulary.length, vocabulary.pad)
+    width = vocabulary.length
+    if width > LONG:
+        width = min(width, max(LONG // 2, 1 << (max(map(len, pieces)) - 1).bit_length()))
+    text, mask = pad_rows(pieces, width, vocabulary.pad)
     return Answered(
         {"text": text, "text_mask": mask}, counts(texts_cut=sum(len(p) > vocabulary.length for p in pieces))
     )

@@ -16,7 +16,7 @@ from simvlm_jax.text.sentencepieces import SentencePieces
 from simvlm_jax.text.tokenizer import CONTRACT, Tokenizer
 
 MERGES = 49_152 - 256 - 2
-"""Merges of CLIP's vocabulary: of those that its file lists the first so many."""
+"""Merges that are read of a file of merges alone, which lists more than its vocabulary of 49,408 pieces has."""
 
 
 class Found(NamedTuple):

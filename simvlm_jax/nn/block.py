@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.sharding import constrain
+from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.cache import KeyValue, write_keys_values
-from simvlm_jax.nn.linear import transposed_kernels
+from simvlm_jax.nn.linear import multiply, transposed_kernels
 from simvlm_jax.nn.masks import Mask
 from simvlm_jax.nn.mlp import Mlp
 from simvlm_jax.nn.norm import norm_of
@@ -60,14 +60,15 @@ def mlp_of(size: Size, dtype: jnp.dtype, style: Style) -> Mlp:
 class Block(nn.Module):
     """One layer. Randomness is on exactly when `apply` gets a "dropout" rng, that is, while training.
 
-    relative_grid: (rows, columns) of image tokens at the front of the sequence that get a 2D relative bias. context_width: W of
-    what the cross-attention looks at, where it is not D.
+    relative_grid: (rows, columns) of image tokens at the front of the sequence that get a 2D relative bias; relative_class: a class
+    token stands before them. context_width: W of what the cross-attention looks at, where it is not D.
     """
 
     size: Size
     dtype: jnp.dtype
     cross: bool = False
     relative_grid: tuple[int, int] | None = None
+    relative_class: bool = False
     dropout: float = 0.0
     style: Style = Style()
     context_width: int | None = None
@@ -76,7 +77,7 @@ class Block(nn.Module):
         size, dtype, style = self.size, self.dtype, self.style
         norm = norm_of(style, dtype)
         if self.relative_grid is not None:
-            self.relative = RelativeBias2D(self.relative_grid, size.heads)
+            self.relative = RelativeBias2D(self.relative_grid, size.heads, self.relative_class)
         self.norm_attention = norm()
         self.attention = attention_of(size, dtype, style)
         if self.cross:
@@ -90,6 +91,11 @@ class Block(nn.Module):
         if style.block != "parallel":
             self.norm_mlp = norm()
         self.mlp = mlp_of(size, dtype, style)
+        if style.layer_scale:
+            start = nn.with_logical_partitioning(nn.initializers.constant(style.layer_scale), ("D",))
+            self.scale_attention, self.scale_mlp = (
+                self.param(f"scale_{k}", start, (size.width,)) for k in ("attention", "mlp")
+            )
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | None, shared: Shared) -> jax.Array:
@@ -138,15 +144,23 @@ class Block(nn.Module):
 
     def _residual(self, x: jax.Array, attend: Branch, look: Branch, drop: Branch) -> jax.Array:
         """The branches around the residual stream: what attends to the sequence, what looks at a context, the mlp."""
+        attend, mlp = self._scaled(attend, "attention"), self._scaled(self.mlp, "mlp")
         if self.style.block == "parallel":
             h = self.norm_attention(x)
-            return x + drop(attend(h) + self.mlp(h))
-        branches = [(self.norm_attention, attend), (self.norm_mlp, self.mlp)]
+            return x + drop(attend(h) + mlp(h))
+        branches = [(self.norm_attention, attend), (self.norm_mlp, mlp)]
         if self.cross:
             branches.insert(1, (self.norm_cross, look))
         for norm, branch in branches:
             x = norm(x + drop(branch(x))) if self.style.block == "post" else x + drop(branch(norm(x)))
         return x
+
+    def _scaled(self, branch: Branch, name: str) -> Branch:
+        """A branch whose channels are multiplied by learned numbers, if the style has them."""
+        if not self.style.layer_scale:
+            return branch
+        scale = in_use(getattr(self, f"scale_{name}"), "D")
+        return lambda h: multiply(branch(h), scale)
 
     def _within_window(self, mask: Mask | None) -> Mask | None:
         if not self.style.window:

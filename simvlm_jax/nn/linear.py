@@ -83,6 +83,14 @@ def _add_backward(like: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.
 _add.defvjp(_add_forward, _add_backward)
 
 
+def multiply(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Activations [...,*shape] times a parameter [*shape], in the dtype of the activations.
+
+    The product is made in the parameter's own dtype, in which its gradient is summed too; see `add`.
+    """
+    return (x.astype(jnp.promote_types(x.dtype, parameter.dtype)) * parameter).astype(x.dtype)
+
+
 class Linear(nn.Module):
     """[..., D] -> [..., width] in `dtype`; out: the letter of the new axis, a space that towers share or "A", answers."""
 

@@ -59,14 +59,18 @@ class RelativeBias2D(nn.Module):
 
     The bias of image token (y, x) looking at (y', x') is table[y - y' + Y - 1, x - x' + X - 1]. Only pairs of image
     tokens get it; text has none, neither as query nor as key.
+
+    class_token: one stands before the image tokens, and has three numbers a head: as it looks at them, as they look at it, and as
+    it looks at itself (BEiT).
     """
 
     grid: tuple[int, int]
     heads: int
+    class_token: bool = False
 
     @nn.compact
     def __call__(self, queries: int, keys: int):
-        """The bias [1,H,T,S] of `queries` looking at `keys`; the first Y*X of both are the image's tokens."""
+        """The bias [1,H,T,S] of `queries` looking at `keys`; the first Y*X of both (after a class token) are the image's tokens."""
         Y, X = self.grid
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("H", None, None))
         table = self.param("table", init, (self.heads, 2 * Y - 1, 2 * X - 1))
@@ -74,9 +78,17 @@ class RelativeBias2D(nn.Module):
         dy = y[:, None] - y[None, :] + Y - 1
         dx = x[:, None] - x[None, :] + X - 1
         bias = in_use(table, ("H", None, None))[:, dy, dx]
-        if min(queries, keys) < Y * X:
+        seen = Y * X
+        if self.class_token:
+            three = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("H", None))
+            looks, looked, itself = jnp.moveaxis(in_use(self.param("class", three, (self.heads, 3)), ("H", None)), 1, 0)
+            column = jnp.broadcast_to(looked[:, None, None], (self.heads, seen, 1))
+            row = jnp.concatenate([itself[:, None], jnp.broadcast_to(looks[:, None], (self.heads, seen))], axis=1)
+            bias = jnp.concatenate([row[:, None], jnp.concatenate([column, bias], axis=2)], axis=1)
+            seen += 1
+        if min(queries, keys) < seen:
             raise ValueError(f"a grid of {Y} x {X} image tokens does not fit in a sequence of {min(queries, keys)}")
-        return jnp.pad(bias, ((0, 0), (0, queries - Y * X), (0, keys - Y * X)))[None]
+        return jnp.pad(bias, ((0, 0), (0, queries - seen), (0, keys - seen)))[None]
 
 
 def resize_grid(table: jax.Array, old: tuple[int, int], new: tuple[int, int]):
@@ -98,7 +110,7 @@ def resize_relative_tables(params: Any, new: tuple[int, int]) -> Any:
     """Resize every relative table in the parameters of a stack; see `resize_relative`."""
 
     def fit(path, leaf):
-        return resize_relative(leaf, new) if path[-2].key == "relative" else leaf
+        return resize_relative(leaf, new) if [k.key for k in path[-2:]] == ["relative", "table"] else leaf
 
     return jax.tree_util.tree_map_with_path(fit, params)
 

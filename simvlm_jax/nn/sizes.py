@@ -181,6 +181,8 @@ class Style:
       cross_every: in a stack with cross-attention, 0: each block has it, between self-attention and mlp. n: in front of every
         n-th block stands a layer of its own, cross-attention and mlp (Flamingo, arXiv 2204.14198, section 2.2).
       cross_gate: whether the two branches of such a layer are multiplied by tanh of a learned number that begins at 0.
+      layer_scale: what each channel of a branch is multiplied by at the start, a learned number (Touvron et al., arXiv
+        2103.17239, section 2); 0 for none.
     """
 
     activation: str = "gelu"
@@ -195,6 +197,7 @@ class Style:
     window: int = 0
     cross_every: int = 0
     cross_gate: bool = False
+    layer_scale: float = 0.0
 
     def __post_init__(self):
         allowed = {

@@ -25,6 +25,7 @@ class Stack(nn.Module):
     compute: Compute
     cross: bool = False
     relative_grid: tuple[int, int] | None = None
+    relative_class: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
     style: Style = Style()
@@ -120,6 +121,7 @@ class Stack(nn.Module):
             **self._cross(),
             cross=self.cross and not self._every,
             relative_grid=self.relative_grid if image_tokens else None,
+            relative_class=self.relative_class,
         )
 
     def _cross(self) -> dict[str, Any]:

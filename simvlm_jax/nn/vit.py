@@ -1,5 +1,6 @@
 """The vision transformer (Dosovitskiy et al., arXiv 2010.11929) and the ways of its descendants to pool it."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simvlm_jax.core.sharding import constrain, in_use
+from simvlm_jax.core.types import sides_of
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.conv_stem import ConvStem, ConvStemSize, Patches
 from simvlm_jax.nn.linear import add
@@ -23,9 +25,14 @@ class ViT(nn.Module):
     """Images [B,Y,X,C], normalised, to tokens and one vector.
 
     Args:
-      size: of the stack. patch: pixels a side. image_size: pixels a side; P = (image_size // patch)^2 image tokens (pixels
-        that are left over, below and on the right, are not seen).
+      size: of the stack. patch: pixels a side. image_size: pixels a side, or rows and columns of pixels; P = (Y // patch) *
+        (X // patch) image tokens (pixels that are left over, below and on the right, are not seen).
       pool: "cls" (a learned token in front), "mean" (of the image tokens) or "map" (a MapHead).
+      first: learned tokens in front of the image's, None for what the pool needs: one of "cls", none of the others. The first of
+        them is the class token, the second DeiT's of distillation (arXiv 2012.12877, section 4).
+      positions: whether there is a learned table of positions. relative: whether attention has a 2D relative bias, a table a
+        layer (BEiT).
+      last_norm: whether a norm follows the last block.
       learned: more learned tokens, without positions, after the image's (arXiv 2405.00740).
       pre_norm: a norm before the first block (CLIP). patch_bias: of the patch map.
       stem: a conv stem in place of the linear map of patches.
@@ -33,9 +40,13 @@ class ViT(nn.Module):
 
     size: Size
     patch: int
-    image_size: int
+    image_size: int | tuple[int, int]
     compute: Compute
     pool: str = "cls"
+    first: int | None = None
+    positions: bool = True
+    relative: bool = False
+    last_norm: bool = True
     learned: int = 0
     pre_norm: bool = False
     patch_bias: bool = True
@@ -47,49 +58,83 @@ class ViT(nn.Module):
     def setup(self):
         if self.pool not in POOLS:
             raise ValueError(f"pool {self.pool!r} is not one of {', '.join(POOLS)}")
-        if self.stem is not None and self.image_size % self.patch:
+        if self.stem is not None and any(side % self.patch for side in self.sides):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
         dtype, D = self.compute.activation_dtype, self.size.width
         if self.stem is not None:
             self.patches = ConvStem(self.stem, D, self.patch, self.compute, self.drop_path)
         else:
             self.patches = Patches(D, self.patch, dtype, self.patch_bias)
-        init = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), (None, "D"))
-        self.position = self.param("position", init, (self.tokens + (self.pool == "cls"), D))
-        if self.pool == "cls":
+        if self.positions:
+            init = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), (None, "D"))
+            self.position = self.param("position", init, (self.tokens + self.front, D))
+        if self.front:
             self.class_token = LearnedTokens(1, D, dtype)
+        if self.front > 1:
+            self.distillation_token = LearnedTokens(1, D, dtype)
         if self.learned:
             self.learned_tokens = LearnedTokens(self.learned, D, dtype)
         if self.pre_norm:
             self.norm_before = norm_of(self.style, dtype)()
-        self.stack = Stack(self.size, self.compute, dropout=self.dropout, drop_path=self.drop_path, style=self.style)
-        self.norm = norm_of(self.style, dtype)()
+        self.stack = Stack(
+            self.size,
+            self.compute,
+            relative_grid=self.grid if self.relative else None,
+            relative_class=self.front == 1,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            style=self.style,
+        )
+        if self.last_norm:
+            self.norm = norm_of(self.style, dtype)()
         if self.pool == "map":
             self.head = MapHead(self.size.heads, self.size.mlp, self.compute, self.style)
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of pixels."""
+        return sides_of(self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.sides[0] // self.patch, self.sides[1] // self.patch
+
+    @property
     def tokens(self) -> int:
         """P, of the image alone."""
-        return (self.image_size // self.patch) ** 2
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def front(self) -> int:
+        """Learned tokens in front of the image's."""
+        return int(self.pool == "cls") if self.first is None else self.first
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         """[B,Y,X,C] -> (image tokens [B,P,D], class token [B,D] or None, learned tokens [B,learned,D]), after the last norm."""
+        first, image_tokens, learned = self.sequence(image)
+        return image_tokens, first[:, 0] if self.front else None, learned
+
+    def sequence(self, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B,Y,X,C] -> (tokens in front [B,front,D], image tokens [B,P,D], learned tokens [B,learned,D]), after the last norm."""
         B, Y, X, _ = image.shape
-        if (self.image_size, self.image_size) != (Y, X):
-            raise ValueError(f"this image tower takes {self.image_size} px a side; got {Y} x {X}")
-        dtype = self.compute.activation_dtype
+        if self.sides != (Y, X):
+            raise ValueError(f"this image tower takes {self.sides[0]} x {self.sides[1]} px; got {Y} x {X}")
+        dtype, first = self.compute.activation_dtype, self.front
         x = self.patches(image.astype(dtype))
-        first = self.pool == "cls"
+        if first > 1:
+            x = jnp.concatenate([self.distillation_token(B), x], axis=1)
         if first:
             x = jnp.concatenate([self.class_token(B), x], axis=1)
-        x = add(x, in_use(self.position, (None, "D")))
+        if self.positions:
+            x = add(x, in_use(self.position, (None, "D")))
         if self.learned:
             x = jnp.concatenate([x, self.learned_tokens(B)], axis=1)
         if self.pre_norm:
             x = self.norm_before(x)
         x = self.stack(constrain(x, "BTD"), Shared(None))
-        x = self.norm(x)
-        return x[:, first : first + self.tokens], x[:, 0] if first else None, x[:, first + self.tokens :]
+        x = self.norm(x) if self.last_norm else x
+        return x[:, :first], x[:, first : first + self.tokens], x[:, first + self.tokens :]
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """[B,Y,X,C] -> [B,D], pooled."""
@@ -101,9 +146,18 @@ class ViT(nn.Module):
         return tokens.astype(statistics_dtype(tokens.dtype)).mean(1).astype(tokens.dtype)
 
 
-def resize_positions(table: jax.Array, image_tokens: int):
-    """A ViT's position table for another number of image tokens; the row of a class token stays what it is."""
-    first = round((table.shape[0] - 1) ** 0.5) ** 2 == table.shape[0] - 1
-    old, new = round((table.shape[0] - first) ** 0.5), round(image_tokens**0.5)
-    grid = resize_grid(table[int(first) :], (old, old), (new, new))
-    return jnp.concatenate([table[: int(first)], grid], axis=0)
+def resize_positions(table: jax.Array, image_tokens: int | tuple[int, int]):
+    """A ViT's position table for another grid, or for a square one of so many tokens; rows of tokens in front stay what they are.
+
+    The old grid is the largest square in the table.
+
+    Raises:
+      ValueError: the table is no square grid with at most two tokens in front.
+    """
+    side = math.isqrt(table.shape[0])
+    first = table.shape[0] - side * side
+    if first > 2:
+        raise ValueError(f"a table of {table.shape[0]} positions is of no square grid, and cannot be resized")
+    new = (math.isqrt(image_tokens),) * 2 if isinstance(image_tokens, int) else image_tokens
+    grid = resize_grid(table[first:], (side, side), (new[0], new[1]))
+    return jnp.concatenate([table[:first], grid], axis=0)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from simvlm_jax.core.build import Fact, build
 from simvlm_jax.core.parts import PAIRS
 from simvlm_jax.core.trees import path_name
-from simvlm_jax.core.types import Model
+from simvlm_jax.core.types import Model, sides_of
 from simvlm_jax.parallel.mesh import make_mesh, placement
 from simvlm_jax.run.checkpoints import Checkpoints
 from simvlm_jax.run.directory import RunDir, flat, plain
@@ -37,7 +37,13 @@ class Loaded:
 def recorded_config(run: RunDir) -> ConfigDict:
     """A run's config; fields that came into being after the run was made have what was then the only way."""
     config = run.config()
-    config["data"] = {"whole": False, "quarantine": 0.05, "labels": {"size": 0, "at_least": 1}, **config["data"]}
+    config["data"] = {
+        "whole": False,
+        "fit": None,
+        "quarantine": 0.05,
+        "labels": {"size": 0, "at_least": 1},
+        **config["data"],
+    }
     config["eval"] = {"suites": {}, "batch_size": 100, "examples": 0, **config["eval"]}
     config["checkpoint"] = {"best": None, **config["checkpoint"]}
     config["seed"] = config.get("seed", 0)
@@ -48,7 +54,7 @@ def recorded_config(run: RunDir) -> ConfigDict:
 
 
 def belongs_to(
-    model: ConfigDict, image_size: int, whole: bool, tokenizer: Tokenizer, labels: tuple[str, ...]
+    model: ConfigDict, image_size: Any, whole: bool, tokenizer: Tokenizer, labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """What weights belong to, as checkpoints record it: hashes of tokenizer and answers, and every field of the model.
 
@@ -56,7 +62,8 @@ def belongs_to(
     """
     listed = hashlib.sha256("\n".join(labels).encode("utf-8", "surrogatepass")).hexdigest()
     fields = {f"model.{k}": v for k, v in flat(plain(model)).items()}
-    pixels = {"data.image_size": image_size, "data.whole": whole}
+    side = image_size if isinstance(image_size, int) else list(image_size)
+    pixels = {"data.image_size": side, "data.whole": whole}
     text = {} if isinstance(tokenizer, NoTokenizer) else {"text.length": tokenizer.vocabulary.length}
     return {"tokenizer": tokenizer.sha256, **text, "labels": listed, **pixels, **fields}
 
@@ -71,8 +78,9 @@ def tokenizer_hash(run: RunDir) -> str:
     return Tokenizer.load(run.tokenizer).sha256
 
 
-def build_model(model: Any, image_size: int, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
+def build_model(model: Any, image_size: Any, tokenizer: Tokenizer, labels: tuple[str, ...] = ()) -> Model:
     """Builds config.model for an image size, a tokenizer's vocabulary (if there is one) and the run's answers."""
+    image_size = image_size if isinstance(image_size, int) else tuple(image_size)
     known = {
         "image_size": Fact(image_size, "config.data.image_size"),
         "classes": Fact(len(labels), "the number of the run's answers (config.data.labels)"),
@@ -139,5 +147,5 @@ def load_run(path: str | Path, step: int | None = None, mesh: jax.sharding.Mesh 
     checkpoints.close()
     length = 1 if isinstance(tokenizer, NoTokenizer) else tokenizer.vocabulary.length
     images: Any = spec.get("images", 1)
-    check_shapes(params, extra, model, (images, side, side, 3), length, str(run.checkpoints / str(chosen)))
+    check_shapes(params, extra, model, (images, *sides_of(side), 3), length, str(run.checkpoints / str(chosen)))
     return Loaded(config, tokenizer, labels, model, params, extra, chosen, mesh)

@@ -14,7 +14,7 @@ from simvlm_jax.core.schema import (
     Replacement,
     Seed,
     Share,
-    Side,
+    Sides,
 )
 
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -64,6 +64,16 @@ class Evaluated(Struct):
     truncated: bool = False
 
 
+class Fit(Struct):
+    """config.data.fit: fields of data.fit.Fit; how "" for the ways of `whole` and of the central square."""
+
+    how: Literal["", "whole", "shorter", "longer", "pad"] = ""
+    side: Count = 0
+    filter: Text = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    rounding: Literal["down", "even"] = "down"
+
+
 class Labels(Struct):
     """config.data.labels: the answers of a classifier."""
 
@@ -74,9 +84,10 @@ class Labels(Struct):
 class Data(Struct):
     """config.data."""
 
-    image_size: Side
+    image_size: Sides
     parts: dict[str, Part]
     whole: bool = False
+    fit: Fit | None = None
     eval: Evaluated | None = None
     labels: Labels | None = None
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.05

@@ -442,7 +442,7 @@ def test_every_mode_becomes_rgb(mode):
         buffer = io.BytesIO()
         Image.open(io.BytesIO(data)).convert("1").save(buffer, "PNG")
         data = buffer.getvalue()
-    assert resize(decode(data), 16).shape == (16, 16, 3)
+    assert resize(decode(data), (16, 16)).shape == (16, 16, 3)
 
 
 def test_sixteen_bit_is_scaled_not_clipped():
@@ -500,7 +500,7 @@ def test_bombs_are_refused_before_they_are_decoded():
 def test_crops():
     image = Image.new("RGB", (300, 100), "blue")
     image.paste("red", (100, 0, 200, 100))
-    assert (resize(image, 20)[:, 2:-2] == [255, 0, 0]).all()
+    assert (resize(image, (20, 20))[:, 2:-2] == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("how", ["eps", "inside"])

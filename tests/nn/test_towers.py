@@ -48,7 +48,7 @@ def test_an_image_pooled(pool):
     else:
         head = MapHead(2, 24, COMPUTE)
         np.testing.assert_allclose(pooled, head.apply({"params": params["head"]}, tokens), atol=1e-12)
-    with pytest.raises(ValueError, match="takes 16 px a side; got 24 x 24"):
+    with pytest.raises(ValueError, match="takes 16 x 16 px; got 24 x 24"):
         tower.apply({"params": params}, images(24))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile
 from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
+from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_texts, tensor
 from simvlm_jax.interop.source import Source
 from simvlm_jax.interop.table import Row, Table, under
@@ -24,8 +25,6 @@ from simvlm_jax.interop.transforms import (
 from simvlm_jax.text.tokenizer import Tokenizer
 
 _DECODERS, _SIZES = "families.decoders", "nn.sizes"
-_GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact", "relu": "relu"}
-_ACTIVATIONS = {**_GELU, "silu": "silu", "swish": "silu", "quick_gelu": "quick_gelu"}
 _BUFFERS = {
     "*.rotary_emb.inv_freq": "a constant",
     "model.layers.*.self_attn.rotary_emb.inv_freq": "a constant",
@@ -62,19 +61,11 @@ def _plan(shape: Callable[[dict[str, Any]], Shape], source: Source, options: Opt
         style=of_record(_SIZES, "Style", **made.style),
         **around,
     )
-    compute = of_record(_SIZES, "Compute", dtype="auto", remat="none", scan=True)
-    model = of_record(_DECODERS, "Decoder", size=size, compute=compute)
+    model = of_record(_DECODERS, "Decoder", size=size, compute=compute())
     return Plan(model, found.tokenizer(length, "exact", rows))
 
 
 # ---- what a config.json says ---------------------------------------------------------------------------------------
-
-
-def _activation(config: dict[str, Any], *names: str) -> str:
-    name = field(config, *names)
-    if name not in _ACTIVATIONS:
-        raise BadFile(f"{names[0]} {name!r} is not known; those that are are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
 
 
 def _bias(**which: bool) -> Any:
@@ -110,7 +101,7 @@ def _gpt2(c: dict[str, Any]) -> Shape:
     stack["mlp"] = whole(c, "n_inner", default=4 * width)
     if c.get("scale_attn_by_inverse_layer_idx") or not c.get("scale_attn_weights", True):
         raise BadFile("this GPT-2 scales its attention by the layer, or not at all, which is not known here")
-    activation = _activation({"activation_function": "gelu_new", **c}, "activation_function")
+    activation = activation_of(c, "activation_function", "gelu_new")
     style = dict(activation=activation, epsilon=float(c.get("layer_norm_epsilon", 1e-5)), key_bias=True)
     return Shape(stack, style, dict(positions=whole(c, "n_positions"), tied=c.get("tie_word_embeddings", True)), 0)
 
@@ -120,7 +111,7 @@ def _gptj(c: dict[str, Any]) -> Shape:
     stack = dict(width=width, depth=whole(c, "n_layer"), heads=heads, mlp=whole(c, "n_inner", default=4 * width))
     turned = whole(c, "rotary_dim", default=width // heads)
     style = dict(
-        activation=_activation({"activation_function": "gelu_new", **c}, "activation_function"),
+        activation=activation_of(c, "activation_function", "gelu_new"),
         epsilon=float(c.get("layer_norm_epsilon", 1e-5)),
         bias=_bias(query=False, value=False, out=False),
         block="parallel",
@@ -142,7 +133,7 @@ def _opt(c: dict[str, Any]) -> Shape:
         raise BadFile("this OPT has norms without a scale, which is not known here")
     bias = bool(c.get("enable_bias", True))
     style = dict(
-        activation=_activation({"activation_function": "relu", **c}, "activation_function"),
+        activation=activation_of(c, "activation_function", "relu"),
         epsilon=1e-5,
         key_bias=bias,
         bias=_bias(query=bias, value=bias, out=bias, mlp=bias),
@@ -166,7 +157,7 @@ def _llama(c: dict[str, Any], attention_bias: bool = False) -> Shape:
     stack |= dict(kv_heads=0 if groups == heads else groups, head_width=0 if head * heads == width else head)
     said, up = bool(c.get("attention_bias", False)), bool(c.get("mlp_bias", False))
     style = dict(
-        activation=_activation(c, "hidden_act"),
+        activation=activation_of(c, "hidden_act"),
         epsilon=float(field(c, "rms_norm_eps", default=1e-6)),
         norm="rms",
         gated=True,
@@ -220,22 +211,13 @@ def _gguf_shape(m: dict[str, Any]) -> Shape:
 # ---- what arrays are called ----------------------------------------------------------------------------------------
 
 
-def _linear(theirs: str, ours: str, transform: Transform = TRANSPOSED, bias: Transform = SAME) -> tuple[Row, ...]:
-    """A linear map, with a bias if the model has one."""
-    return Row(f"{theirs}.weight", ours, transform), Row(f"{theirs}.bias", f"{ours}_bias", bias)
-
-
-def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
-
-
 def _attention(model: Any, q: str, k: str, v: str, out: str) -> tuple[Row, ...]:
     H, G = model.sizes.stack.heads, model.sizes.stack.key_heads
     return (
-        *_linear(q, "attention/query", heads_out(H), heads_bias(H)),
-        *_linear(k, "attention/key", heads_out(G), heads_bias(G)),
-        *_linear(v, "attention/value", heads_out(G), heads_bias(G)),
-        *_linear(out, "attention/out", heads_in(H)),
+        *linear(q, "attention/query", heads_out(H), heads_bias(H)),
+        *linear(k, "attention/key", heads_out(G), heads_bias(G)),
+        *linear(v, "attention/value", heads_out(G), heads_bias(G)),
+        *linear(out, "attention/out", heads_in(H)),
     )
 
 
@@ -250,19 +232,19 @@ def _gpt2_table(model: Any) -> Table:
     from_heads = Transform(lambda x: x.reshape(H, -1, x.shape[-1]), lambda x: x.reshape(-1, x.shape[-1]))
     three = tuple(f"attention/{k}" for k in ("query", "key", "value"))
     block = (
-        *_norm("ln_1", "norm_attention"),
+        *norm("ln_1", "norm_attention"),
         Row("attn.c_attn.weight", three, packed(*[to_heads] * 3, axis=1)),
         Row("attn.c_attn.bias", tuple(f"{k}_bias" for k in three), packed(*[heads_bias(H)] * 3)),
-        *_linear("attn.c_proj", "attention/out", from_heads),
-        *_norm("ln_2", "norm_mlp"),
-        *_linear("mlp.c_fc", "mlp/up", SAME),
-        *_linear("mlp.c_proj", "mlp/down", SAME),
+        *linear("attn.c_proj", "attention/out", from_heads),
+        *norm("ln_2", "norm_mlp"),
+        *linear("mlp.c_fc", "mlp/up", SAME),
+        *linear("mlp.c_proj", "mlp/down", SAME),
     )
     rows = (
         Row("transformer.wte.weight", "embedding"),
         Row("transformer.wpe.weight", "position/table"),
         *under("transformer.h.*.", "decoder/layer_*/", block),
-        *_norm("transformer.ln_f", "norm"),
+        *norm("transformer.ln_f", "norm"),
         Row("lm_head.weight", "softmax"),
     )
     return Table(rows, _BUFFERS, _tied(model, "lm_head.weight", "transformer.wte.weight"), ("transformer.",))
@@ -271,15 +253,15 @@ def _gpt2_table(model: Any) -> Table:
 def _gptj_table(model: Any) -> Table:
     names = (f"attn.{k}_proj" for k in ("q", "k", "v", "out"))
     block = (
-        *_norm("ln_1", "norm_attention"),
+        *norm("ln_1", "norm_attention"),
         *_attention(model, *names),
-        *_linear("mlp.fc_in", "mlp/up"),
-        *_linear("mlp.fc_out", "mlp/down"),
+        *linear("mlp.fc_in", "mlp/up"),
+        *linear("mlp.fc_out", "mlp/down"),
     )
     rows = (
         Row("transformer.wte.weight", "embedding"),
         *under("transformer.h.*.", "decoder/layer_*/", block),
-        *_norm("transformer.ln_f", "norm"),
+        *norm("transformer.ln_f", "norm"),
         Row("lm_head.weight", "softmax"),
         Row("lm_head.bias", "softmax_bias"),
     )
@@ -289,11 +271,11 @@ def _gptj_table(model: Any) -> Table:
 def _opt_table(model: Any) -> Table:
     start = "model.decoder."
     block = (
-        *_norm("self_attn_layer_norm", "norm_attention"),
+        *norm("self_attn_layer_norm", "norm_attention"),
         *_attention(model, *(f"self_attn.{k}_proj" for k in ("q", "k", "v", "out"))),
-        *_norm("final_layer_norm", "norm_mlp"),
-        *_linear("fc1", "mlp/up"),
-        *_linear("fc2", "mlp/down"),
+        *norm("final_layer_norm", "norm_mlp"),
+        *linear("fc1", "mlp/up"),
+        *linear("fc2", "mlp/down"),
     )
     rows = (
         Row(f"{start}embed_tokens.weight", "embedding"),
@@ -301,7 +283,7 @@ def _opt_table(model: Any) -> Table:
         Row(f"{start}project_in.weight", "project_in/kernel", TRANSPOSED),
         Row(f"{start}project_out.weight", "project_out/kernel", TRANSPOSED),
         *under(f"{start}layers.*.", "decoder/layer_*/", block),
-        *_norm(f"{start}final_layer_norm", "norm"),
+        *norm(f"{start}final_layer_norm", "norm"),
         Row("lm_head.weight", "softmax"),
     )
     return Table(rows, {}, _tied(model, "lm_head.weight", f"{start}embed_tokens.weight"), ("model.", "model.decoder."))
@@ -309,17 +291,17 @@ def _opt_table(model: Any) -> Table:
 
 def _llama_table(model: Any) -> Table:
     block = (
-        *_norm("input_layernorm", "norm_attention"),
+        *norm("input_layernorm", "norm_attention"),
         *_attention(model, *(f"self_attn.{k}_proj" for k in "qkvo")),
-        *_norm("post_attention_layernorm", "norm_mlp"),
-        *_linear("mlp.gate_proj", "mlp/gate"),
-        *_linear("mlp.up_proj", "mlp/up"),
-        *_linear("mlp.down_proj", "mlp/down"),
+        *norm("post_attention_layernorm", "norm_mlp"),
+        *linear("mlp.gate_proj", "mlp/gate"),
+        *linear("mlp.up_proj", "mlp/up"),
+        *linear("mlp.down_proj", "mlp/down"),
     )
     rows = (
         Row("model.embed_tokens.weight", "embedding"),
         *under("model.layers.*.", "decoder/layer_*/", block),
-        *_norm("model.norm", "norm"),
+        *norm("model.norm", "norm"),
         Row("lm_head.weight", "softmax"),
     )
     return Table(rows, _BUFFERS, _tied(model, "lm_head.weight", "model.embed_tokens.weight"), ("model.",))
@@ -330,20 +312,20 @@ def _gguf_table(model: Any, kind: str) -> Table:
     H, G = model.sizes.stack.heads, model.sizes.stack.key_heads
     turned = _interleaved if kind == "llama" else heads_out
     block = (
-        *_norm("attn_norm", "norm_attention"),
-        *_linear("attn_q", "attention/query", turned(H), heads_bias(H)),
-        *_linear("attn_k", "attention/key", turned(G), heads_bias(G)),
-        *_linear("attn_v", "attention/value", heads_out(G), heads_bias(G)),
-        *_linear("attn_output", "attention/out", heads_in(H)),
-        *_norm("ffn_norm", "norm_mlp"),
-        *_linear("ffn_gate", "mlp/gate"),
-        *_linear("ffn_up", "mlp/up"),
-        *_linear("ffn_down", "mlp/down"),
+        *norm("attn_norm", "norm_attention"),
+        *linear("attn_q", "attention/query", turned(H), heads_bias(H)),
+        *linear("attn_k", "attention/key", turned(G), heads_bias(G)),
+        *linear("attn_v", "attention/value", heads_out(G), heads_bias(G)),
+        *linear("attn_output", "attention/out", heads_in(H)),
+        *norm("ffn_norm", "norm_mlp"),
+        *linear("ffn_gate", "mlp/gate"),
+        *linear("ffn_up", "mlp/up"),
+        *linear("ffn_down", "mlp/down"),
     )
     rows = (
         Row("token_embd.weight", "embedding"),
         *under("blk.*.", "decoder/layer_*/", block),
-        *_norm("output_norm", "norm"),
+        *norm("output_norm", "norm"),
         Row("output.weight", "softmax"),
     )
     return Table(rows, {"rope_freqs.weight": "a constant"})
@@ -380,10 +362,6 @@ def _common(tokenizer: Tokenizer, kind: str, architecture: str) -> dict[str, Any
     )
 
 
-def _named(activation: str, names: tuple[str, ...] = ("gelu_new", "gelu", "relu", "silu", "quick_gelu")) -> str:
-    return next(name for name in names if _ACTIVATIONS[name] == activation)
-
-
 def _write_gpt2(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     s, z = model.sizes.style, model.sizes.stack
     return _common(tokenizer, "gpt2", "GPT2LMHeadModel") | dict(
@@ -392,7 +370,7 @@ def _write_gpt2(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         n_head=z.heads,
         n_inner=z.mlp,
         n_positions=model.sizes.positions,
-        activation_function=_named(s.activation),
+        activation_function=activation_named(s.activation),
         layer_norm_epsilon=s.epsilon,
         tie_word_embeddings=model.sizes.tied,
     )
@@ -407,7 +385,7 @@ def _write_gptj(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         n_inner=z.mlp,
         n_positions=tokenizer.vocabulary.length + model.sizes.begins,
         rotary_dim=s.rotary.width(z.key_width),
-        activation_function=_named(s.activation),
+        activation_function=activation_named(s.activation),
         layer_norm_epsilon=s.epsilon,
         tie_word_embeddings=model.sizes.tied,
     )
@@ -422,7 +400,7 @@ def _write_opt(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         ffn_dim=z.mlp,
         max_position_embeddings=model.sizes.positions - 2,
         word_embed_proj_dim=model.sizes.embed_width or z.width,
-        activation_function=_named(s.activation),
+        activation_function=activation_named(s.activation),
         do_layer_norm_before=s.block == "pre",
         _remove_final_layer_norm=s.block == "pre" and not model.sizes.last_norm,
         enable_bias=s.bias.mlp,
@@ -452,7 +430,7 @@ def _write_llama(kind: str, architecture: str, model: Any, tokenizer: Tokenizer)
         num_attention_heads=z.heads,
         num_key_value_heads=z.key_heads,
         head_dim=z.key_width,
-        hidden_act=_named(s.activation),
+        hidden_act=activation_named(s.activation),
         rms_norm_eps=s.epsilon,
         max_position_embeddings=tokenizer.vocabulary.length + model.sizes.begins,
         rope_theta=s.rotary.base,
