@@ -20,6 +20,9 @@ def main(argv: list[str]) -> int:
         "--tokenizer", default="", help="a tokenizer's file or folder, where none lies beside the weights"
     )
     parser.add_argument(
+        "--labels", default="", help="names of a classifier's answers: a file with a line each, or a JSON list"
+    )
+    parser.add_argument(
         "--length", type=int, default=0, help="pieces of the longest text (default: what the model has)"
     )
     parser.add_argument(
@@ -30,13 +33,19 @@ def main(argv: list[str]) -> int:
     if args.length and args.length < 2:
         parser.error(f"--length {args.length} must be at least 2")
 
+    from pathlib import Path
+
     from simvlm_jax.interop.family import Options
+    from simvlm_jax.interop.pixels import read_labels
     from simvlm_jax.jobs.weights import import_run
     from simvlm_jax.parallel.environment import setup_jax
 
     setup_jax()
+    labels = read_labels(Path(args.labels).expanduser()) if args.labels else ()
     log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    report = import_run(args.source, args.out, args.family, Options(args.tokenizer, args.length), args.compare, log)
+    report = import_run(
+        args.source, args.out, args.family, Options(args.tokenizer, args.length, labels), args.compare, log
+    )
     if args.json:
         print(json.dumps(report))
     return 0

@@ -30,9 +30,9 @@ class Fit:
     """A way to fit a picture.
 
     Args:
-      how: "whole" (all of it, squeezed: SigLIP, ViT; with a `side` to a square of that, and the centre cut out: DeiT), "shorter" (the shorter side is resized to `side`, and the centre cut out:
-        CLIP), "longer" (the longer side is resized, and the rest filled: open_clip's "longest") or "pad" (filled up to a square,
-        then resized: LLaVA).
+      how: "whole" (all of it, squeezed: SigLIP, ViT; with a `side` to a square of that, whose centre is cut out: DeiT), "shorter"
+        (the shorter side is resized to `side`, and the centre cut out: CLIP), "longer" (the longer side is resized, and the rest
+        filled: open_clip's "longest") or "pad" (filled up to a square, then resized: LLaVA).
       side: pixels of the (shorter) side before a cut; 0: that of the result.
       filter: a name in FILTERS.
       fill: of what is filled up, 0 to 255 a channel.

@@ -37,10 +37,11 @@ class Written(NamedTuple):
 
 class Options(NamedTuple):
     """What a person says of a source that the source does not. tokenizer: a file or folder. length: pieces of a text, 0 for the
-    model's own."""
+    model's own. labels: names of a classifier's answers."""
 
     tokenizer: str = ""
     length: int = 0
+    labels: tuple[str, ...] = ()
 
 
 NOTHING_SAID = Options()

@@ -34,7 +34,8 @@ class Sizes:
 
     Args:
       stack, style: of the blocks. patch: pixels a side.
-      tokens: in front of the image's: 1 (a class token), 2 (and one of distillation, with a head of its own) or 0.
+      tokens: in front of the image's: 1 (a class token), 2 (and one of distillation) or 0. heads: 2 where the token of distillation
+        has one of its own.
       pool: "cls" or "mean", what the head reads.
       positions: whether there is a table of positions. relative: whether attention has relative positions.
       norm: where the last norm stands: "before" the pool, "after" it, or both ("both").
@@ -45,6 +46,7 @@ class Sizes:
     style: Style = STYLE
     patch: Count = 16
     tokens: Count = 1
+    heads: Count = 1
     pool: str = "cls"
     positions: bool = True
     relative: bool = False
@@ -56,8 +58,8 @@ class Sizes:
     def __post_init__(self):
         if self.pool not in ("cls", "mean") or self.norm not in ("before", "after", "both") or self.tokens > 2:
             raise ValueError(f"{self}: pool is cls or mean, norm before, after or both, and tokens 0, 1 or 2")
-        if self.pool == "cls" and not self.tokens:
-            raise ValueError("a vision transformer that pools by its class token needs tokens=1")
+        if (self.pool == "cls" and not self.tokens) or not 1 <= self.heads <= max(self.tokens, 1):
+            raise ValueError(f"{self}: the class token and every head but the first need a token to read")
 
 
 _IMAGENET = dict(mean=IMAGENET[0], deviation=IMAGENET[1])
@@ -68,7 +70,7 @@ SIZES = {
     "L/16": Sizes(TOWERS["L"]),
     "H/14": Sizes(TOWERS["H"], patch=14),
     "deit-S/16": Sizes(Size(384, 12, 6, 1536), **_IMAGENET),
-    "deit-distilled-S/16": Sizes(Size(384, 12, 6, 1536), tokens=2, **_IMAGENET),
+    "deit-distilled-S/16": Sizes(Size(384, 12, 6, 1536), tokens=2, heads=2, **_IMAGENET),
     "beit-B/16": Sizes(TOWERS["B"], BEIT, pool="mean", positions=False, relative=True, norm="after"),
     "mae-B/16": Sizes(TOWERS["B"], **_IMAGENET),
 }
@@ -102,7 +104,7 @@ class Network(nn.Module):
         if m.classes:
             precise = statistics_dtype(dtype)
             self.head = Linear(m.classes, precise, bias=True, out="A")
-            if s.tokens == 2:
+            if s.heads == 2:
                 self.distillation_head = Linear(m.classes, precise, bias=True, out="A")
 
     def tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +122,7 @@ class Network(nn.Module):
     def logits(self, pixels: jax.Array) -> jax.Array:
         first, image_tokens = self.tokens(pixels)
         found = self.head(self._pooled(first, image_tokens))
-        if self.model.sizes.tokens < 2:
+        if self.model.sizes.heads < 2:
             return found
         return (found + self.distillation_head(first[:, 1])) / 2
 

@@ -133,6 +133,7 @@ class ViT(nn.Module):
         if self.pre_norm:
             x = self.norm_before(x)
         x = self.stack(constrain(x, "BTD"), Shared(None))
+        self.sow("intermediates", "last", x)
         x = self.norm(x) if self.last_norm else x
         return x[:, :first], x[:, first : first + self.tokens], x[:, first + self.tokens :]
 
