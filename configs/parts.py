@@ -94,6 +94,7 @@ def base() -> ConfigDict:
             data=dict(
                 image_size=64,
                 whole=False,
+                fit=dict(how="", side=0, filter="bicubic", fill=(0, 0, 0), rounding="down"),
                 parts=dict(
                     pairs=part("scenes/captions"),
                     documents=part("scenes/text", rows=0, images=False, transforms=text_transforms()),
@@ -174,4 +175,27 @@ def contrastive(model: ConfigDict, variant: str = "") -> ConfigDict:
         config.eval.suites = dict(retrieval=retrieval())
         config.checkpoint.every = 4
         config.log.every = 1
+    return config
+
+
+def from_run(path: str) -> ConfigDict:
+    """An experiment that goes on from the weights of a run, trained here or imported: its model, tokenizer and ways with pictures.
+
+    What is left to say is the data: `data.parts.pairs` with its transforms, and how it is scored (`eval.suites`).
+    """
+    from simvlm_jax.run.directory import RunDir
+    from simvlm_jax.run.load import recorded_config
+
+    theirs, config = recorded_config(RunDir(path)), base()
+    config.model = theirs.model
+    config.data.update(image_size=theirs.data.image_size, whole=theirs.data.whole)
+    if theirs.data.fit is not None:
+        config.data.fit = theirs.data.fit
+    if theirs.get("text") is None:
+        config.text = config_dict.placeholder(ConfigDict)
+    else:
+        config.text.length = theirs.text.length
+    config.optimizer.update(learning_rate=1e-5, schedule="cosine", warmup=0.02, weight_decay=0.01)
+    config.train.init_from = (path,)
+    config.eval.suites = {}
     return config

@@ -24,8 +24,8 @@ SUFFIXES = (".safetensors", ".safetensors.index.json", ".npz", ".gguf", ".bin", 
 class Source(NamedTuple):
     """Weights and what came with them.
 
-    layout: "hf" (a config.json beside them), "open_clip", "gguf", "npz" or "bare" (nothing beside them). config: what the config
-    or the metadata say, {} for nothing. folder: of the tokenizer and the like. file: of the weights.
+    layout: "hf" (a config.json beside them), "open_clip", "timm", "gguf", "npz" or "bare" (nothing beside them). config: what the
+    config or the metadata say, {} for nothing. folder: of the tokenizer and the like. file: of the weights.
     """
 
     file: Path
@@ -36,8 +36,9 @@ class Source(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the source says it is: model_type of a config.json, or the architecture of a GGUF; "" for nothing."""
-        return str(self.config.get("model_type") or self.config.get("general.architecture") or "")
+        """What the source says it is: model_type of a config.json, or the architecture of a GGUF or of timm; "" for nothing."""
+        said = (self.config.get(k) for k in ("model_type", "general.architecture", "architecture"))
+        return str(next(filter(None, said), ""))
 
 
 def open_source(path: str | Path) -> Source:
@@ -70,6 +71,7 @@ def open_source(path: str | Path) -> Source:
             if not isinstance(said, dict):
                 raise BadFile(f"{file.parent / config} holds no record")
             layout = "open_clip" if "model_cfg" in said or config != "config.json" else "hf"
+            layout = "timm" if "architecture" in said and "model_type" not in said else layout
             return Source(file, file.parent, layout, tensors, said)
     return Source(file, file.parent, "bare", tensors, {})
 

@@ -58,14 +58,17 @@ def import_run(
     table, wanted = chosen.table(opened, model), shapes_of(one_by_one(model))
     log(f"{opened.file}: {len(opened.tensors)} arrays of {name} ...")
     arrays, dropped = take(table, opened.tensors, wanted, str(opened.file))
+    left_out: dict[str, list[str]] = {}
     for key, why in dropped.items():
-        log(f"left out: {key} ({why})")
+        left_out.setdefault(why, []).append(key)
+    for why, keys in left_out.items():
+        log(f"left out: {keys[0]}{f' and {len(keys) - 1} others' * (len(keys) > 1)} ({why})")
     compared = {"weights": worst(give(table, arrays), opened.tensors)}
     weights = weights_of(model, arrays)
     if outputs:
         reference = _reference(name, chosen, opened.layout)
         compared |= compare(reference, reference.load(opened.folder), model, *weights)
-    report = {"family": name, "source": str(opened.file), "compared": compared, "dropped": dropped}
+    report = {"family": name, "source": str(opened.file), "compared": compared, "left_out": left_out}
     write_run(place, config, model, tokenizer, plan.labels, weights, report)
     count = sum(x.size for x in arrays.values())
     log(f"{place}: {type(model).__name__} of {count:,} parameters")

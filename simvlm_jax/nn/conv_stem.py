@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.block import drop_branch
+from simvlm_jax.nn.depthwise import depthwise
 from simvlm_jax.nn.linear import add
 from simvlm_jax.nn.norm import GroupNorm
 from simvlm_jax.nn.sizes import Compute
@@ -56,7 +57,8 @@ def stage_strides(stages: int, patch: int) -> tuple[int, ...]:
 class Conv(nn.Module):
     """A convolution [B,Y,X,C] -> [B,Y,X,C], He initialisation; without bias where a norm follows.
 
-    symmetric: half the kernel is padded on either side; XLA's "SAME" pads less above than below when it strides.
+    symmetric: half the kernel is padded on either side; XLA's "SAME" pads less above than below when it strides. depthwise: every
+    channel has a kernel of its own, and `features` is their number.
     """
 
     features: int
@@ -65,20 +67,26 @@ class Conv(nn.Module):
     dtype: jnp.dtype
     bias: bool = False
     symmetric: bool = False
+    depthwise: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array):
         half = self.kernel // 2
         letters = ("Y", "X", "I", "C")
         init = nn.with_logical_partitioning(nn.initializers.he_normal(), letters)
-        kernel = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features))
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            in_use(kernel, letters, self.dtype),
-            (self.stride, self.stride),
-            [(half, half)] * 2 if self.symmetric else "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        inputs = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param("kernel", init, (self.kernel, self.kernel, inputs, self.features))
+        x, kernel = x.astype(self.dtype), in_use(kernel, letters, self.dtype)
+        if self.depthwise:
+            x = depthwise(x, kernel, self.stride)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(half, half)] * 2 if self.symmetric else "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         if self.bias:
             bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("C",)), (self.features,))
             x = add(x, in_use(bias, "C"))

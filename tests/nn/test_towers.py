@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simvlm_jax.nn.depthwise import convolved, depthwise
 from simvlm_jax.nn.mlp import ACTIVATIONS
 from simvlm_jax.nn.pool import AttentionalPool, MapHead
 from simvlm_jax.nn.sizes import Compute, Size, Style
@@ -123,3 +124,15 @@ def test_activations_are_the_fields():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), value, atol=1e-12)
     with pytest.raises(ValueError, match="activation 'tanh'"):
         Style("tanh")
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 7), (3, 2, 8), (5, 2, 9), (5, 1, 4)])
+def test_a_depthwise_convolution_is_xlas(float64, size, stride, side):
+    """Forward and backward, at odd and even sizes."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, side, side + 1, 3)), rng.normal(size=(size, size, 1, 3))
+    found, expected = (f(x, kernel, stride) for f in (depthwise, convolved))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    loss = lambda f: lambda x, k: (f(x, k, stride) ** 3).sum()  # noqa: E731
+    for a, b in zip(*(jax.grad(loss(f), (0, 1))(x, kernel) for f in (depthwise, convolved)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
