@@ -111,7 +111,8 @@ def made(request, tmp_path_factory):
 def test_outputs_are_theirs(made):
     own, module, run, report, _ = made
     assert report["compared"] == {"weights": 0.0}
-    found = harness.outputs(own, module, run, "hf")
+    exact = own.family != "mistral"  # whose masks of padding and window are NaN in fp64
+    found = harness.outputs(own, module, run, "hf", exact)
     assert set(found) == {"states", "logits"} and max(found.values()) <= 1e-5, found
 
 
