@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simvlm_jax.core.parts import PAIRS, only_part
-from simvlm_jax.core.schema import Side
-from simvlm_jax.core.types import Array, Aux, Batch, Extra, Params, Rngs, Rows, Term, Terms, Vocabulary
+from simvlm_jax.core.schema import Sides
+from simvlm_jax.core.types import Array, Aux, Batch, Extra, Params, Rngs, Rows, Term, Terms, Vocabulary, sides_of
 from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import Compute, statistics_dtype
@@ -80,14 +80,20 @@ class DualEncoder(NetworkModel):
     """
 
     vocabulary: Vocabulary
-    image_size: Side
+    image_size: Sides
     size: Any = "tiny"
     compute: Compute = Compute()
 
     @property
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens of the image tower."""
+        Y, X = sides_of(self.image_size)
+        return Y // self.sizes.patch, X // self.sizes.patch
+
+    @property
     def image_tokens(self) -> int:
         """P, of the image tower."""
-        return (self.image_size // self.sizes.patch) ** 2
+        return self.image_grid[0] * self.image_grid[1]
 
     @property
     def text_length(self) -> int:
@@ -108,10 +114,9 @@ class DualEncoder(NetworkModel):
         return text.at[:, -1].set(jnp.where(jnp.asarray(valid)[:, -1], self.vocabulary.eos, text[:, -1]))
 
     def init(self, rng: Array, batch: Batch):
-        pixels = np.zeros((1, 1, self.image_size, self.image_size, 3), np.uint8)
+        pixels = np.zeros((1, 1, *sides_of(self.image_size), 3), np.uint8)
         text = np.zeros((1, self.vocabulary.length), np.int32)
-        variables = self.network.init(rng, pixels, *self.lay_out(text, text == 0), method="everything")
-        return variables["params"], {}
+        return self.made(self.network.init(rng, pixels, *self.lay_out(text, text == 0), method="everything"))
 
     def pairs(self, batch: Batch) -> Rows:
         """The rows that are learned from.
@@ -132,7 +137,7 @@ class DualEncoder(NetworkModel):
         weight = pair_weight(rows)
         return (
             {
-                "image": {"features": self.apply(params, "image", rows["image"], rngs=streams), "weight": weight},
+                "image": {"features": self.apply(params, "image", rows["image"], rngs=streams, extra=extra), "weight": weight},
                 "text": {"features": self.apply(params, "text", *text, rngs=streams), "weight": weight},
             },
             {},
@@ -155,7 +160,7 @@ class DualEncoder(NetworkModel):
 
     def embed_image(self, params: Params, extra: Extra, batch: Rows):
         """Images in the shared space: [B,E], unit vectors (or what `similarity` takes in their place), fp32."""
-        return self.apply(params, "image", batch["image"])
+        return self.apply(params, "image", batch["image"], extra=extra)
 
     def embed_text(self, params: Params, extra: Extra, batch: Rows):
         """Texts in the shared space: [B,E], unit vectors, fp32. Pieces, one EOS, padding; T is the run's text length."""
@@ -167,7 +172,7 @@ class DualEncoder(NetworkModel):
 
     def features(self, params: Params, extra: Extra, batch: Rows):
         """Image features [B,D] fp32 for probing: before the projection."""
-        pooled = self.apply(params, "pooled", batch["image"])
+        pooled = self.apply(params, "pooled", batch["image"], extra=extra)
         return pooled.astype(statistics_dtype(pooled.dtype))
 
     def pair_features(self, params: Params, extra: Extra, batch: Rows):
@@ -179,7 +184,9 @@ class DualEncoder(NetworkModel):
         """Image positions resized as a grid; of text positions those learned are kept, and fresh ones come after them."""
         out = {**params, **{k: dict(params[k]) for k in ("image_tower", "text_tower") if k in params}}
         if "position" in out.get("image_tower", {}):
-            out["image_tower"]["position"] = resize_positions(params["image_tower"]["position"], self.image_tokens)
+            table = params["image_tower"]["position"]
+            if table.shape != target["image_tower"]["position"].shape:
+                out["image_tower"]["position"] = resize_positions(table, self.image_grid)
         if "position" in out.get("text_tower", {}):
             learned = params["text_tower"]["position"]
             out["text_tower"]["position"] = fit_positions(learned, target["text_tower"]["position"])

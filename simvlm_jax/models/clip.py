@@ -8,7 +8,7 @@ before its first block, or the authors' ResNet (nn/resnet.py); the text tower is
 preceded by BOS, so that the paper's 76 pieces are 77 positions; a text that is cut still ends in EOS.
 
 What differs, knowingly: parameters start as everywhere in this library (the authors scale those of residual outputs by
-(2 layers)^-1/2), and ResNets are normalised by group.
+(2 layers)^-1/2), and ResNets are normalised by group, unless their weights come with batch statistics.
 
 The temperature is not to pass 100 (section 2.5): the configs say so to the optimizer (`bounds`), as the authors do it, after
 the update.
@@ -40,13 +40,21 @@ PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """A row of SIZES: image tower and patch, text tower, E, and a conv stem in place of plain patches, where a model is to learn
-    in minutes."""
+    in minutes.
+
+    activation, epsilon: of both towers, where others than the authors trained them ("gelu_exact" of most of open_clip's). mean,
+    deviation: of pixels in [0, 1].
+    """
 
     image: Size | ResNetSize
     patch: int
     text: Size
     width: int
     stem: ConvStemSize | None = None
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+    mean: tuple[float, float, float] = PIXELS[0]
+    deviation: tuple[float, float, float] = PIXELS[1]
 
 
 SIZES = {  # tables 19 and 20
@@ -71,6 +79,7 @@ class Network(DualNetwork):
         m = self.model
         image, text, dtype = m.sizes.image, m.sizes.text, m.compute.activation_dtype
         width = m.sizes.width
+        style = dataclasses.replace(STYLE, activation=m.sizes.activation, epsilon=m.sizes.epsilon)
         if isinstance(image, ResNetSize):
             self.image_tower = AttentionResNet(image, m.image_size, width, m.compute)
         else:
@@ -81,16 +90,16 @@ class Network(DualNetwork):
                 m.compute,
                 pre_norm=True,
                 patch_bias=False,
-                style=STYLE,
+                style=style,
                 stem=m.sizes.stem,
             )
             self.image_projection = Linear(width, dtype)
-        self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=STYLE)
+        self.text_tower = TextTower(text, m.vocabulary.size, m.text_length, m.compute, style=style)
         self.text_projection = Linear(width, dtype)
         self.logit_scale = Scale(math.log(1 / 0.07))
 
     def pooled(self, pixels: jax.Array):
-        return self.image_tower(normalised(pixels, PIXELS))
+        return self.image_tower(normalised(pixels, (self.model.sizes.mean, self.model.sizes.deviation)))
 
     def image(self, pixels: jax.Array):
         pooled = self.pooled(pixels)

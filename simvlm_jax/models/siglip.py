@@ -33,12 +33,13 @@ STYLE = Style("gelu", epsilon=1e-6, key_bias=True)
 @buildable("size")
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """A row of SIZES: both towers, whose width is E, patch, and a conv stem in place of plain patches, where a model is to learn
-    in minutes."""
+    """A row of SIZES: the image tower, whose width is E, patch, a conv stem in place of plain patches, where a model is to learn in
+    minutes, and the text tower, where it is not of the same size (SigLIP 2's giant)."""
 
     tower: Size
     patch: int
     stem: ConvStemSize | None = None
+    text: Size | None = None
 
 
 SIZES = {
@@ -57,9 +58,10 @@ class Network(DualNetwork):
     def setup(self):
         m = self.model
         size, patch, stem = m.sizes.tower, m.sizes.patch, m.sizes.stem
+        text = m.sizes.text or size
         self.image_tower = ViT(size, patch, m.image_size, m.compute, pool="map", style=STYLE, stem=stem)
         self.text_tower = TextTower(
-            size, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE
+            text, m.vocabulary.size, m.text_length, m.compute, causal=False, pool="last", style=STYLE
         )
         self.text_projection = Linear(size.width, m.compute.activation_dtype, bias=True)
         self.logit_scale = Scale(math.log(m.start_scale), m.start_bias if m.use_bias else None)
