@@ -137,7 +137,10 @@ class DualEncoder(NetworkModel):
         weight = pair_weight(rows)
         return (
             {
-                "image": {"features": self.apply(params, "image", rows["image"], rngs=streams, extra=extra), "weight": weight},
+                "image": {
+                    "features": self.apply(params, "image", rows["image"], rngs=streams, extra=extra),
+                    "weight": weight,
+                },
                 "text": {"features": self.apply(params, "text", *text, rngs=streams), "weight": weight},
             },
             {},

@@ -29,10 +29,11 @@ class Plan(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a model is written as: a table, and the files beside the weights, as JSON values by name."""
+    """What a model is written as: a table, the files beside the weights, as JSON values by name, and the name of the weights'."""
 
     table: Table
     files: Mapping[str, Any]
+    weights: str = "model.safetensors"
 
 
 class Options(NamedTuple):

@@ -70,14 +70,17 @@ def pretrained(auto: str, folder: Path, **options: Any) -> Any:
     return kind.from_pretrained(str(folder), **options).eval()
 
 
-def random_texts(vocabulary: Any, rows: int = 4, length: int = 12) -> Arrays:
-    """`text`, `text_mask` [B,T]: pieces and padding after them, the first row full and the others shorter."""
+def random_texts(vocabulary: Any, rows: int = 4, length: int = 12, below: int | None = None) -> Arrays:
+    """`text`, `text_mask` [B,T]: pieces and padding after them, the first row full and the others shorter.
+
+    below: a bound of their ids.
+    """
     rng = np.random.default_rng(0)
     length = min(length, vocabulary.length)
     sizes = np.maximum(length - 3 * np.arange(rows), 2)
     mask = np.arange(length) < sizes[:, None]
     special = [vocabulary.pad, vocabulary.bos, vocabulary.eos]
-    usual = np.setdiff1d(np.arange(vocabulary.size), special)
+    usual = np.setdiff1d(np.arange(below or vocabulary.size), special)
     text = np.where(mask, rng.choice(usual, (rows, length)), vocabulary.pad)
     return {"text": text.astype(np.int32), "text_mask": mask}
 

@@ -18,6 +18,7 @@ import numpy as np
 from simvlm_jax.interop.formats.tensors import Tensors
 from simvlm_jax.interop.transforms import SAME, Transform
 
+STATISTICS = "extra/statistics/"
 _SHOWN = 12
 """Most problems of a kind that an error lists."""
 
@@ -109,7 +110,7 @@ def take(table: Table, source: Mapping[str, Any], shapes: Mapping[str, tuple[int
                     "have another shape than the model's", f"{key} {list(array.shape)}, {target} {list(shapes[target])}"
                 )
             else:
-                found[target], origin[target] = np.ascontiguousarray(part), key
+                found[target], origin[target] = np.asarray(part, order="C"), key
     missing = [name for name in shapes if name not in found]
     if missing and not wrong.get("have another shape than the model's"):
         wrong["are missing"] = [f"{name} {list(shapes[name])}" for name in missing]
@@ -134,7 +135,7 @@ def give(table: Table, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
                 own = [_filled(target, first.groups()) for target in row.targets]
                 theirs = _filled(row.theirs, first.groups())
                 if all(target in arrays for target in own) and theirs not in out:
-                    out[theirs] = np.ascontiguousarray(row.transform.give(*(arrays[target] for target in own)))
+                    out[theirs] = np.asarray(row.transform.give(*(arrays[target] for target in own)), order="C")
                     break
             elif any(p.fullmatch(name) for p in patterns[1:]):
                 break
@@ -146,8 +147,12 @@ def give(table: Table, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def under(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows with a beginning before both of their names."""
-    return tuple(Row(theirs + r.theirs, tuple(ours + t for t in r.targets), r.transform) for r in rows)
+    """Rows with a beginning before both of their names; of statistics in extra it comes after "extra/statistics/"."""
+
+    def place(target: str) -> str:
+        return STATISTICS + ours + target.removeprefix(STATISTICS) if target.startswith(STATISTICS) else ours + target
+
+    return tuple(Row(theirs + r.theirs, tuple(map(place, r.targets)), r.transform) for r in rows)
 
 
 def _canonical(table: Table, source: Mapping[str, Any]) -> dict[str, str]:

@@ -59,8 +59,9 @@ def before(count: int = 1) -> Transform:
 
 UNSQUEEZED = Transform(lambda x: x[None], lambda x: x[0])
 """Ours has a leading axis of length 1 that theirs has not."""
+NUMBER = Transform(lambda x: x.reshape(()), lambda x: x.reshape(()))
 SCALAR = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))
-"""[1] or [] <-> []; it is given back as [1]."""
+"""A number as [] or [1] <-> []; it is given back as [], or as [1]."""
 
 
 def patches(side: int) -> Transform:
@@ -78,6 +79,14 @@ def packed(*parts: Transform, axis: int = 0) -> Transform:
         return tuple(np.asarray(p.take(y)) for p, y in zip(parts, np.split(x, len(parts), axis), strict=True))
 
     return Transform(take, lambda *xs: np.concatenate([p.give(x) for p, x in zip(parts, xs, strict=True)], axis))
+
+
+def layered(each: Transform) -> Transform:
+    """Layers that stand in one array, each of which is transformed by itself: [L,...] <-> one array a layer."""
+    return Transform(
+        lambda x: tuple(np.asarray(each.take(y)) for y in x),
+        lambda *xs: np.stack([each.give(x) for x in xs]),
+    )
 
 
 def chained(first: Transform, second: Transform) -> Transform:

@@ -17,7 +17,7 @@ from simvlm_jax.core.files import partial_of, write_whole
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
 from simvlm_jax.interop.family import NOTHING_SAID, Family, Options, families, family_of
-from simvlm_jax.interop.formats import safetensors_file
+from simvlm_jax.interop.formats import npz, safetensors_file
 from simvlm_jax.interop.reference import Reference, compare
 from simvlm_jax.interop.source import open_source
 from simvlm_jax.interop.table import give, stacked, take, unstacked
@@ -98,18 +98,19 @@ def export_run(
     chosen, loaded = known[family], load_run(run, step)
     check_exportable(family, chosen, format, loaded)
     tokenizer = None if isinstance(loaded.tokenizer, NoTokenizer) else loaded.tokenizer
-    table, files = chosen.write[format](loaded.model, tokenizer, loaded.labels, loaded.config.data)
+    table, files, weights = chosen.write[format](loaded.model, tokenizer, loaded.labels, loaded.config.data)
     arrays = named_arrays(loaded.params, loaded.extra)
     theirs = give(table, arrays)
     again = take(table, theirs, {k: x.shape for k, x in arrays.items()}, str(place)).arrays
     compared = {"weights": worst(again, arrays)}
     report = {"family": family, "format": format, "source": str(run), "step": loaded.step, "compared": compared}
     with _folder(place) as partial:
-        _fill(partial, theirs, files)
+        _write_weights(partial / weights, theirs)
+        _fill(partial, files)
         if outputs:
             reference = _reference(family, chosen, format)
             compared |= compare(reference, reference.load(partial), loaded.model, loaded.params, loaded.extra)
-        _fill(partial, {}, {PARITY: report})
+        _fill(partial, {PARITY: report})
     log(f"{place}: {len(theirs)} arrays, {sum(x.size for x in theirs.values()):,} values")
     return report
 
@@ -187,10 +188,16 @@ def _folder(place: Path) -> Iterator[Path]:
         raise
 
 
-def _fill(folder: Path, arrays: Mapping[str, np.ndarray], files: Mapping[str, Any]) -> None:
-    """Writes weights as safetensors, and files of bytes, text or JSON values."""
-    if arrays:
-        safetensors_file.write(folder / "model.safetensors", arrays, {"format": "pt"})
+def _write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    if path.suffix == ".npz":
+        npz.write(path, arrays)
+    else:
+        safetensors_file.write(path, arrays, {"format": "pt"})
+
+
+def _fill(folder: Path, files: Mapping[str, Any]) -> None:
+    """Writes files of bytes, text or JSON values; names may lead into folders."""
     for name, content in files.items():
         data = content if isinstance(content, str | bytes) else json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / name, data)

@@ -135,6 +135,7 @@ class ViT(nn.Module):
         x = self.stack(constrain(x, "BTD"), Shared(None))
         self.sow("intermediates", "last", x)
         x = self.norm(x) if self.last_norm else x
+        self.sow("intermediates", "normed", x)
         return x[:, :first], x[:, first : first + self.tokens], x[:, first + self.tokens :]
 
     def __call__(self, image: jax.Array) -> jax.Array:

@@ -1,13 +1,15 @@
 """NumPy archives, as big_vision, vision_transformer and scenic write their weights: "params/img/Transformer/..." by path."""
 
 import functools
+import io
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from simvlm_jax.core.files import BadFile, open_regular
+from simvlm_jax.core.files import BadFile, open_regular, write_whole
 from simvlm_jax.interop.formats.tensors import Stored, Tensors
 
 MOST_FILE = 2**40
@@ -29,6 +31,13 @@ def read(path: Path) -> Tensors:
     if not shapes:
         raise BadFile(f"{path} holds no arrays")
     return Tensors({name: Stored(shape, functools.partial(_read, path, name)) for name, shape in shapes.items()})
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz whole; names may have slashes."""
+    file = io.BytesIO()
+    np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})  # pyright: ignore[reportArgumentType]
+    write_whole(path, file.getvalue())
 
 
 def _shape(archive: zipfile.ZipFile, member: str, path: Path) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
 from simvlm_jax.interop import pixels
 from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record
-from simvlm_jax.interop.parts import compute
+from simvlm_jax.interop.parts import batch_norm, compute
 from simvlm_jax.interop.pixels import Pixels, answers_of
 from simvlm_jax.interop.reference import Arrays, Reference, random_images, tensor
 from simvlm_jax.interop.source import Source
@@ -99,18 +99,9 @@ def _side(stages: list[list[int]]) -> int:
     return {4: 224, 5: 240, 6: 280, 8: 300}.get(stages[5][4] if len(stages) > 5 else 4, 224)
 
 
-def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    return (
-        Row(f"{theirs}.weight", f"{ours}/scale"),
-        Row(f"{theirs}.bias", f"{ours}/bias"),
-        Row(f"{theirs}.running_mean", f"extra/statistics/{ours}/mean"),
-        Row(f"{theirs}.running_var", f"extra/statistics/{ours}/variance"),
-    )
-
-
 def timm_names(model: Any) -> Table:
     """timm's names, for tf_efficientnet_lite0 to 4."""
-    rows: list[Row] = [Row("conv_stem.weight", "stem/kernel", CONVOLUTION), *_norm("bn1", "stem_norm")]
+    rows: list[Row] = [Row("conv_stem.weight", "stem/kernel", CONVOLUTION), *batch_norm("bn1", "stem_norm")]
     for i, (_, _, expand, _, depth) in enumerate(model.sizes.stages):
         kinds = ("conv_pw", "conv_dw", "conv_pwl") if expand > 1 else ("conv_dw", "conv_pw")
         for j in range(depth):
@@ -118,8 +109,8 @@ def timm_names(model: Any) -> Table:
             parts = ("expand", "depthwise", "project")[-len(kinds) :]
             for k, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
                 rows.append(Row(f"{theirs}{kind}.weight", f"{ours}{part}/kernel", CONVOLUTION))
-                rows += _norm(f"{theirs}bn{k + 1}", f"{ours}{part}_norm")
-    rows += [Row("conv_head.weight", "top/kernel", CONVOLUTION), *_norm("bn2", "top_norm"), *_head("classifier")]
+                rows += batch_norm(f"{theirs}bn{k + 1}", f"{ours}{part}_norm")
+    rows += [Row("conv_head.weight", "top/kernel", CONVOLUTION), *batch_norm("bn2", "top_norm"), *_head("classifier")]
     return Table(tuple(rows), _counters(rows))
 
 
@@ -134,13 +125,13 @@ def _counters(rows: list[Row]) -> dict[str, str]:
 
 def _other_names(source: Source) -> Table:
     """efficientnet_lite_pytorch's names, whose blocks are numbered through."""
-    rows: list[Row] = [Row("_conv_stem.weight", "stem/kernel", CONVOLUTION), *_norm("_bn0", "stem_norm")]
+    rows: list[Row] = [Row("_conv_stem.weight", "stem/kernel", CONVOLUTION), *batch_norm("_bn0", "stem_norm")]
     for stage, place, theirs in _blocks(source):
         ours = f"stage_{stage}_block_{place}/"
         for k, part in enumerate(("expand", "depthwise", "project")):
             rows.append(Row(f"{theirs}_{part}_conv.weight", f"{ours}{part}/kernel", CONVOLUTION))
-            rows += _norm(f"{theirs}_bn{k}", f"{ours}{part}_norm")
-    rows += [Row("_conv_head.weight", "top/kernel", CONVOLUTION), *_norm("_bn1", "top_norm"), *_head("_fc")]
+            rows += batch_norm(f"{theirs}_bn{k}", f"{ours}{part}_norm")
+    rows += [Row("_conv_head.weight", "top/kernel", CONVOLUTION), *batch_norm("_bn1", "top_norm"), *_head("_fc")]
     return Table(tuple(rows), _counters(rows))
 
 
