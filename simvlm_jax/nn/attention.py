@@ -32,6 +32,7 @@ class Attention(nn.Module):
       bias: of queries, values and the result.
       norm: constructor of the norm of queries and keys over K, one scale for all heads; None for none.
       rotary: by which queries and keys turn; a call then needs their positions.
+      scaled: whether logits are divided by the root of K.
     """
 
     width: int
@@ -45,6 +46,7 @@ class Attention(nn.Module):
     bias: Bias = Bias()
     norm: Callable[..., LayerNorm] | None = None
     rotary: Rotary | None = None
+    scaled: bool = True
 
     def setup(self):
         K = self.head_width or self.width // self.heads
@@ -122,6 +124,7 @@ class Attention(nn.Module):
 
     def _queries(self, x: jax.Array, position: jax.Array | None) -> jax.Array:
         q = self._project(x, self.query, self.query_bias, "H")
+        q = q if self.scaled else q * jnp.asarray(q.shape[-1] ** 0.5, q.dtype)  # by which kernels divide
         return self._turned(q if self.norm is None else self.query_norm(q), position)
 
     def _keys_values(self, x: jax.Array, position: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -25,13 +25,14 @@ class Shared(NamedTuple):
     """What all blocks of a stack get alike.
 
     mask: of the self-attention; None where all see all. context [B,S,W] and context_mask: of the cross-attention. position
-    [B,T] int32: of the tokens, for rotary embedding.
+    [B,T] int32: of the tokens, for rotary embedding. bias: added to the logits of the self-attention, broadcastable to [B,H,T,S].
     """
 
     mask: Mask | None
     context: jax.Array | None = None
     context_mask: Mask | None = None
     position: jax.Array | None = None
+    bias: jax.Array | None = None
 
 
 def attention_of(
@@ -49,6 +50,7 @@ def attention_of(
         bias=style.bias,
         norm=norm_of(style, dtype) if style.qk_norm in ("both", "cross" if cross else "self") else None,
         rotary=None if cross else style.rotary,
+        scaled=style.scaled,
     )
 
 
@@ -100,7 +102,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: jax.Array | None, shared: Shared) -> jax.Array:
         """x [B,T,D], rate of stochastic depth -> x [B,T,D]."""
-        x, bias = constrain(x, "BTD"), None
+        x, bias = constrain(x, "BTD"), shared.bias
         if self.relative_grid is not None:
             bias = self.relative(x.shape[1], x.shape[1])
         mask = self._within_window(shared.mask)
@@ -124,9 +126,13 @@ class Block(nn.Module):
         context: KeyValue | None,
         context_mask: Mask | None,
         position: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """New tokens [B,T,D] at `position` [B,T], whose keys and values go into the cache from `slot` on -> ([B,T,D], cache)."""
-        x, bias = constrain(x, "BTD"), None
+        """New tokens [B,T,D] at `position` [B,T], whose keys and values go into the cache from `slot` on -> ([B,T,D], cache).
+
+        bias: as in Shared, over all slots of the cache.
+        """
+        x = constrain(x, "BTD")
         if self.relative_grid is not None:
             bias = self.relative(x.shape[1], cache.key.shape[2])
         bounded, written = self._within_window(mask), cache

@@ -1,5 +1,6 @@
 """Positions: learned and sin-cos tables, 2D relative attention bias, and tables at another resolution. Rotary: nn.rotary."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -89,6 +90,40 @@ class RelativeBias2D(nn.Module):
         if min(queries, keys) < seen:
             raise ValueError(f"a grid of {Y} x {X} image tokens does not fit in a sequence of {min(queries, keys)}")
         return jnp.pad(bias, ((0, 0), (0, queries - seen), (0, keys - seen)))[None]
+
+
+class RelativeBuckets(nn.Module):
+    """Relative positions by buckets of distance (Raffel et al., arXiv 1910.10683, section 2.1): a number a bucket and head.
+
+    Half of the buckets are single distances, the others grow logarithmically up to `furthest`, from which on all are one. both:
+    whether keys after the query have buckets of their own (an encoder), or are taken for distance 0, as none sees them.
+
+    Positions of queries [B,T] and keys [B,S] to the bias [B,H,T,S].
+    """
+
+    heads: int
+    buckets: int = 32
+    furthest: int = 128
+    both: bool = True
+
+    @nn.compact
+    def __call__(self, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "H"))
+        table = in_use(self.param("table", init, (self.buckets, self.heads)), (None, "H"))
+        return table[self.bucket(key_BS[:, None] - query_BT[:, :, None])].transpose(0, 3, 1, 2)
+
+    def bucket(self, distance: jax.Array) -> jax.Array:
+        """The bucket of each distance, key minus query, int32."""
+        count, first = self.buckets, jnp.zeros_like(distance)
+        if self.both:
+            count //= 2
+            first, distance = jnp.where(distance > 0, count, 0), jnp.abs(distance)
+        else:
+            distance = jnp.maximum(-distance, 0)
+        single = count // 2
+        far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / single) / math.log(self.furthest / single)
+        far = jnp.minimum(single + (far * (count - single)).astype(distance.dtype), count - 1)
+        return first + jnp.where(distance < single, distance, far)
 
 
 def resize_grid(table: jax.Array, old: tuple[int, int], new: tuple[int, int]):

@@ -183,6 +183,7 @@ class Style:
       cross_gate: whether the two branches of such a layer are multiplied by tanh of a learned number that begins at 0.
       layer_scale: what each channel of a branch is multiplied by at the start, a learned number (Touvron et al., arXiv
         2103.17239, section 2); 0 for none.
+      scaled: whether logits of attention are divided by the root of the head width; T5's are not (arXiv 1910.10683).
     """
 
     activation: str = "gelu"
@@ -198,6 +199,7 @@ class Style:
     cross_every: int = 0
     cross_gate: bool = False
     layer_scale: float = 0.0
+    scaled: bool = True
 
     def __post_init__(self):
         allowed = {

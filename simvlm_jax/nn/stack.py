@@ -81,6 +81,7 @@ class Stack(nn.Module):
         context_mask: Mask | None = None,
         image_tokens: bool = False,
         position: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
         """New tokens [B,T,D] over a cache: ([B,T,D], cache). See Block.step.
 
@@ -95,7 +96,7 @@ class Stack(nn.Module):
                 params, own = layers[f"cross_layer_{i // every}"], context[i // every]
                 x = cross.apply({"params": params}, x, own, context_mask, method="step")
             own = context[i] if context and not every else None
-            given = x, cache[i], slot, mask, own, context_mask, position
+            given = x, cache[i], slot, mask, own, context_mask, position, bias
             x, kept = block.apply({"params": layers[f"layer_{i}"]}, *given, method="step")
             new.append(kept)
         return x, tuple(new)
