@@ -63,14 +63,15 @@ class Fit:
             scale = min(X / image.width, Y / image.height)
             width, height = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
             inner = Image.fromarray(self._resized(image, width, height))
-            return np.asarray(self._filled(inner, (X, Y), (self._half(X - width), self._half(Y - height))))
+            return np.asarray(self._filled(inner, (X, Y), ((X - width) // 2, (Y - height) // 2)))
         side = self.side or min(Y, X)
         width, height = (side, side) if self.how == "whole" else scaled(image.size, side)
-        left, top = self._half(width - X), self._half(height - Y)
         made = self._resized(image, width, height)
-        if left >= 0 and top >= 0:
-            return made[top : top + Y, left : left + X]
-        return np.asarray(self._filled(Image.fromarray(made), (X, Y), (-left, -top)))
+        if width < X or height < Y:
+            corner = max(X - width, 0) // 2, max(Y - height, 0) // 2
+            made = np.asarray(self._filled(Image.fromarray(made), (max(X, width), max(Y, height)), corner))
+        left, top = self._half(max(width - X, 0)), self._half(max(height - Y, 0))
+        return made[top : top + Y, left : left + X]
 
     def _resized(self, image: Image.Image, width: int, height: int) -> np.ndarray:
         return np.asarray(image.resize((width, height), FILTERS[self.filter]))

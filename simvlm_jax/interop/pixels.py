@@ -65,7 +65,7 @@ def _fit(said: Mapping[str, Any], size: tuple[int, int], usual: Pixels, path: Pa
     to = {"shortest_edge": to} if isinstance(to, int) else to
     crops = bool(said.get("do_center_crop", said.get("crop_size") is not None and "shortest_edge" in to))
     if said.get("do_pad"):
-        fill = tuple(round(255 * m) for m in _channels(said.get("image_mean"), usual.mean))
+        fill = tuple(int(255 * m) for m in _channels(said.get("image_mean"), usual.mean))
         return {**fit, "how": "pad", "fill": fill}
     if "shortest_edge" in to:
         if not crops:

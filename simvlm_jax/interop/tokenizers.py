@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,20 +221,41 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Found:
 
 
 def _sentencepiece(pieces: Any, scores: Any, kinds: Any, prefix: bool, bos: int, eos: int) -> bytes:
-    """A byte-pair model of sentencepiece with the pieces, scores and kinds of a GGUF, whose kinds are sentencepiece's own."""
-    from sentencepiece import sentencepiece_model_pb2 as proto  # pyright: ignore[reportAttributeAccessIssue]
+    """A byte-pair model of sentencepiece with the pieces, scores and kinds of a GGUF, whose kinds are sentencepiece's own.
 
-    model = proto.ModelProto()
-    for piece, score, kind in zip(pieces, scores, kinds, strict=True):
-        model.pieces.add(piece=piece, score=score, type=kind)
-    spec = model.trainer_spec
-    spec.model_type, spec.vocab_size, spec.byte_fallback = 2, len(pieces), 6 in set(kinds)
-    spec.unk_id = next((i for i, k in enumerate(kinds) if k == 2), 0)
-    spec.bos_id, spec.eos_id, spec.pad_id = bos, eos, -1
-    normal = model.normalizer_spec
-    normal.name, normal.add_dummy_prefix = "identity", prefix
-    normal.remove_extra_whitespaces, normal.escape_whitespaces = False, True
-    return model.SerializeToString()
+    It is written as sentencepiece_model.proto says, by hand, for sentencepiece's own classes want one release of protobuf.
+    """
+    if not len(pieces) == len(scores) == len(kinds):
+        raise BadFile(f"the GGUF has {len(pieces)} pieces, {len(scores)} scores and {len(kinds)} kinds")
+    unknown = next((i for i, k in enumerate(kinds) if k == 2), 0)
+    listed = b"".join(
+        _field(1, _field(1, str(piece).encode()) + _number(2, float(score)) + _number(3, int(kind)))
+        for piece, score, kind in zip(pieces, scores, kinds, strict=True)
+    )
+    ids = {40: unknown, 41: bos, 42: eos, 43: -1}
+    trainer = b"".join(_number(k, v) for k, v in {3: 2, 4: len(pieces), 35: int(6 in set(kinds)), **ids}.items())
+    normal = _field(1, b"identity") + b"".join(_number(k, v) for k, v in {3: int(prefix), 4: 0, 5: 1}.items())
+    return listed + _field(2, trainer) + _field(3, normal)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A field of protobuf that holds bytes or a message."""
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _number(number: int, value: float) -> bytes:
+    """A field of protobuf that holds a float, or a whole number."""
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value % 2**64)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
 
 
 def special_files(tokenizer: Tokenizer, begins: bool = False) -> dict[str, Any]:
