@@ -36,7 +36,8 @@ class Fit:
       side: pixels of the (shorter) side before a cut; 0: that of the result.
       filter: a name in FILTERS.
       fill: of what is filled up, 0 to 255 a channel.
-      rounding: where a cut begins that falls between two pixels: "down" (transformers) or "even" (torchvision: to the even one).
+      rounding: where a cut begins that falls between two pixels: "down" (transformers) or "even" (torchvision: to the even one). Where
+        less than the cut is there, the wider margin is then before it (transformers), or after it.
     """
 
     how: Ways = "whole"
@@ -68,7 +69,8 @@ class Fit:
         width, height = (side, side) if self.how == "whole" else scaled(image.size, side)
         made = self._resized(image, width, height)
         if width < X or height < Y:
-            corner = max(X - width, 0) // 2, max(Y - height, 0) // 2
+            missing = max(X - width, 0), max(Y - height, 0)
+            corner = tuple(-(-n // 2) if self.rounding == "down" else n // 2 for n in missing)
             made = np.asarray(self._filled(Image.fromarray(made), (max(X, width), max(Y, height)), corner))
         left, top = self._half(max(width - X, 0)), self._half(max(height - Y, 0))
         return made[top : top + Y, left : left + X]
