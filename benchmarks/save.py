@@ -1,7 +1,7 @@
 """How long a save holds up training, beside an earlier state of this library: python benchmarks/save.py [--against COMMIT]
 
-The state of the built-in SimVLM (configs/prefixlm.py, with AdamW) as devices of one CPU hold it: milliseconds until `save` returns, the
-first time, in which Orbax compiles what it needs, and the least of three later ones. See beside.py.
+The state of the built-in SimVLM (configs/prefixlm.py, with AdamW) as devices of one CPU hold it: milliseconds until `save` returns,
+the first time, in which Orbax compiles what it needs, and the least of three later ones. See beside.py.
 """
 
 import os

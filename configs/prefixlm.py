@@ -5,7 +5,8 @@
 trains a tiny SimVLM on the built-in scenes with one to three objects. Variants: `photos` (real photographs, named by
 --config.data.parts.pairs.path), `base`, `large`, `huge` (the paper's sizes and recipe), `smoke` (16 steps on a handful of scenes,
 to try a machine or a launcher in seconds), and the paper's ablations on the built-in data: `decoder_only`, `lm`, `span`,
-`patches`, `stem2`, `stem4`, `with_text` (8 documents a batch), `packed` (as many rows, of about four documents each).
+`patches`, `stem2`, `stem4`, `with_text` (8 documents a batch), `packed` (as many rows, of about four documents each). `base_t5` is
+`base` whose text stacks and embedding begin as those of an imported T5 (`simvlm import t5-base --family t5 --out runs/t5-base`).
 """
 
 from configs import parts
@@ -20,13 +21,15 @@ ABLATIONS = {
     "stem4": {"stem_stages": 4},
 }
 
-VARIANTS = ("", "photos", "smoke", "base", "large", "huge", *ABLATIONS, "with_text", "packed")
+VARIANTS = ("", "photos", "smoke", "base", "large", "huge", "base_t5", *ABLATIONS, "with_text", "packed")
 
 
 def get_config(variant: str = ""):
     """The built-in run, or a variant of it."""
     if variant in ("base", "large", "huge"):
         return paper(variant)
+    if variant == "base_t5":
+        return from_t5(paper("base"), "runs/t5-base", width=768, head=64)
     if variant == "photos":
         return photos()
     if variant == "smoke":
@@ -91,6 +94,18 @@ def paper(size: str):
     config.train.update(steps=1_000_000, batch_size=4096)
     config.checkpoint.update(every=1000, latest=3, keep_every=50_000)
     config.log.every = 50
+    return config
+
+
+def from_t5(config, run: str, width: int, head: int):
+    """Takes a T5's stacks and embedding (arXiv 1910.10683): relative positions stay behind, what its norms and maps lack begins anew.
+
+    Its logits of attention are not divided by the root of the head width, so queries are multiplied by it; its embedding has unit
+    variance, where ours is multiplied by the root of the width.
+    """
+    left = ("_relative/", "^softmax", "/gate$")
+    scale = (("attention/query$", head**0.5), ("^embedding$", width**-0.5))
+    config.train.init_from = ({"run": run, "map": tuple((pattern, None) for pattern in left), "scale": scale},)
     return config
 
 

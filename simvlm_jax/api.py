@@ -51,9 +51,10 @@ class Run:
     def can(self) -> list[str]:
         """What this run can be asked: names of its methods."""
         able, found = self.engine.model.capabilities(), []
-        if {"prefill", "extend"} <= set(able):
-            found += ["caption"]
-        if {"prefill", "extend"} <= set(able) or "classify" in able:
+        writes, sees = {"prefill", "extend"} <= set(able), hasattr(self.engine.model, "image_size")
+        if writes:
+            found += ["caption"] if sees else ["complete"]
+        if sees and (writes or "classify" in able):
             found += ["ask"]
         if "embed_image" in able or "embed_text" in able:
             found += ["embed"]
@@ -107,6 +108,31 @@ class Run:
             found = self._warned(engine.generate(made, questions, ids, decoding, width=width))
             answers = [a[0][0] for a in found]
         return answers[0] if one else answers
+
+    def complete(
+        self, prompts: str | Sequence[str], *, seed: int = 0, max_length: int = 64, **how: Any
+    ) -> str | list[str]:
+        """What a language model writes after each text. how: as in `caption`.
+
+        Raises:
+          MissingCapability: the model does not write.
+        """
+        decoding = _decoding({"max_length": max_length, **how})
+        _check(seed, Seed, "seed")
+        given, one = _texts(prompts, "prompts")
+        ids = np.asarray([zlib.crc32(t.encode("utf-8", "surrogatepass")) for t in given], np.int64)
+        found = self._warned(self.engine.generate(None, given, ids, decoding, seed=int(seed), joined=True))
+        texts = [answers[0][0] for answers in found]
+        return texts[0] if one else texts
+
+    def chat(self, messages: str | Sequence[dict[str, str]], **how: Any) -> str:
+        """The answer of a language model that chats. messages: what a person says, or {"role", "content"} of all that was said.
+
+        how: as in `complete`.
+        """
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        answer = self.complete(self.engine.tokenizer.chat_of(said), **how)
+        return str(answer).strip()
 
     def embed(
         self, images: Picture | Sequence[Picture] | None = None, *, texts: str | Sequence[str] | None = None

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         before = [{"role": "system", "content": args.system}] if args.system else []
         texts = [engine.tokenizer.chat_of([*before, {"role": "user", "content": p}]) for p in prompts]
     ids = np.asarray([zlib.crc32(t.encode("utf-8", "surrogatepass")) for t in texts], np.int64)
-    made, notes = engine.generate(None, texts, ids, how, seed=args.seed)
+    made, notes = engine.generate(None, texts, ids, how, seed=args.seed, joined=True)
     likely, _ = engine.score_prompts(texts)
     for prompt, hypotheses, score in zip(prompts, made, likely, strict=True):
         text = hypotheses[0][0]

@@ -205,6 +205,8 @@ def _line(name: str, scores: dict[str, float]) -> str:
         "f1",
         "bleu",
         "exact",
+        "perplexity",
+        "bits_per_byte",
         "top5",
         "image_to_text_r1",
         "text_to_image_r1",

@@ -72,6 +72,10 @@ def known() -> dict[str, tuple[str, Any]]:
             "classification by the likelihood of the image given a text, estimated by sampling",
             spec(f"{_HERE}.likelihood:GenerativeClassifier", by="image", **classes),
         ),
+        "perplexity": (
+            "how well texts are predicted: nats a piece, perplexity, bits a byte",
+            spec(f"{_HERE}.perplexity:Perplexity", path="scenes/text", splits={"test": "test"}),
+        ),
         "hallucination": (
             "POPE-like questions about what is there and what is not",
             spec(f"{_HERE}.hallucination:Hallucination", path="scenes/captions", splits={"test": "test[:75%]"}),

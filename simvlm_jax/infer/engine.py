@@ -125,18 +125,20 @@ class Engine:
         forced: str = "",
         width: int | None = None,
         seed: int | None = None,
+        joined: bool = False,
     ) -> Answered[list[Hypotheses]]:
         """Continues the prompt of each row; ids [N] choose a row's draws where there are any.
 
         forced: how every answer begins; it is part of the answer. width: pieces of prompt there is room for, by default
         those of the longest; a longer prompt loses its beginning (note `prompts_cut`). seed: of the draws, by default the
-        engine's. Answers that `max_length` ended are noted (`answers_cut`).
+        engine's. joined: answers begin with the space that they need after their prompt. Answers that `max_length` ended are
+        noted (`answers_cut`).
 
         Raises:
           ValueError: no room for the answer, or likelihoods that are not finite.
         """
         rows, notes = prompt_rows(self.tokenizer, prompts, width)
-        return self._generated(_with_images(rows, images), notes, ids, decoding, forced, seed)
+        return self._generated(_with_images(rows, images), notes, ids, decoding, forced, seed, joined)
 
     def complete(
         self,
@@ -165,7 +167,14 @@ class Engine:
         return Answered(texts, notes)
 
     def _generated(
-        self, rows: Rows, notes: Notes, ids: np.ndarray, decoding: Decoding, forced: str, seed: int | None
+        self,
+        rows: Rows,
+        notes: Notes,
+        ids: np.ndarray,
+        decoding: Decoding,
+        forced: str,
+        seed: int | None,
+        joined: bool = False,
     ) -> Answered[list[Hypotheses]]:
         self.require("generation", "prefill", "extend")
         room = self.vocabulary.length - rows["text"].shape[1]
@@ -180,9 +189,10 @@ class Engine:
         drawn = np.uint32(self.seed if seed is None else seed)
         tokens, scores = self._decoded(function, {**rows, "id": np.asarray(ids, np.int64)}, drawn)
         _check_likelihoods(scores[:, 0])
+        before = [row[m].tolist() if joined else [] for row, m in zip(rows["text"], rows["text_mask"], strict=True)]
         texts = [
-            [(self.tokenizer.decode(t), float(s)) for t, s in zip(hypotheses, row, strict=True) if np.isfinite(s)]
-            for hypotheses, row in zip(tokens, scores, strict=True)
+            [(self.tokenizer.decode_after(b, t), float(s)) for t, s in zip(each, row, strict=True) if np.isfinite(s)]
+            for b, each, row in zip(before, tokens, scores, strict=True)
         ]
         cut = (tokens[:, 0] != self.vocabulary.eos).all(1).sum()
         return Answered(texts, {**notes, **counts(answers_cut=cut)})
@@ -207,9 +217,9 @@ class Engine:
         _check_likelihoods(scores.max(1))
         return Answered(scores, notes)
 
-    def score_prompts(self, prompts: Sequence[str]) -> Answered[np.ndarray]:
-        """Log-likelihood [N] (nats) of each text after its first piece, without an EOS; texts as in `generate`."""
-        rows, notes = prompt_rows(self.tokenizer, prompts)
+    def score_prompts(self, prompts: Sequence[str], width: int | None = None) -> Answered[np.ndarray]:
+        """Log-likelihood [N] (nats) of each text after its first piece, without an EOS; texts and width as in `generate`."""
+        rows, notes = prompt_rows(self.tokenizer, prompts, width)
         first = np.ones(len(prompts), np.int32)
         found = self.apply("the likelihood of texts", "score_text", {**rows, "prefix_length": first})
         _check_likelihoods(found)

@@ -126,6 +126,7 @@ class Source(Struct):
     run: Text
     step: Count | None = None
     map: list[tuple[Pattern, Replacement | None]] = []
+    scale: list[tuple[Pattern, Finite]] = []
 
 
 class Training(Struct):

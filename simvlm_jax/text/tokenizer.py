@@ -158,6 +158,12 @@ class Tokenizer:
                 kept.append(int(i))
         return self._pieces.decode(kept)
 
+    def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """Text of ids that continue others, with the space that a word begins with where a sentence goes on."""
+        first = self.decode(before)
+        whole = self.decode([*before, *ids])
+        return whole[len(first) :] if whole.startswith(first) else self.decode(ids)
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The pieces behind ids, as a person reads them."""
         return [self._pieces.piece(int(i)) if 0 <= i < self._pieces.count else "" for i in ids]

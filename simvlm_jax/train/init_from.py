@@ -28,8 +28,10 @@ def initialiser(
     tokenizer: sha256 of this run's model, which must be that of every run of which a parameter with the letter V is taken.
     labels: this run's answer list, which must be that of every run of which a parameter with the letter A is taken.
 
-    sources: a run directory, or `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)]}`, in
-    order. The first pattern found in a loaded name rewrites it; None drops it; without a match the name is kept. Names are the
+    sources: a run directory, or `{"run": directory, "step": None or a step, "map": [(regex, replacement or None)], "scale":
+    [(regex, factor)]}`, in order. The first pattern of `map` found in a loaded name rewrites it; None drops it; without a match the
+    name is kept. Parameters are multiplied by the factor of the first pattern of `scale` found in their name here, for models that
+    scale elsewhere than their source does. Names are the
     paths of parameters, and "extra/" and the path of what stands beside them (momentum copies, queues). Position tables of
     another resolution are resized by the model. Parameters that no source names stay as initialised. Of a source's extra
     those leaves are taken that the model has too; a source without any gives none, and the model's `begin` makes it.
@@ -50,7 +52,8 @@ def initialiser(
             path, weights = source["run"], _load(source["run"], source.get("step"), mesh)
             origins = {k: v for k, v in _origins(weights, source).items() if not k.startswith(EXTRA) or k in fresh}
             _check_meaning(path, origins, letters, tokenizer, tuple(labels))
-            loaded = _adapted(model, path, {k: weights[v] for k, v in origins.items() if k not in fresh}, state.params)
+            taken = {k: _scaled(k, weights[v], source) for k, v in origins.items() if k not in fresh}
+            loaded = _adapted(model, path, taken, state.params)
             beside = {k: weights[v] for k, v in origins.items() if k in fresh}
             _check_shapes(path, {**loaded, **beside}, {**params, **fresh})
             params.update({k: v.astype(params[k].dtype) for k, v in loaded.items()})
@@ -59,6 +62,12 @@ def initialiser(
         return Taken(placed, {k.removeprefix(EXTRA): v for k, v in extra.items()})
 
     return initialise
+
+
+def _scaled(name: str, weight: Any, source: dict[str, Any]) -> Any:
+    """A loaded parameter times the factor that its source gives parameters of that name, if any."""
+    factor = next((f for pattern, f in source.get("scale") or () if re.search(pattern, name)), None)
+    return weight if factor is None else weight * factor
 
 
 def _named(extra: Any) -> dict[str, Any]:

@@ -29,15 +29,15 @@ PIECES = 300
 class Case:
     """A small model of a family.
 
-    family: its name. build: the module of torch. save: writes its folder. options: of `simvlm import`. loss: their loss and ours,
-    for gradients; None where there is none to compare.
+    family: its name. build: the module of torch. save: writes its folder. loss: their loss and ours, for gradients; None where there
+    is none to compare. layout: of the folder, by which the reference is found.
     """
 
     family: str
     build: Callable[[], Any]
     save: Callable[[Any, Path], None]
-    options: Any = None
     loss: Callable[[Any, Any, Any, dict[str, np.ndarray]], tuple[Any, Callable[[Any], Any]]] | None = None
+    layout: str = "hf"
 
 
 def byte_tokenizer(folder: Path, rows: int = PIECES, bos: str = "<s>", begins: bool = False) -> None:
@@ -64,8 +64,7 @@ def imported(case: Case, tmp: Path) -> tuple[Any, Loaded, dict[str, Any]]:
     """(module, run, what parity.json holds) of a case."""
     module = moved(case.build())
     case.save(module, tmp / "theirs")
-    options = {} if case.options is None else {"options": case.options}
-    report = import_run(str(tmp / "theirs"), str(tmp / "run"), case.family, **options)
+    report = import_run(str(tmp / "theirs"), str(tmp / "run"), case.family)
     run = load_run(tmp / "run", mesh=None)
     return module, run, report
 
@@ -113,8 +112,7 @@ def round_trip(case: Case, module: Any, run: Loaded, tmp: Path, load: Callable[[
     again = numpy_state(load(tmp / "out"))
     for name, x in numpy_state(module).items():
         np.testing.assert_array_equal(again[name], x, err_msg=name)
-    options = {} if case.options is None else {"options": case.options}
-    import_run(str(tmp / "out"), str(tmp / "again"), case.family, **options)
+    import_run(str(tmp / "out"), str(tmp / "again"), case.family)
     second = load_run(tmp / "again")
     assert jax.tree.structure(second.params) == jax.tree.structure(run.params)
     jax.tree.map(np.testing.assert_array_equal, (second.params, second.extra), (run.params, run.extra))

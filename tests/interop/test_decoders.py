@@ -28,7 +28,7 @@ MODERN = dict(
 )
 OLD = dict(n_embd=24, n_inner=40, n_layer=5, n_head=3, n_positions=64)
 LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
-CONFIGS = {  # name: (family, its config there, what it takes)
+MODELS = {  # name: (family, its config there, what it takes)
     "gpt2": ("gpt2", "GPT2Config", OLD),
     "gptj": ("gptj", "GPTJConfig", {**OLD, "rotary_dim": 4}),
     "opt": (
@@ -87,7 +87,7 @@ def loss(module, model, extra, rows):
 
 
 def case(name):
-    family, config, fields = CONFIGS[name]
+    family, config, fields = MODELS[name]
 
     def build():
         made = getattr(transformers, config)(**{**SPECIAL, **fields})
@@ -100,7 +100,7 @@ def case(name):
     return Case(family, build, save, loss=loss)
 
 
-@pytest.fixture(params=CONFIGS, scope="module")
+@pytest.fixture(params=MODELS, scope="module")
 def made(request, tmp_path_factory):
     """(case, module, run, report, folder)."""
     own, tmp = case(request.param), tmp_path_factory.mktemp("interop")

@@ -93,12 +93,16 @@ def loss(module, model, extra, rows):
     return theirs, ours
 
 
+def case(name):
+    family, layout, build = MODELS[name]
+    return Case(family, build, save, loss=loss, layout=layout)
+
+
 @pytest.fixture(params=MODELS, scope="module")
 def made(request, tmp_path_factory):
     """(case, layout, module, run, report, folder)."""
-    family, layout, build = MODELS[request.param]
-    own, tmp = Case(family, build, save, loss=loss), tmp_path_factory.mktemp("interop")
-    return own, layout, *harness.imported(own, tmp), tmp
+    own, tmp = case(request.param), tmp_path_factory.mktemp("interop")
+    return own, own.layout, *harness.imported(own, tmp), tmp
 
 
 def test_outputs_are_theirs(made):

@@ -13,7 +13,7 @@ from tests.interop.harness import Case
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-WIDTHS = {"narrow": (0.25, 1.0), "deep": (0.3, 1.2)}
+MODELS = {"efficientnet-narrow": (0.25, 1.0), "efficientnet-deep": (0.3, 1.2)}
 
 
 def build(width, depth):
@@ -52,10 +52,13 @@ def loss(module, model, extra, rows):
     return torch.nn.functional.cross_entropy(module(tensor(rows["pixels"])), tensor(label)), ours
 
 
-@pytest.fixture(params=WIDTHS, scope="module")
+def case(name):
+    return Case("efficientnet", lambda: build(*MODELS[name]), save, loss=loss, layout="timm")
+
+
+@pytest.fixture(params=MODELS, scope="module")
 def made(request, tmp_path_factory):
-    own = Case("efficientnet", lambda: build(*WIDTHS[request.param]), save, loss=loss)
-    tmp = tmp_path_factory.mktemp("interop")
+    own, tmp = case(request.param), tmp_path_factory.mktemp("interop")
     return own, *harness.imported(own, tmp), tmp
 
 

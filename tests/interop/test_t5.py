@@ -48,17 +48,21 @@ def loss(module, model, extra, rows):
     return torch.nn.functional.cross_entropy(out.logits[torch.tensor(there)], targets), ours
 
 
-@pytest.fixture(params=MODELS, scope="module")
-def made(request, tmp_path_factory):
+def case(name):
     def build():
-        config = transformers.T5Config(**{**SHAPE, **MODELS[request.param]})
+        config = transformers.T5Config(**{**SHAPE, **MODELS[name]})
         config._attn_implementation = "eager"
         module = transformers.T5ForConditionalGeneration(config)
         if not config.scale_decoder_outputs:
             module.lm_head.weight = torch.nn.Parameter(torch.randn_like(module.lm_head.weight))
         return module
 
-    own, tmp = Case("t5", build, save, loss=loss), tmp_path_factory.mktemp("interop")
+    return Case("t5", build, save, loss=loss)
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def made(request, tmp_path_factory):
+    own, tmp = case(request.param), tmp_path_factory.mktemp("interop")
     return own, *harness.imported(own, tmp), tmp
 
 
