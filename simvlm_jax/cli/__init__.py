@@ -61,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS say a great deal
     for name in ("absl", "asyncio"):  # whose errors come out of what they were asked
         standard.getLogger(name).setLevel(standard.CRITICAL)
-    name = {"import": "import_weights", "export": "export_weights"}.get(argv[0], argv[0].replace("-", "_"))
-    command = importlib.import_module(f"simvlm_jax.cli.{name}")
+    command = importlib.import_module(f"simvlm_jax.cli.{argv[0].replace('-', '_')}")
     try:
         return command.main(_trusting(argv[1:]))
     except BrokenPipeError:  # who reads has had enough

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
+import operator
 import os
 import re
 import types
@@ -66,11 +67,14 @@ def check_arguments(cls: Any, given: Mapping[str, Any], name: str) -> None:
     for field, value in given.items():
         hint = hints.get(field)
         value = value.item() if type(value).__module__ == "numpy" and not getattr(value, "ndim", 1) else value
-        if isinstance(hint, type) and getattr(hint, "is_buildable", False):
-            if not isinstance(value, hint):
-                raise BadValue(f"{name}.{field} is {value!r:.120}: expected a spec of {hint.__name__}")
-        elif hint is not None:
-            check(value, hint, f"{name}.{field}")
+        built = [kind for kind in _members(hint) if _buildable(kind)]
+        if any(isinstance(value, kind) for kind in built):
+            continue
+        plain = [kind for kind in _members(hint) if not _buildable(kind)]
+        if built and not plain:
+            raise BadValue(f"{name}.{field} is {value!r:.120}: expected a spec of {built[0].__name__}")
+        if hint is not None:
+            check(value, functools.reduce(operator.or_, plain) if built else hint, f"{name}.{field}")
 
 
 @functools.cache
@@ -81,7 +85,17 @@ def _hints(cls: type) -> dict[str, Any]:
         with contextlib.suppress(Exception):  # of a name that is imported for type checkers alone
             one = types.SimpleNamespace(__annotations__={name: hint})
             found |= typing.get_type_hints(one, made.__globals__, include_extras=True)
-    return {k: v for k, v in found.items() if _plain(v) or getattr(v, "is_buildable", False)}
+    return {k: v for k, v in found.items() if _plain(v) or all(_plain(m) or _buildable(m) for m in _members(v))}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _buildable(hint: Any) -> bool:
+    """Whether a type is a class that declares itself buildable."""
+    return isinstance(hint, type) and getattr(hint, "is_buildable", False)
 
 
 def _plain(hint: Any) -> bool:

@@ -70,7 +70,7 @@ class Fit:
         made = self._resized(image, width, height)
         if width < X or height < Y:
             missing = max(X - width, 0), max(Y - height, 0)
-            corner = tuple(-(-n // 2) if self.rounding == "down" else n // 2 for n in missing)
+            corner = (self._margin(missing[0]), self._margin(missing[1]))
             made = np.asarray(self._filled(Image.fromarray(made), (max(X, width), max(Y, height)), corner))
         left, top = self._half(max(width - X, 0)), self._half(max(height - Y, 0))
         return made[top : top + Y, left : left + X]
@@ -82,6 +82,9 @@ class Fit:
         canvas = Image.new("RGB", size, self.fill)
         canvas.paste(image, corner)
         return canvas
+
+    def _margin(self, pixels: int) -> int:
+        return -(-pixels // 2) if self.rounding == "down" else pixels // 2
 
     def _half(self, pixels: int) -> int:
         return pixels // 2 if self.rounding == "down" else round(pixels / 2)

@@ -203,7 +203,7 @@ def largest(image: tuple[int, int], size: tuple[int, int]) -> tuple[float, float
     """(width, height) of the largest region of a picture (width, height) that has the shape of (Y, X)."""
     scale = min(image[0] / size[1], image[1] / size[0])
     if size[0] == size[1]:
-        return (min(image),) * 2
+        return min(image), min(image)
     return size[1] * scale, size[0] * scale
 
 

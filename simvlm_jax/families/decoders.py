@@ -182,7 +182,7 @@ class Decoder(LanguageModel):
     network_class = Network
 
     vocabulary: Vocabulary
-    size: Any = "tiny"
+    size: str | Sizes = "tiny"
     dropout: Rate = 0.0
     compute: Compute = Compute()
 

@@ -153,7 +153,7 @@ class BERT(NetworkModel):
     network_class = Network
 
     vocabulary: Vocabulary
-    size: Any = "tiny"
+    size: str | Sizes = "tiny"
     dropout: Rate = 0.0
     compute: Compute = Compute()
 

@@ -123,6 +123,7 @@ class CLIP(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
+    size: str | Sizes = "tiny"
     positives: str = ""
     smoothing: Rate = 0.0
 

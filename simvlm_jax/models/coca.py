@@ -226,6 +226,7 @@ class CoCa(DualEncoder, LanguageModel):
     SIZES = SIZES
     network_class = Network
 
+    size: str | Sizes = "tiny"
     caption_weight: NotNegative = 2.0
     contrastive_weight: NotNegative = 1.0
     cascade: bool = True
@@ -256,7 +257,9 @@ class CoCa(DualEncoder, LanguageModel):
         if image is not None:
             sides = {"image": {"features": image, "weight": weight}, "text": {"features": text, "weight": weight}}
         if head is not None:
-            loss, tokens, correct = linear_cross_entropy(head[0], head[1], rows["text"], valid * weight[:, None])
+            loss, tokens, correct = linear_cross_entropy(
+                head[0], head[1], rows["text"], rows["text_mask"] * weight[:, None]
+            )
             terms, aux = (
                 {"caption": Term(loss, tokens, self.caption_weight)},
                 {"caption_accuracy": Term(correct, tokens)},
@@ -297,13 +300,18 @@ class CoCa(DualEncoder, LanguageModel):
         return {"lower": self.sizes.lower.depth, "upper": self.sizes.upper.depth}
 
     @property
+    def cached(self) -> dict[str, Size]:
+        """The stacks whose keys and values are kept while decoding."""
+        return {"lower": self.sizes.lower, "upper": self.sizes.upper}
+
+    @property
     def output_name(self) -> str:
         return "embedding" if self.sizes.tied else "softmax"
 
     def teacher_forced(self, params: Params, batch: Rows):
         inputs, valid = self.lay_out(batch["text"], batch["text_mask"])
         states, table = self.apply(params, "captions", batch["image"], inputs, valid)
-        return Teacher(states, table, batch["text"], valid)
+        return Teacher(states, table, batch["text"], jnp.asarray(batch["text_mask"]))
 
     def read(self, params: Params, batch: Rows, max_length: int):
         if "image" not in batch:
@@ -312,7 +320,7 @@ class CoCa(DualEncoder, LanguageModel):
         dtype, room = self.compute.activation_dtype, T + 1 + max_length
         tokens = jnp.concatenate([jnp.full((B, 1), self.vocabulary.bos, jnp.int32), batch["text"]], axis=1)
         fed = jnp.concatenate([jnp.ones((B, 1), bool), batch["text_mask"]], axis=1)
-        layers = {k: empty_layers(B, depth, room, self.sizes.lower, dtype) for k, depth in self.stacks.items()}
+        layers = {k: empty_layers(B, size.depth, room, size, dtype) for k, size in self.cached.items()}
         return Reading(tokens, fed, empty_slots(B, room), layers, self.apply(params, "read_context", batch["image"]))
 
     def pair_features(self, params: Params, extra: Extra, batch: Rows):

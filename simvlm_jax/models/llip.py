@@ -119,6 +119,7 @@ class Llip(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
+    size: str = "tiny"
     temperature: AboveZero = 5.0
 
     def across_batch(self, params: Params, extra: Extra, features: Features, *, step: Array, train: bool):

@@ -89,6 +89,7 @@ class SigLIP(DualEncoder):
     SIZES = SIZES
     network_class = Network
 
+    size: str | Sizes = "tiny"
     start_scale: AboveZero = 10.0
     start_bias: Finite = -10.0
     use_bias: bool = True

@@ -248,7 +248,7 @@ class SimVLM(LanguageModel):
 
     vocabulary: Vocabulary
     image_size: Side
-    size: Any = "tiny"
+    size: str = "tiny"
     patch: Side = 16
     stem_stages: Annotated[int, Meta(ge=0, le=4)] = 3
     decoder_only: bool = False

@@ -154,7 +154,7 @@ class T5(LanguageModel):
     network_class = Network
 
     vocabulary: Vocabulary
-    size: Any = "tiny"
+    size: str | Sizes = "tiny"
     dropout: Rate = 0.0
     compute: Compute = Compute()
 

@@ -139,6 +139,8 @@ class VisionTransformer(ImageClassifier):
     SIZES = SIZES
     network_class = Network
 
+    size: str | Sizes = "tiny"
+
     def adapt(self, params: Params, target: Params):
         """Positions resized as a grid, relative tables with the centre where it was."""
         if "image_tower" not in params:

@@ -32,6 +32,8 @@ _FIELDS = {
     "cache": False,
 }
 """Defaults of a part's keys, from before each part had all of them."""
+_FIT = {"how": "", "side": 0, "filter": "bicubic", "fill": [0, 0, 0], "rounding": "down"}
+"""config.data.fit from before there was one."""
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +53,20 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if not isinstance(data, dict) or "parts" in data:
         return config
-    data, parts = dict(data), {}
+    data, parts = {"fit": dict(_FIT), **data}, {}
     for old, name, more in (("train", "pairs", {"rows": None}), ("documents", "documents", {"images": False})):
         if isinstance(fields := data.pop(old, None), dict):
             fields = {{"batch_size": "rows"}.get(k, k): v for k, v in fields.items()}
             parts[name] = {**_FIELDS, **more, **fields}
             if isinstance(steps := fields.get("transforms"), list) and steps:
-                parts[name]["transforms"] = _kept(steps)
+                parts[name]["transforms"] = [_fitted(s) for s in _kept(steps)]
     return {**config, "data": {**data, "parts": parts}}
+
+
+def _fitted(step: Any) -> Any:
+    """A transform with the field that Pixels has got since."""
+    of_pixels = isinstance(step, dict) and step.get("target") == f"{_TRANSFORMS}Pixels"
+    return {"fit": None, **step} if of_pixels else step
 
 
 def _suite(suite: dict[str, Any]) -> dict[str, Any]:

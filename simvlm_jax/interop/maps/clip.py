@@ -82,7 +82,7 @@ def _of_transformers(source: Source) -> tuple[Any, Pixels, int]:
         raise BadFile("the two towers of this CLIP differ in activation or epsilon, which is not known here")
     seen = pixels_of(source.folder, whole(vision, "image_size"), USUAL)
     more = dict(patch=whole(vision, "patch_size"), width=whole(c, "projection_dim"))
-    size = _size(*towers, seen, activation=acts.pop(), epsilon=epsilons.pop(), **more)
+    size = _size(towers[0], towers[1], seen, activation=acts.pop(), epsilon=epsilons.pop(), **more)
     return size, seen, whole(text, "max_position_embeddings")
 
 
@@ -383,8 +383,8 @@ def ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
     return {k: np.asarray(x) for k, x in found.items()}
 
 
-def load_open_clip(folder: Path) -> Any:
-    """A model of open_clip from a folder of its own."""
+def load_open_clip(folder: Path, kind: str = "CLIP") -> Any:
+    """A model of open_clip, of one of its classes, from a folder of its own."""
     try:
         import open_clip
         import torch
@@ -393,8 +393,7 @@ def load_open_clip(folder: Path) -> Any:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CLIP
-    module = kind(**{k: v for k, v in config.items() if k != "custom_text"})
+    module = getattr(open_clip, kind)(**{k: v for k, v in config.items() if k != "custom_text"})
     file = next(p for p in (folder / "model.safetensors", folder / "open_clip_model.safetensors") if p.is_file())
     missing = module.load_state_dict(load_file(file), strict=False)
     lost = [k for k in missing.missing_keys if not k.endswith(("num_batches_tracked", "attn_mask"))]

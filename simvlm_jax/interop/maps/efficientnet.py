@@ -24,7 +24,7 @@ STRIDES = (1, 2, 2, 2, 1, 2, 1)
 """Of the seven stages; arrays do not show them."""
 _COUNTER = "how many batches its statistics have seen"
 _TIMM = Pixels(224, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_LITE = Pixels(224, {}, (127 / 255,) * 3, (128 / 255,) * 3)
+_LITE = Pixels(224, {}, (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255))
 
 
 def _blocks(source: Source) -> list[tuple[int, int, str]]:
