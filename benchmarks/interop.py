@@ -19,7 +19,7 @@ from tests.interop import harness
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "interop.md"
 START, END = "<!-- table: benchmarks/interop.py -->", "<!-- end -->"
-MODULES = ("test_dual_encoders", "test_vision", "test_efficientnet", "test_bert", "test_t5", "test_decoders")
+MODULES = ("test_dual_encoders", "test_coca", "test_vision", "test_efficientnet", "test_bert", "test_t5", "test_decoders")
 
 
 def row(module, name: str) -> str:
