@@ -78,7 +78,7 @@ def _plan(kind: str, source: Source, options: Options) -> Plan:
 
 
 def _plan_npz(source: Source, options: Options) -> Plan:
-    """vision_transformer's and big_vision's archives say nothing but shapes."""
+    """vision_transformer's archives say nothing but shapes."""
     names = {_bare(name): name for name in source.tensors}
     shape = lambda name: source.tensors.shape(names[name])  # noqa: E731
     start = "Transformer/encoderblock_"
@@ -107,7 +107,7 @@ def _plan_npz(source: Source, options: Options) -> Plan:
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix("params/").removeprefix("opt/target/")
+    return name.removeprefix("opt/target/")
 
 
 # ---- what arrays are called ----------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def _relative(grid: tuple[int, ...]) -> Transform:
 
 
 def npz_names(source: Source) -> Table:
-    """Names of vision_transformer and big_vision."""
+    """Names of vision_transformer, of weights alone or of a whole training state."""
     start = next((k[: -len("embedding/kernel")] for k in source.tensors if k.endswith("embedding/kernel")), "")
     attention = "MultiHeadDotProductAttention_1/"
     block: list[Row] = []
