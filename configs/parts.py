@@ -188,7 +188,10 @@ def from_run(path: str) -> ConfigDict:
 
     theirs, config = recorded_config(RunDir(path)), base()
     config.model = theirs.model
-    config.data.update(image_size=theirs.data.image_size, whole=theirs.data.whole)
+    config.data.whole = theirs.data.whole
+    with config.data.ignore_type():
+        size = theirs.data.image_size
+        config.data.image_size = size if isinstance(size, int) else tuple(size)
     if theirs.data.fit is not None:
         config.data.fit = theirs.data.fit
     if theirs.get("text") is None:

@@ -52,15 +52,17 @@ class Run:
         """What this run can be asked: names of its methods."""
         able, found = self.engine.model.capabilities(), []
         writes, sees = {"prefill", "extend"} <= set(able), hasattr(self.engine.model, "image_size")
+        reads = self.engine.reads
         if writes:
             found += ["caption"] if sees else ["complete"]
-        if sees and (writes or "classify" in able):
+            found += ["chat"] if not sees and self.engine.tokenizer.chat else []
+        if sees and reads and (writes or "classify" in able):
             found += ["ask"]
         if "embed_image" in able or "embed_text" in able:
             found += ["embed"]
         if {"embed_image", "embed_text", "similarity"} <= set(able):
             found += ["similarity"]
-        if "caption" in found or "similarity" in found:
+        if "caption" in found or "similarity" in found or (sees and "classify" in able and not reads):
             found += ["classify"]
         return found
 
@@ -131,7 +133,7 @@ class Run:
         how: as in `complete`.
         """
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        answer = self.complete(self.engine.tokenizer.chat_of(said), **how)
+        answer = self.complete(self.engine.chat_of(said), **how)
         return str(answer).strip()
 
     def embed(
@@ -163,13 +165,15 @@ class Run:
     def classify(
         self,
         images: Picture | Sequence[Picture],
-        labels: Sequence[str],
+        labels: Sequence[str] = (),
         templates: str | Sequence[str] = ("{a} {name}",),
     ) -> dict[str, float] | list[dict[str, float]]:
         """{name: probability} of each picture over names of your own, the likeliest first.
 
-        A model without a shared space takes the likelihood of saying a name, by one template.
+        A model without a shared space takes the likelihood of saying a name, by one template; a classifier of images names its own
+        answers, or those of them that are listed.
         """
+        labels = labels or ([] if self.engine.reads else self.engine.labels)
         given, single = _texts(labels, "labels")
         names = tuple(dict.fromkeys(given))
         if single or len(names) < 2:
@@ -227,12 +231,20 @@ def load(
 def name_scores(
     engine: Engine, names: Sequence[str], templates: Sequence[str]
 ) -> Answered[Callable[[np.ndarray], np.ndarray]]:
-    """Makes the function from pixels [N,M,Y,X,C] to logits [N,names]: by the similarity of names in sentences, or by how likely
-    a captioner says one.
+    """Makes the function from pixels [N,M,Y,X,C] to logits [N,names]: by the similarity of names in sentences, by how likely a
+    captioner says one, or by the head of a classifier.
 
     Raises:
-      ValueError: several templates for a captioner. MissingCapability: the model can do neither.
+      ValueError: several templates for a captioner, or names that a classifier does not know. MissingCapability: the model can do
+      none of it.
     """
+    if engine.has("classify") and not engine.reads:
+        if strange := [name for name in names if name not in engine.labels]:
+            raise ValueError(
+                f"{strange[0]!r:.60} is none of the {len(engine.labels)} answers of this classifier (labels.json)"
+            )
+        places = np.asarray([engine.labels.index(name) for name in names])
+        return Answered(lambda images: engine.apply("naming pictures", "classify", {"image": images})[:, places], {})
     if engine.has("similarity"):
         vectors, notes = class_vectors(engine, names, templates)
         scale = engine.logit_scale()

@@ -13,7 +13,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="simvlm classify", description="Classify images by names of your own.")
     parser.add_argument("run", help="a run directory")
     parser.add_argument("images", nargs="+", help="image files: JPEG, PNG, WebP, GIF (first frame), BMP")
-    parser.add_argument("--labels", help='names, with commas: "red circle,blue square"')
+    parser.add_argument(
+        "--labels", help='names, with commas: "red circle,blue square" (a classifier of images has its own by default)'
+    )
     parser.add_argument(
         "--prompts", help='a JSON file {"classes", "templates"}, or a text file with one template per line'
     )
@@ -53,10 +55,12 @@ def main(argv: list[str]) -> int:
         labels = tuple(dict.fromkeys(named))  # CLIP's own list names two classes twice
         templates = tuple(args.template or given)
     check_templates(templates)
-    if len(labels) < 2:
-        parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     setup_jax()
     engine, run = load_engine(args.run, args.step, min(args.batch_size, max(len(args.images), 8)))
+    if not labels and not engine.reads:
+        labels = engine.labels
+    if len(labels) < 2:
+        parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     scores_of, notes = name_scores(engine, labels, templates)
     print_cuts(notes, engine.vocabulary.length)
     pixels, source, ok = eval_pixels(run.config.data), FileList(args.images), True

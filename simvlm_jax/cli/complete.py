@@ -65,16 +65,16 @@ def main(argv: list[str]) -> int:
     texts = prompts
     if args.chat:
         before = [{"role": "system", "content": args.system}] if args.system else []
-        texts = [engine.tokenizer.chat_of([*before, {"role": "user", "content": p}]) for p in prompts]
+        texts = [engine.chat_of([*before, {"role": "user", "content": p}]) for p in prompts]
     ids = np.asarray([zlib.crc32(t.encode("utf-8", "surrogatepass")) for t in texts], np.int64)
     made, notes = engine.generate(None, texts, ids, how, seed=args.seed, joined=True)
-    likely, _ = engine.score_prompts(texts)
-    for prompt, hypotheses, score in zip(prompts, made, likely, strict=True):
-        text = hypotheses[0][0]
-        if args.json:
+    written = [hypotheses[0][0] for hypotheses in made]
+    if args.json:
+        for prompt, text, score in zip(prompts, written, engine.score_prompts(texts).values, strict=True):
             row = {"prompt": prompt, "text": text, "log_likelihood": round(float(score), 4)}
             print(json.dumps(row, ensure_ascii=False), flush=True)
-        else:
+    else:
+        for prompt, text in zip(prompts, written, strict=True):
             print(printable_lines(text.strip() if args.chat else prompt + text), flush=True)
     print_cuts(notes, engine.vocabulary.length)
     return 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from simvlm_jax.core.platform import compiled_for
+from simvlm_jax.core.platform import compiled_for, counted
 from simvlm_jax.core.sharding import use_sharding
 from simvlm_jax.core.terms import total_loss
 from simvlm_jax.core.trees import match, merge, partition
@@ -78,7 +78,7 @@ def _traced(model: Any, leaves: tuple, shape: Any, flat: tuple, tree: Any) -> Mo
         features, terms, _ = model.per_example(params, extra, batch, rngs=rng, **how)
         return total_loss({**terms, **model.across_batch(params, extra, features, **how)[0]})
 
-    with compiled_for("cpu"), use_sharding(None):
+    with compiled_for("cpu"), counted(), use_sharding(None):
         rng = jax.eval_shape(lambda: jax.random.key(0))
         params, extra = nn.unbox(jax.eval_shape(lambda key: model.init(key, batch), rng))
         trainable, frozen = (params, {}) if flags is None else partition(params, flags)

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 import jax
 
 _PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
+_COUNTED: ContextVar[bool] = ContextVar("counted", default=False)
 
 
 @contextlib.contextmanager
@@ -17,6 +18,21 @@ def compiled_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _PLATFORM.reset(token)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[None]:
+    """Traces what is inside to count it: by products and convolutions, in the place of kernels that hide them."""
+    token = _COUNTED.set(True)
+    try:
+        yield
+    finally:
+        _COUNTED.reset(token)
+
+
+def is_counted() -> bool:
+    """Whether what is being traced is only counted."""
+    return _COUNTED.get()
 
 
 def platform() -> str:

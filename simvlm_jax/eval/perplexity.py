@@ -44,15 +44,17 @@ class Perplexity(Suite):
             texts = [str(row[self.field]) for row in rows]
             scores, noted = engine.score_prompts(texts, width)
             for example, text, score in zip(rows, texts, scores, strict=True):
-                pieces = min(len(engine.tokenizer.ids_of(text)), width) - 1
-                out.append(({**example, "pieces": pieces}, Answer(text, float(score))))
+                first, *scored = engine.tokenizer.ids_of(text)[-width:] or [engine.vocabulary.eos]
+                said = engine.tokenizer.decode_after([first], scored).encode("utf-8", "surrogatepass")
+                counted = {"pieces": len(scored), "bytes": len(said)}
+                out.append(({**example, **counted}, Answer(text, float(score))))
             notes.update(noted)
         return Answered(out, notes)
 
     def outcome(self, engine: Engine, answered: AnsweredExamples) -> Outcome:
         scores = np.asarray([a.score for _, a in answered])
         pieces = np.asarray([e["pieces"] for e, _ in answered])
-        size = np.asarray([len(a.text.encode("utf-8", "surrogatepass")) for _, a in answered])
+        size = np.asarray([e["bytes"] for e, _ in answered])
         nats = -scores.sum() / max(pieces.sum(), 1)
         found = {
             "nats_per_piece": float(nats),

@@ -226,7 +226,7 @@ class Examples:
         if self._pixels is None:
             return {"pixels": "none"}
         fit = self._pixels.fit
-        part = "all of it" if self._pixels.whole else "central square" if fit is None else repr(fit)
+        part = repr(fit) if fit is not None else "all of it" if self._pixels.whole else "central square"
         resample = "bicubic" if fit is None else fit.filter
         return {"image_size": self._pixels.size, "part": part, "resample": resample, "blind": self.blind}
 

@@ -1,6 +1,7 @@
 """Two towers, one space: what every contrastive model has in common, whatever its towers and its loss."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,9 +188,10 @@ class DualEncoder(NetworkModel):
         """Image positions resized as a grid; of text positions those learned are kept, and fresh ones come after them."""
         out = {**params, **{k: dict(params[k]) for k in ("image_tower", "text_tower") if k in params}}
         if "position" in out.get("image_tower", {}):
-            table = params["image_tower"]["position"]
-            if table.shape != target["image_tower"]["position"].shape:
-                out["image_tower"]["position"] = resize_positions(table, self.image_grid)
+            table, wanted = params["image_tower"]["position"], target["image_tower"]["position"].shape
+            if table.shape != wanted:
+                grid = self.image_grid
+                out["image_tower"]["position"] = resize_positions(table, grid, wanted[0] - math.prod(grid))
         if "position" in out.get("text_tower", {}):
             learned = params["text_tower"]["position"]
             out["text_tower"]["position"] = fit_positions(learned, target["text_tower"]["position"])

@@ -73,14 +73,18 @@ class DecoderNetwork(nn.Module):
     def head(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What logits are products of: states after the last norm [B,T,D], and the table [V,D].
 
-        A bias is one more column of the table, beside a state that is 1 everywhere.
+        A bias is one more column of the table, beside a state that is 1 everywhere; of a narrower dtype there is a second column
+        of what its rounding leaves.
         """
         x, table, bias = self.last_norm(states), self.output_table(), self.output_bias()
         if bias is None:
             return x, table
-        ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
-        column = in_use(bias, "V", table.dtype)[:, None]
-        return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([table, column], axis=-1)
+        bias = in_use(bias, "V")
+        columns = [bias.astype(table.dtype)]
+        if table.dtype != bias.dtype:
+            columns.append((bias - columns[0].astype(bias.dtype)).astype(table.dtype))
+        ones = jnp.ones((*x.shape[:-1], len(columns)), x.dtype)
+        return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([table, jnp.stack(columns, axis=-1)], axis=-1)
 
 
 class LanguageModel(NetworkModel):

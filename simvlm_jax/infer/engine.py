@@ -6,7 +6,7 @@ Results are numpy arrays and texts on every process. They never depend on the ba
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from simvlm_jax.infer.prompts import candidate_table, prompt_rows, text_rows
 from simvlm_jax.infer.requests import Request, rows_of_requests
 from simvlm_jax.parallel.mesh import row_shards
 from simvlm_jax.run.load import Loaded, load_run
-from simvlm_jax.text.tokenizer import Tokenizer
+from simvlm_jax.text.tokenizer import NoTokenizer, Tokenizer
 
 Hypotheses = list[tuple[str, float]]
 """Generated texts of a row with their scores, the best first."""
@@ -217,9 +217,33 @@ class Engine:
         _check_likelihoods(scores.max(1))
         return Answered(scores, notes)
 
+    @property
+    def reads(self) -> bool:
+        """Whether the run has a tokenizer."""
+        return not isinstance(self.tokenizer, NoTokenizer)
+
+    def chat_of(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat as the text that the model continues; see Tokenizer.chat_of. Without a BOS that the model puts first itself.
+
+        Raises:
+          ValueError: there is no template of chats, it refuses the messages, or the tokenizer has no pieces for its marks.
+        """
+        text, v = self.tokenizer.chat_of(messages), self.vocabulary
+        bos, eos = self.tokenizer.pieces([v.bos, v.eos])
+        if getattr(getattr(self.model, "sizes", None), "begins", False):
+            text = text.removeprefix(bos)
+        if not self.tokenizer.is_json and (mark := next((m for m in (bos, eos) if m in text), None)):
+            raise ValueError(
+                f"the template of chats writes {mark!r} within the text, which sentencepiece reads as letters; import the "
+                "weights again with --tokenizer and their tokenizer.json"
+            )
+        return text
+
     def score_prompts(self, prompts: Sequence[str], width: int | None = None) -> Answered[np.ndarray]:
         """Log-likelihood [N] (nats) of each text after its first piece, without an EOS; texts and width as in `generate`."""
         rows, notes = prompt_rows(self.tokenizer, prompts, width)
+        if not rows["text"].shape[1]:
+            return Answered(np.zeros(len(prompts), np.float32), notes)
         first = np.ones(len(prompts), np.int32)
         found = self.apply("the likelihood of texts", "score_text", {**rows, "prefix_length": first})
         _check_likelihoods(found)

@@ -156,6 +156,8 @@ def gguf(m: dict[str, Any]) -> Shape:
     stack |= dict(kv_heads=0 if groups == heads else groups, head_width=0 if head * heads == width else head)
     if m.get(f"{kind}.rope.scaling.type", "none") not in ("none", "") or m.get(f"{kind}.expert_count"):
         raise BadFile(f"this {kind} has scaled rotary frequencies or experts, which are not read from GGUF here")
+    if get("rope.scale_linear", 1.0) != 1.0 or get("rope.dimension_count", head) != head:
+        raise BadFile(f"this {kind} rotates a part of each head, or at scaled places, which is not read from GGUF here")
     biased = kind == "qwen2"
     style = dict(
         activation="silu",

@@ -85,8 +85,9 @@ def family_of(source: Source, name: str = "") -> tuple[str, Family]:
         raise ValueError(f"--family {name!r} is not one of {', '.join(sorted(known))}")
     claims = [k for k, family in known.items() if source.kind and source.kind in family.kinds]
     if name:
-        if source.kind and claims and name not in claims:
-            raise ValueError(f"{source.file} says it is {source.kind!r} and no {name!r}; use --family {claims[0]}")
+        if source.kind and source.kind not in known[name].kinds:
+            mend = f"use --family {claims[0]}" if claims else "no family here is that, however alike its arrays are"
+            raise ValueError(f"{source.file} says it is {source.kind!r} and no {name!r}; {mend}")
         return name, known[name]
     if not claims:
         said = f"says it is {source.kind!r}, which no family here is" if source.kind else "does not say what it is"
@@ -116,6 +117,6 @@ def field(config: Mapping[str, Any], name: str, *others: str, default: Any = ...
 def whole(config: Mapping[str, Any], name: str, *others: str, default: Any = ...) -> int:
     """A positive whole number of someone's config; see `field`."""
     value = field(config, name, *others, default=default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BadFile(f"the config beside the weights has {name} {value!r:.40}; expected a whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadFile(f"the config beside the weights has {name} {value!r:.40}; expected a positive whole number")
     return value

@@ -9,6 +9,8 @@ from simvlm_jax.core.files import BadFile, read_json
 from simvlm_jax.core.types import sides_of
 
 FILE = "preprocessor_config.json"
+_WHOLE = "processor_config.json"
+"""Where transformers 5 keeps the same within a record of tokenizer and pictures."""
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Of Pillow, by number, as a preprocessor_config.json has them."""
 Channels = tuple[float, float, float]
@@ -39,10 +41,13 @@ def pixels_of(folder: Path, image_size: Any, usual: Pixels) -> Pixels:
     usual = usual._replace(image_size=image_size)
     path = folder / FILE
     if not path.is_file():
+        path = folder / _WHOLE
+    if not path.is_file():
         return usual
     said = read_json(path)
+    said = said.get("image_processor") if isinstance(said, dict) and path.name == _WHOLE else said
     if not isinstance(said, dict):
-        raise BadFile(f"{path} holds no record")
+        raise BadFile(f"{path} holds no record{' image_processor' * (path.name == _WHOLE)}")
     if not (said.get("do_resize", True) and said.get("do_rescale", True)):
         raise BadFile(f"{path} does not resize, or does not rescale, which is not known here")
     scale = said.get("rescale_factor", 1 / 255)
@@ -62,8 +67,13 @@ def _fit(said: Mapping[str, Any], size: tuple[int, int], usual: Pixels, path: Pa
         raise BadFile(f"{path} resizes by filter {resample!r}; known are {', '.join(map(str, _FILTERS))}")
     fit: dict[str, Any] = {"filter": _FILTERS[resample], "rounding": "down"}
     to = said.get("size", {"height": size[0], "width": size[1]})
-    to = {"shortest_edge": to} if isinstance(to, int) else to
+    if isinstance(to, int):  # of old: a side of the square, but for processors that keep the shape and cut
+        to = {"shortest_edge": to} if usual.fit.get("how") == "shorter" else {"height": to, "width": to}
     crops = bool(said.get("do_center_crop", said.get("crop_size") is not None and "shortest_edge" in to))
+    cut = said.get("crop_size")
+    cut = cut if isinstance(cut, dict) else {"height": cut, "width": cut}
+    if crops and cut["height"] is not None and (cut.get("height"), cut.get("width")) != size:
+        raise BadFile(f"{path} cuts out {cut} and the model takes {size[0]} x {size[1]}; correct one of them")
     if said.get("do_pad"):
         fill = tuple(int(255 * m) for m in _channels(said.get("image_mean"), usual.mean))
         return {**fit, "how": "pad", "fill": fill}
@@ -114,7 +124,12 @@ def written(data: Any, mean: Sequence[float], deviation: Sequence[float], kind: 
     crop = {"do_center_crop": True, "crop_size": {"height": Y, "width": X}}
     if how == "whole":
         return {**record, **crop, "size": {"height": side, "width": side}}
-    return {**record, **crop, "size": {"shortest_edge": side or min(Y, X)}, "do_pad": how in ("pad", "longer")}
+    if how == "longer":
+        raise ValueError(
+            f"pictures of this run are made ready as {how!r} (config.data.fit.how), which no preprocessor_config.json says; "
+            "export with another format, or fine-tune with whole or shorter"
+        )
+    return {**record, **crop, "size": {"shortest_edge": side or min(Y, X)}, "do_pad": how == "pad"}
 
 
 def answers_of(named: Sequence[str], config: Mapping[str, Any], classes: int) -> tuple[str, ...]:

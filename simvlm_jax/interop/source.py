@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simvlm_jax.core.files import BadFile, read_json
-from simvlm_jax.interop.formats import gguf_file, npz, pickled, safetensors_file
+from simvlm_jax.interop.formats import gguf_file, npz, pickled, safetensors_file, shards
 from simvlm_jax.interop.formats.tensors import Tensors
 
 CONFIGS = ("config.json", "open_clip_config.json")
@@ -15,10 +15,11 @@ _WEIGHTS = (
         "open_clip_model.safetensors",
         "open_clip_pytorch_model.bin",
     ),
-    *("pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model.safetensors"),
 )
 """Files of weights that folders have, the best first."""
-SUFFIXES = (".safetensors", ".safetensors.index.json", ".npz", ".gguf", ".bin", ".pt", ".pth")
+_PICKLED = (".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".npz", ".gguf", *_PICKLED, ".bin.index.json")
 
 
 class Source(NamedTuple):
@@ -36,7 +37,9 @@ class Source(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What the source says it is: model_type of a config.json, or the architecture of a GGUF or of timm; "" for nothing."""
+        """What the source says it is: model_type, the architecture of a GGUF or of timm, or "open_clip"; "" for nothing."""
+        if self.layout == "open_clip":
+            return "open_clip_coca" if "multimodal_cfg" in self.config.get("model_cfg", {}) else "open_clip"
         said = (self.config.get(k) for k in ("model_type", "general.architecture", "architecture"))
         return str(next(filter(None, said), ""))
 
@@ -57,15 +60,17 @@ def open_source(path: str | Path) -> Source:
         return Source(file, file.parent, "gguf", found.tensors, found.metadata)
     if name.endswith(".npz"):
         return Source(file, file.parent, "npz", npz.read(file), {})
-    if name.endswith((".safetensors", safetensors_file.INDEX)):
-        tensors = safetensors_file.read(file)
-    elif name.endswith((".bin", ".pt", ".pth")):
-        tensors = pickled.read(file)
+    if name.endswith(shards.INDEX):
+        tensors = shards.read(file, _arrays)
+    elif name.endswith((".safetensors", *_PICKLED)):
+        tensors = _arrays(file)
     else:
         raise BadFile(
             f"{str(file)!r} ends in none of {', '.join(SUFFIXES)}; name a file of weights or a folder with one"
         )
-    for config in CONFIGS:
+    tensors = tensors.renamed(_newer)
+    own = name.startswith("open_clip")  # a folder may hold the weights, and the configs, of both
+    for config in reversed(CONFIGS) if own else CONFIGS:
         if (file.parent / config).is_file():
             said = read_json(file.parent / config)
             if not isinstance(said, dict):
@@ -74,6 +79,18 @@ def open_source(path: str | Path) -> Source:
             layout = "timm" if "architecture" in said and "model_type" not in said else layout
             return Source(file, file.parent, layout, tensors, said)
     return Source(file, file.parent, "bare", tensors, {})
+
+
+def _arrays(file: Path) -> Tensors:
+    return pickled.read(file) if file.name.endswith(_PICKLED) else safetensors_file.read(file)
+
+
+def _newer(name: str) -> str:
+    """A norm's arrays as they are called since transformers 2; those taken over from TensorFlow still have its names."""
+    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _weights(folder: Path) -> Path:

@@ -64,7 +64,7 @@ def take(table: Table, source: Mapping[str, Any], shapes: Mapping[str, tuple[int
     Raises:
       Mismatch: arrays without a place, parameters without an array, shapes that differ, values that are not finite.
     """
-    names = _canonical(table, source)
+    names = canonical(table, source)
     wrong: dict[str, list[str]] = {}
     found: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
@@ -155,8 +155,8 @@ def under(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(Row(theirs + r.theirs, tuple(map(place, r.targets)), r.transform) for r in rows)
 
 
-def _canonical(table: Table, source: Mapping[str, Any]) -> dict[str, str]:
-    """{name in the table: name in the source}: what a source leaves out of `optional` beginnings is put back."""
+def canonical(table: Table, source: Mapping[str, Any]) -> dict[str, str]:
+    """{name in the table: name in the source} of every array; what a source leaves out of `optional` beginnings is put back."""
     keys = list(source)
     for beginning in table.optional:
         if not any(key.startswith(beginning) for key in keys):

@@ -53,18 +53,14 @@ def tokenizer_of(source: Source, named: str = "") -> Found:
         if not path.exists():
             raise FileNotFoundError(f"--tokenizer {named!r} does not exist")
         if path.is_file():
-            return found_in(path, {}, source.config)
+            return found_in(path, _said(path.parent), source.config)
         folder = path
     else:
         folder = source.folder
     if (folder / CONTRACT).is_file():
         own = Tokenizer.load(folder)
         return Found(own.model, own.roles, own.chat)
-    said = _record(folder / "tokenizer_config.json") | _record(folder / "special_tokens_map.json")
-    for template in ("chat_template.jinja", "chat_template.json"):
-        if (folder / template).is_file() and "chat_template" not in said:
-            text = read_text(folder / template)
-            said["chat_template"] = json.loads(text)["chat_template"] if template.endswith(".json") else text
+    said = _said(folder)
     names = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
     for name in (*names, "vocab.txt", "bpe_simple_vocab_16e6.txt.gz", "vocab.json"):
         if (folder / name).is_file():
@@ -73,6 +69,17 @@ def tokenizer_of(source: Source, named: str = "") -> Found:
         f"{str(folder)!r} holds no tokenizer ({', '.join(names)}, vocab.json with merges.txt, or vocab.txt); name its file or "
         "folder with --tokenizer"
     )
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer say of it."""
+    said = _record(folder / "tokenizer_config.json") | _record(folder / "special_tokens_map.json")
+    said |= {k: v for k, v in _record(folder / "sentence_bert_config.json").items() if k == "do_lower_case" and v}
+    for template in ("chat_template.jinja", "chat_template.json"):
+        if (folder / template).is_file() and "chat_template" not in said:
+            text = read_text(folder / template)
+            said["chat_template"] = json.loads(text)["chat_template"] if template.endswith(".json") else text
+    return said
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -87,7 +94,8 @@ def found_in(path: Path, said: Mapping[str, Any], config: Mapping[str, Any]) -> 
         chat = next((c.get("template", "") for c in chat if c.get("name") == "default"), "")
     if path.name.endswith(".model"):
         pieces = SentencePieces(model := read_bytes(path))
-        return Found(model, _roles(pieces, said, config), str(chat), bool(said.get("add_bos_token", False)))
+        usual = config.get("model_type") in ("llama", "mistral")  # whose tokenizers put a BOS first unless told not to
+        return Found(model, _roles(pieces, said, config), str(chat), bool(said.get("add_bos_token", usual)))
     model = _as_json(path, said)
     pieces = JsonPieces(model)
     return Found(model, _roles(pieces, said, config), str(chat), _begins(model, pieces, said, config))
@@ -99,14 +107,20 @@ def _as_json(path: Path, said: Mapping[str, Any]) -> bytes:
     if path.name.endswith(".gz") or path.name.startswith("bpe_simple_vocab"):
         return _of_merges(path)
     if path.suffix == ".txt":
-        pieces = [line.rstrip("\n") for line in read_text(path).split("\n")]
+        pieces = [line.rstrip("\r") for line in read_text(path).split("\n")]
         while pieces and not pieces[-1]:
             pieces.pop()
-        return built.word_pieces(pieces, bool(said.get("do_lower_case", True)))
+        if "[UNK]" not in pieces:
+            raise BadFile(f"{path} has no line [UNK], so it is no vocabulary of BERT's")
+        accents = said.get("strip_accents")
+        chinese = bool(said.get("tokenize_chinese_chars", True))
+        return built.word_pieces(pieces, bool(said.get("do_lower_case", True)), accents, chinese)
     vocabulary, lines = read_json(path), path.with_name("merges.txt")
     if not lines.is_file():
         raise FileNotFoundError(f"{path} needs merges.txt beside it")
-    merges = [_pair(line, lines) for line in read_text(lines).split("\n") if line and not line.startswith("#version")]
+    merges = [
+        _pair(line, lines) for line in read_text(lines).split("\n") if line.strip() and not line.startswith("#version")
+    ]
     if any(name.endswith("</w>") for name in vocabulary):
         return built.ending_pairs(vocabulary, merges)
     special = {n: i for n, i in vocabulary.items() if n in _texts(said).values() or n == "<|endoftext|>"}
@@ -134,7 +148,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def _pair(line: str, path: Path) -> tuple[str, str]:
-    first, _, second = line.partition(" ")
+    first, _, second = line.rstrip("\r").partition(" ")
     if not first or not second or " " in second:
         raise BadFile(f"{path}: {line!r:.60} is no merge of two pieces")
     return first, second
@@ -180,13 +194,12 @@ def _begins(model: bytes, pieces: JsonPieces, said: Mapping[str, Any], config: M
     return whole.encode("a").ids[:1] == [_roles(pieces, said, config).bos]
 
 
-_PRE = {  # of llama.cpp: how words are cut, and whether digits stand alone
-    "gpt-2": (built.GPT2_WORDS, False),
-    "default": (built.GPT2_WORDS, False),
-    "smollm": (built.GPT2_WORDS, True),
-    "llama-bpe": (built.LLAMA3_WORDS, False),
-    "llama3": (built.LLAMA3_WORDS, False),
-    "qwen2": (built.QWEN2_WORDS, False),
+_PRE: dict[str, dict[str, Any]] = {  # of llama.cpp: how texts are cut into words
+    "gpt-2": {},
+    "smollm": dict(digits=True),
+    "llama-bpe": dict(words=built.LLAMA3_WORDS, whole=True),
+    "llama3": dict(words=built.LLAMA3_WORDS, whole=True),
+    "qwen2": dict(words=built.QWEN2_WORDS, composed=True),
 }
 _CONTROL, _USER = 3, 4
 """Kinds of pieces in a GGUF that are matched whole."""
@@ -199,7 +212,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Found:
       BadFile: there is none, or one of a kind that is not known.
     """
     get = lambda name, default=None: metadata.get(f"tokenizer.ggml.{name}", default)  # noqa: E731
-    pieces, kind, pre = get("tokens"), get("model"), get("pre", "default")
+    pieces, kind, pre = get("tokens"), get("model"), get("pre")
     if not pieces or kind not in ("gpt2", "llama"):
         raise BadFile(f"the GGUF has a tokenizer of the kind {kind!r}; those that are read are gpt2 and llama")
     kinds = get("token_type") or [1] * len(pieces)
@@ -211,10 +224,12 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Found:
         begins = bool(get("add_bos_token", True))
     else:
         if pre not in _PRE:
-            raise BadFile(f"the GGUF cuts words as {pre!r}, which is not known; those that are are {', '.join(_PRE)}")
-        words, digits = _PRE[pre]
+            raise BadFile(
+                f"the GGUF cuts words as {pre!r}, which is not known; those that are are {', '.join(_PRE)}; name the "
+                "tokenizer.json of these weights with --tokenizer"
+            )
         merges = [_pair(line, Path("tokenizer.ggml.merges")) for line in get("merges") or []]
-        model = built.byte_pairs({p: i for i, p in enumerate(pieces)}, merges, special, words, digits)
+        model = built.byte_pairs({p: i for i, p in enumerate(pieces)}, merges, special, **_PRE[pre])
         begins = bool(get("add_bos_token", False))
     chat = metadata.get("tokenizer.chat_template") or ""
     return Found(model, Roles(len(pieces), pad, bos, eos), str(chat), begins)
@@ -265,6 +280,10 @@ def special_files(tokenizer: Tokenizer, begins: bool = False) -> dict[str, Any]:
     record: dict[str, Any] = {**names, "add_bos_token": begins, "model_max_length": v.length}
     if tokenizer.is_json:
         record["tokenizer_class"] = "PreTrainedTokenizerFast"
+        known = JsonPieces(tokenizer.model)
+        for role, name in (("mask_token", "[MASK]"), ("unk_token", "[UNK]")):
+            if known.id_of(name) is not None:
+                record[role] = name
     files: dict[str, Any] = {"tokenizer_config.json": record}
     files["tokenizer.json" if tokenizer.is_json else "tokenizer.model"] = tokenizer.model
     if tokenizer.chat:

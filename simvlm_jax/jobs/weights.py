@@ -13,14 +13,15 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simvlm_jax.core.files import partial_of, write_whole
+from simvlm_jax.core.files import BadFile, partial_of, write_whole
 from simvlm_jax.core.trees import path_name
 from simvlm_jax.core.types import Model
-from simvlm_jax.interop.family import NOTHING_SAID, Family, Options, families, family_of
+from simvlm_jax.interop.family import NOTHING_SAID, Family, Options, Plan, families, family_of
 from simvlm_jax.interop.formats import npz, safetensors_file
+from simvlm_jax.interop.formats.tensors import NoTensor
 from simvlm_jax.interop.reference import Reference, compare
-from simvlm_jax.interop.source import open_source
-from simvlm_jax.interop.table import give, stacked, take, unstacked
+from simvlm_jax.interop.source import Source, open_source
+from simvlm_jax.interop.table import canonical, give, stacked, take, unstacked
 from simvlm_jax.run.directory import PARITY
 from simvlm_jax.run.imported import check_free, config_of, write_run
 from simvlm_jax.run.load import Loaded, build_model, load_run
@@ -51,7 +52,7 @@ def import_run(
     check_free(place)
     opened = open_source(source)
     name, chosen = family_of(opened, family)
-    plan = chosen.plan(opened, options)
+    plan = planned(name, chosen, opened, options)
     tokenizer = plan.tokenizer or NoTokenizer()
     config = config_of(plan.model, tokenizer, plan.pixels, plan.labels)
     model = build_model(config.model, config.data.image_size, tokenizer, plan.labels)
@@ -63,7 +64,8 @@ def import_run(
         left_out.setdefault(why, []).append(key)
     for why, keys in left_out.items():
         log(f"left out: {keys[0]}{f' and {len(keys) - 1} others' * (len(keys) > 1)} ({why})")
-    compared = {"weights": worst(give(table, arrays), opened.tensors)}
+    named = {name: opened.tensors[key] for name, key in canonical(table, opened.tensors).items() if key not in dropped}
+    compared = {"weights": worst(give(table, arrays), named)}
     weights = weights_of(model, arrays)
     if outputs:
         reference = _reference(name, chosen, opened.layout)
@@ -107,12 +109,30 @@ def export_run(
     with _folder(place) as partial:
         _write_weights(partial / weights, theirs)
         _fill(partial, files)
+        _check_whole(family, chosen, open_source(partial), loaded)
         if outputs:
             reference = _reference(family, chosen, format)
             compared |= compare(reference, reference.load(partial), loaded.model, loaded.params, loaded.extra)
         _fill(partial, {PARITY: report})
     log(f"{place}: {len(theirs)} arrays, {sum(x.size for x in theirs.values()):,} values")
     return report
+
+
+def planned(name: str, family: Family, opened: Source, options: Options = NOTHING_SAID) -> Plan:
+    """What a source makes.
+
+    Raises:
+      BadFile: an array is not there without which the family cannot be told. ValueError: an option says what the family has not.
+    """
+    try:
+        plan = family.plan(opened, options)
+    except NoTensor as e:
+        raise BadFile(f"{opened.file} is no {name}, or not whole: it has no array {e.args[0]!r}") from e
+    if plan.tokenizer is None and (options.tokenizer or options.length):
+        raise ValueError(f"{name} reads no texts; leave out {'--tokenizer' if options.tokenizer else '--length'}")
+    if options.labels and not plan.labels:
+        raise ValueError(f"{name} has no answers to be named; leave out --labels")
+    return plan
 
 
 def check_exportable(name: str, family: Family, format: str, loaded: Loaded) -> None:
@@ -125,6 +145,41 @@ def check_exportable(name: str, family: Family, format: str, loaded: Loaded) -> 
         )
     if format not in family.write:
         raise ValueError(f"{name} cannot be written as {format!r}; it can as {', '.join(family.write) or 'nothing'}")
+
+
+def _check_whole(name: str, family: Family, opened: Source, loaded: Loaded) -> None:
+    """Refuses what was written where the family reads another model of it: it has no word for something of this one.
+
+    Raises:
+      ValueError: it is another.
+    """
+    if opened.layout == "npz" or not opened.config:
+        return
+    made = planned(name, family, opened)
+    tokenizer = made.tokenizer or NoTokenizer()
+    if not isinstance(loaded.tokenizer, NoTokenizer) and made.tokenizer is not None:
+        tokenizer = loaded.tokenizer
+    labels = made.labels or loaded.labels
+    again = build_model(made.model, loaded.config.data.image_size, tokenizer, labels)
+    ours, theirs = (_network(m) for m in (loaded.model, again))
+    if differ := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+        told = "; ".join(f"{k} is {ours.get(k)!r:.60} and would be {theirs.get(k)!r:.60}" for k in differ[:4])
+        raise ValueError(f"{name} has no word for something of this run's model: {told}")
+
+
+def _network(model: Any) -> dict[str, Any]:
+    """What a model computes, by field: its sizes, and those of records within them."""
+    found: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                walk(f"{name}.{field.name}", getattr(value, field.name))
+        else:
+            found[name] = value
+
+    walk("size", model.sizes)
+    return found
 
 
 def one_by_one(model: Any) -> Model:
@@ -154,7 +209,13 @@ def named_arrays(params: Any, extra: Any) -> dict[str, np.ndarray]:
 
 
 def worst(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:
-    """The largest difference of arrays of a name, in parts of the largest value there; arrays of one side alone are left out."""
+    """The largest difference of arrays of a name, in parts of the largest value there; arrays of one side alone are left out.
+
+    Raises:
+      ValueError: no name is on both sides, so that nothing would be compared.
+    """
+    if not found.keys() & expected.keys():
+        raise ValueError("no array has the same name on both sides, so nothing can be compared")
     out = 0.0
     for name in found:
         if name in expected:

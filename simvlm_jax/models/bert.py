@@ -27,7 +27,7 @@ from simvlm_jax.families.dual_encoder import unit
 from simvlm_jax.families.network import NetworkModel
 from simvlm_jax.nn.block import Shared
 from simvlm_jax.nn.embed import TokenEmbedding
-from simvlm_jax.nn.linear import Linear
+from simvlm_jax.nn.linear import Linear, add
 from simvlm_jax.nn.masks import Kind, bidirectional, self_mask
 from simvlm_jax.nn.mlp import ACTIVATIONS
 from simvlm_jax.nn.norm import norm_of
@@ -102,8 +102,8 @@ class Network(nn.Module):
     def states(self, tokens: jax.Array, valid: jax.Array) -> jax.Array:
         """The last block's output [B,T,D] of tokens [B,T] where `valid`, [CLS] first."""
         place = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        kind = in_use(self.type, (None, "D"))[0].astype(self.model.compute.activation_dtype)
-        x = self.embed_norm(self.pieces(tokens) + self.position(place) + kind)
+        kind = in_use(self.type, (None, "D"))[0]
+        x = self.embed_norm(add(self.pieces(tokens) + self.position(place), kind))
         return self.encoder(x, Shared(self_mask(bidirectional(valid), Kind("full", "right"))))
 
     def pooled(self, tokens: jax.Array, valid: jax.Array) -> jax.Array:
@@ -170,10 +170,14 @@ class BERT(NetworkModel):
 
     def lay_out(self, text: Array, valid: Array) -> tuple[jax.Array, jax.Array]:
         """Pieces [B,T] after [CLS], and a [SEP] where a text was cut: (tokens [B,T+1], valid)."""
-        text, valid = jnp.asarray(text), jnp.asarray(valid)
-        text = text.at[:, -1].set(jnp.where(valid[:, -1], self.vocabulary.eos, text[:, -1]))
+        text, valid = self.ended(text, valid), jnp.asarray(valid)
         first = jnp.full((len(text), 1), self.vocabulary.bos, jnp.int32)
         return jnp.concatenate([first, text], axis=1), jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
+
+    def ended(self, text: Array, valid: Array) -> jax.Array:
+        """Pieces [B,T] with a [SEP] at the last place of texts that fill it."""
+        text, valid = jnp.asarray(text), jnp.asarray(valid)
+        return text.at[:, -1].set(jnp.where(valid[:, -1], self.vocabulary.eos, text[:, -1]))
 
     def per_example(self, params: Params, extra: Extra, batch: Batch, *, rngs: Rngs, step: Array, train: bool):
         """The loss of masked language modelling over every part alike."""
@@ -182,6 +186,7 @@ class BERT(NetworkModel):
         terms, aux, total, count = {}, {}, 0.0, 0.0
         for i, (part, rows) in enumerate(parts_of(batch)):
             check_plain(rows, part, "BERT", needs=("text", "text_mask", "seed"))
+            rows = {**rows, "text": self.ended(rows["text"], rows["text_mask"])}
             inputs, predicted = self.hidden(rows)
             tokens, valid = self.lay_out(inputs, rows["text_mask"])
             streams = {"dropout": jax.random.fold_in(rngs, i)} if train else {}

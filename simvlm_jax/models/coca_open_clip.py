@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simvlm_jax.core.schema import Count, Positive
+from simvlm_jax.core.schema import Count, NotNegative, Positive
 from simvlm_jax.core.sharding import in_use
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Extra, Params
@@ -32,6 +32,7 @@ from simvlm_jax.nn.linear import Linear, add
 from simvlm_jax.nn.masks import Kind, Mask, Sight, causal, cross_mask, self_mask
 from simvlm_jax.nn.norm import norm_of
 from simvlm_jax.nn.pool import LearnedTokens
+from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import TOWERS, Size, Style
 from simvlm_jax.nn.stack import Stack
 from simvlm_jax.nn.vit import ViT
@@ -92,7 +93,16 @@ class Network(DecoderNetwork):
         dtype, D = m.compute.activation_dtype, s.lower.width
         style = dataclasses.replace(STYLE, activation=s.activation)
         self.image_tower = ViT(
-            s.image, s.patch, m.image_size, m.compute, pre_norm=True, patch_bias=False, last_norm=False, style=style
+            s.image,
+            s.patch,
+            m.image_size,
+            m.compute,
+            m.dropout,
+            drop_path=m.drop_path,
+            pre_norm=True,
+            patch_bias=False,
+            last_norm=False,
+            style=style,
         )
         self.pooler = Pooler(s.queries, s.width, s.pool_heads, dtype, style)
         self.pool_norm = norm_of(style, dtype)()
@@ -107,8 +117,9 @@ class Network(DecoderNetwork):
         self.text_projection = Linear(s.width, dtype)
         fields = dict(dtype=dtype, dropout=m.dropout, style=style)
         depth = range(s.upper.depth)
-        self.upper = [Block(s.upper, **fields) for _ in depth]
-        self.look = [CrossLayer(s.upper, **fields, context_width=s.width) for _ in depth]
+        block, look = m.compute.rematerialised(Block), m.compute.rematerialised(CrossLayer)
+        self.upper = [block(s.upper, **fields) for _ in depth]
+        self.look = [look(s.upper, **fields, context_width=s.width) for _ in depth]
         self.look_norm = [norm_of(style, dtype)() for _ in depth]
         self.norm = norm_of(style, dtype)()
         self.logit_scale = Scale(math.log(1 / 0.07))
@@ -224,13 +235,25 @@ class OpenCoCa(CoCa):
     network_class = Network
 
     size: str | Sizes = "tiny"
-    contrastive_weight: float = 0.5
+    contrastive_weight: NotNegative = 0.5
     classes: Count = 0
 
     def __post_init__(self):
         super().__post_init__()
         if self.classes:
             raise ValueError("open_clip's CoCa has no head of classes here; leave config.data.labels.size at 0")
+        if not self.cascade:
+            raise ValueError(
+                "open_clip's CoCa has one pooler for both, and no way without a cascade; leave cascade=True"
+            )
+
+    def adapt(self, params: Params, target: Params):
+        """As CoCa's; the last of the text positions stays that of [CLS]."""
+        out = super().adapt(params, target)
+        if "text_position" in params:
+            learned, fresh = params["text_position"], target["text_position"]
+            out["text_position"] = jnp.concatenate([fit_positions(learned[:-1], fresh[:-1]), learned[-1:]])
+        return out
 
     def lay_out(self, text: Array, valid: Array):
         """(tokens, valid) [B,T+1]: BOS, pieces and EOS."""

@@ -11,7 +11,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from simvlm_jax.core.schema import Count
+from simvlm_jax.core.schema import Count, Positive
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Params, sides_of
 from simvlm_jax.families.dual_encoder import HALF, normalised
@@ -44,7 +44,7 @@ class Sizes:
 
     stack: Size
     style: Style = STYLE
-    patch: Count = 16
+    patch: Positive = 16
     tokens: Count = 1
     heads: Count = 1
     pool: str = "cls"
@@ -60,6 +60,8 @@ class Sizes:
             raise ValueError(f"{self}: pool is cls or mean, norm before, after or both, and tokens 0, 1 or 2")
         if (self.pool == "cls" and not self.tokens) or not 1 <= self.heads <= max(self.tokens, 1):
             raise ValueError(f"{self}: the class token and every head but the first need a token to read")
+        if self.relative and self.tokens > 1:
+            raise ValueError(f"{self}: relative positions are known with one token in front at most")
 
 
 _IMAGENET = dict(mean=IMAGENET[0], deviation=IMAGENET[1])
@@ -148,6 +150,6 @@ class VisionTransformer(ImageClassifier):
         grid = tuple(side // self.sizes.patch for side in sides_of(self.image_size))
         tower = dict(params["image_tower"])
         if "position" in tower and tower["position"].shape != target["image_tower"]["position"].shape:
-            tower["position"] = resize_positions(tower["position"], (grid[0], grid[1]))
+            tower["position"] = resize_positions(tower["position"], (grid[0], grid[1]), self.sizes.tokens)
         tower["stack"] = resize_relative_tables(tower["stack"], (grid[0], grid[1]))
         return {**params, "image_tower": tower}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.sharding import in_use
 from simvlm_jax.core.trust import buildable
+from simvlm_jax.core.types import sides_of
 from simvlm_jax.nn.attention import Attention
 from simvlm_jax.nn.batch_norm import BatchNorm
 from simvlm_jax.nn.conv_stem import Conv, conv
@@ -80,15 +81,15 @@ class AttentionResNet(nn.Module):
     """[B,Y,X,C], normalised, to [B,width]."""
 
     size: ResNetSize
-    image_size: int
+    image_size: int | tuple[int, int]
     width: int
     compute: Compute
 
     @nn.compact
     def __call__(self, image: jax.Array):
         B, Y, X, _ = image.shape
-        if (self.image_size, self.image_size) != (Y, X):
-            raise ValueError(f"this image tower takes {self.image_size} px a side; got {Y} x {X}")
+        if sides_of(self.image_size) != (Y, X):
+            raise ValueError(f"this image tower takes {self.image_size} px; got {Y} x {X}")
         dtype, width = self.compute.activation_dtype, self.size.width
         x = image.astype(dtype)
         for i, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1))):

@@ -148,18 +148,21 @@ class ViT(nn.Module):
         return tokens.astype(statistics_dtype(tokens.dtype)).mean(1).astype(tokens.dtype)
 
 
-def resize_positions(table: jax.Array, image_tokens: int | tuple[int, int]):
+def resize_positions(table: jax.Array, image_tokens: int | tuple[int, int], first: int | None = None):
     """A ViT's position table for another grid, or for a square one of so many tokens; rows of tokens in front stay what they are.
 
-    The old grid is the largest square in the table.
+    The old grid is a square. first: how many tokens stand in front; None: what is more than the largest square in the table.
 
     Raises:
-      ValueError: the table is no square grid with at most two tokens in front.
+      ValueError: the table is no square grid with so many tokens in front, or more than two.
     """
-    side = math.isqrt(table.shape[0])
-    first = table.shape[0] - side * side
-    if first > 2:
-        raise ValueError(f"a table of {table.shape[0]} positions is of no square grid, and cannot be resized")
+    side = math.isqrt(table.shape[0] - (first or 0))
+    first = table.shape[0] - side * side if first is None else first
+    if first > 2 or side * side != table.shape[0] - first:
+        raise ValueError(
+            f"a table of {table.shape[0]} positions, {first} of them in front, is of no square grid and cannot be resized; "
+            "keep the image size it was learned at"
+        )
     new = (math.isqrt(image_tokens),) * 2 if isinstance(image_tokens, int) else image_tokens
     grid = resize_grid(table[first:], (side, side), (new[0], new[1]))
     return jnp.concatenate([table[:first], grid], axis=0)

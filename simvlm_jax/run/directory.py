@@ -44,7 +44,7 @@ OWN = re.compile(
 )
 """Names of the files that a run directory is made of."""
 PARITY = "parity.json"
-"""What was compared when weights were imported or exported; a run that has it was not trained here."""
+"""What was compared when weights were imported; a run that has it was not trained here."""
 OWN_FOLDERS = ("checkpoints", "tokenizer", "hosts")
 MOST_LINE = 2**20
 """Characters of a row of metrics."""

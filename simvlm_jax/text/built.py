@@ -17,10 +17,14 @@ def byte_pairs(
     special: Mapping[str, int],
     words: str = GPT2_WORDS,
     digits: bool = False,
+    whole: bool = False,
+    composed: bool = False,
 ) -> bytes:
     """Byte pairs of GPT-2's kind (Sennrich et al., arXiv 1508.07909, on bytes), as a tokenizer.json.
 
     special: pieces that are matched whole. words: a regular expression. digits: whether every digit is a word (SmolLM2).
+    whole: whether a word that is a piece stays one, whatever merges there are (LLaMA 3). composed: whether texts are brought into
+    Unicode's NFC first (Qwen2).
     """
     cut: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
     if words != GPT2_WORDS:
@@ -33,10 +37,10 @@ def byte_pairs(
     }
     return _json(
         special,
-        normalizer=None,
+        normalizer={"type": "NFC"} if composed else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*cut, byte_level]},
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        model=_bpe(vocabulary, merges),
+        model={**_bpe(vocabulary, merges), "ignore_merges": whole},
     )
 
 
@@ -65,8 +69,14 @@ def ending_pairs(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]
     )
 
 
-def word_pieces(vocabulary: Sequence[str], lower: bool = True) -> bytes:
-    """BERT's WordPiece (Devlin et al., arXiv 1810.04805, section 3), by the lines of its vocab.txt."""
+def word_pieces(
+    vocabulary: Sequence[str], lower: bool = True, accents: bool | None = None, chinese: bool = True
+) -> bytes:
+    """BERT's WordPiece (Devlin et al., arXiv 1810.04805, section 3), by the lines of its vocab.txt.
+
+    lower: whether texts are in lower case. accents: whether accents are taken off; None: as `lower`. chinese: whether each
+    Chinese character is a word.
+    """
     ids = {piece: i for i, piece in enumerate(vocabulary)}
     special = {name: ids[name] for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in ids}
     return _json(
@@ -74,8 +84,8 @@ def word_pieces(vocabulary: Sequence[str], lower: bool = True) -> bytes:
         normalizer={
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,
+            "handle_chinese_chars": chinese,
+            "strip_accents": accents,
             "lowercase": lower,
         },
         pre_tokenizer={"type": "BertPreTokenizer"},

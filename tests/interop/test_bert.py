@@ -30,6 +30,7 @@ def save(module, folder):
 
 def loss(module, model, extra, rows):
     """Of masked language modelling: theirs of the text that we hide pieces of."""
+    rows = {**rows, "text": np.asarray(model.ended(rows["text"], rows["text_mask"]))}
     hidden, predicted = (np.asarray(x) for x in model.hidden(rows))
     tokens, valid = (np.asarray(x) for x in model.lay_out(hidden, rows["text_mask"]))
     labels = np.where(np.pad(predicted, ((0, 0), (1, 0))), np.pad(rows["text"], ((0, 0), (1, 0))), -100)
@@ -115,3 +116,22 @@ def test_pieces_are_hidden_as_the_paper_says(made):
     masked = (hidden == model.sizes.mask)[predicted].mean()
     stayed = (hidden == text)[predicted].mean()
     assert abs(masked - 0.8) < 0.03 and abs(stayed - 0.1) < 0.03
+
+
+def test_a_cut_text_is_ended_before_pieces_are_hidden(made):
+    """The place of the [SEP] of a text that fills its row is never predicted: there is nothing there to be learned."""
+    _, _, run, _, _ = made
+    if not run.model.sizes.head:
+        pytest.skip("it has no head to learn with")
+    model, text = run.model, np.random.default_rng(0).integers(0, 256, (64, 6)).astype(np.int32)
+    rows = {
+        "text": text,
+        "text_mask": text >= 0,
+        "seed": np.arange(64, dtype=np.uint32),
+        "weight": np.ones(64, np.float32),
+    }
+    _, free = model.hidden(rows)
+    _, predicted = model.hidden({**rows, "text": model.ended(text, text >= 0)})
+    assert np.asarray(free)[:, -1].any() and not np.asarray(predicted)[:, -1].any()
+    _, terms, _ = model.per_example(run.params, {}, {"pairs": rows}, rngs=jax.random.key(0), step=0, train=False)
+    assert int(terms["mlm"].count) == np.asarray(predicted).sum()

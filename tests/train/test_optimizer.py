@@ -27,7 +27,7 @@ MATRICES = (  # (name, axes in, axes out), counted from the end
     (r"(^|/)(query|key|value)$", (-3,), (-2, -1)),
     (r"attention/out$", (-3, -2), (-1,)),
     (r"(conv|root)\w*/kernel$", (-4, -3, -2), (-1,)),
-    (r"(^|/)(up|down|kernel)$", (-2,), (-1,)),
+    (r"(^|/)(up|gate|down|kernel)$", (-2,), (-1,)),
 )
 """What the optimizer once went by: names. Letters must say the same of every parameter that there is."""
 

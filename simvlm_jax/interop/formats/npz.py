@@ -1,9 +1,10 @@
-"""NumPy archives, as big_vision, vision_transformer and scenic write their weights: "params/img/Transformer/..." by path."""
+"""NumPy archives, as big_vision and vision_transformer write their weights: "params/img/Transformer/..." by path."""
 
 import functools
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read(path: Path) -> Tensors:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.namelist() if m.endswith(".npy")]
             shapes = {m.removesuffix(".npy"): _shape(archive, m, path) for m in members}
-    except (zipfile.BadZipFile, OSError, struct.error, EOFError) as e:
+    except (zipfile.BadZipFile, OSError, struct.error, EOFError, zlib.error) as e:
         raise BadFile(f"{path} is not a whole .npz ({e}); download it again") from e
     if not shapes:
         raise BadFile(f"{path} holds no arrays")
@@ -59,6 +60,6 @@ def _read(path: Path, name: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as e:
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, zlib.error) as e:
         raise BadFile(f"{path}: {name} cannot be read ({e})") from e
     return array.view(ml_dtypes.bfloat16) if array.dtype.str == "|V2" else array

@@ -12,6 +12,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,21 @@ def read(path: Path) -> Tensors:
     )
 
 
+class _Maker:
+    """A function that a pickle may call, and which it cannot change, as it could one of Python's own."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]):
+        self._make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise BadFile("a pickle that changes what it calls is not read")
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds tensors and plain values; everything else that a pickle names is an error."""
 
@@ -91,7 +107,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
+            return _Maker(_ALLOWED[module, name])
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return name
         if module.split(".")[0] == "__torch__":
@@ -140,14 +156,14 @@ def _zipped(path: Path) -> tuple[Any, Callable[[str], bytes]]:
             if order in names and archive.read(order) != b"little":
                 raise BadFile(f"{path} was written by a big-endian machine; save it on another")
             tree = _unpickled(io.BytesIO(archive.read(pickles[0])), str(path))
-    except (zipfile.BadZipFile, OSError, EOFError) as e:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
         raise BadFile(f"{path} is not a whole file of torch.save ({e}); download it again") from e
 
     def data(key: str) -> bytes:
         try:
             with zipfile.ZipFile(path) as archive:
                 return archive.read(f"{folder}data/{key}")
-        except (KeyError, zipfile.BadZipFile, OSError) as e:
+        except (KeyError, zipfile.BadZipFile, OSError, zlib.error) as e:
             raise BadFile(f"{path}: the bytes of storage {key} are not there ({e}); download it again") from e
 
     return tree, data

@@ -1,4 +1,4 @@
-"""safetensors: one file, or several that an index lists (`model.safetensors.index.json`)."""
+"""The arrays of a .safetensors file."""
 
 import functools
 from collections.abc import Mapping
@@ -7,34 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from simvlm_jax.core.files import BadFile, open_regular, read_json
+from simvlm_jax.core.files import BadFile, open_regular
 from simvlm_jax.interop.formats.tensors import Stored, Tensors
 
-INDEX = ".index.json"
 MOST_FILE = 2**40
 
 
 def read(path: Path) -> Tensors:
-    """The arrays of a .safetensors file, or of all files that its index names.
+    """The arrays of a .safetensors file.
 
     Raises:
-      BadFile: it is truncated or none, or a file or an array that the index names is not there.
+      BadFile: it is truncated or none.
     """
-    if not path.name.endswith(INDEX):
-        return Tensors(_arrays(path))
-    index = read_json(path)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
-        raise BadFile(f"{path} is no index of weights: it has no weight_map of array names to files beside it")
-    files = sorted(set(places.values()))
-    if missing := [name for name in files if not (path.parent / name).is_file()]:
-        raise BadFile(f"{path} names {len(files)} files, and {', '.join(missing)} is not there; download it again")
-    found: dict[str, Stored] = {}
-    for name in files:
-        found |= _arrays(path.parent / name)
-    if lost := sorted(set(places) - set(found)):
-        raise BadFile(f"{path} names {lost[0]}{f' and {len(lost) - 1} others' * (len(lost) > 1)}, which no file holds")
-    return Tensors(found)
+    return Tensors(_arrays(path))
 
 
 def _arrays(path: Path) -> dict[str, Stored]:

@@ -1,6 +1,6 @@
 """Arrays of a file by name, read one at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,10 @@ class Stored(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+
+class NoTensor(KeyError):
+    """There is no array of a name."""
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -32,9 +36,16 @@ class Tensors(Mapping[str, np.ndarray]):
         """The shape of an array.
 
         Raises:
-          KeyError: there is none of that name.
+          NoTensor: there is none of that name.
         """
+        if name not in self._stored:
+            raise NoTensor(name)
         return self._stored[name].shape
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Tensors]") -> "Tensors":
+        """The arrays of several files."""
+        return cls({name: stored for part in parts for name, stored in part._stored.items()})
 
     def renamed(self, change: Callable[[str], str]) -> "Tensors":
         """The same arrays under other names."""

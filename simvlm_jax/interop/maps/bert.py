@@ -36,6 +36,10 @@ def _plan(pool: str, source: Source, options: Options) -> Plan:
                 f"{source.folder / _POOLING} pools by {', '.join(modes) or 'nothing'}; known are {', '.join(known)}"
             )
         pool = known[modes[0]]
+    if (source.folder / "modules.json").is_file():
+        kinds = [str(m.get("type", "")).rpartition(".")[2] for m in read_json(source.folder / "modules.json")]
+        if strange := [k for k in kinds if k not in ("Transformer", "Pooling", "Normalize")]:
+            raise BadFile(f"this sentence encoder has a module {strange[0]} after its pooling, which is not known here")
     pool = pool or ("pooler" if pooler and not head else "cls")
     found = tokenizer_of(source, options.tokenizer)
     positions = whole(c, "max_position_embeddings")

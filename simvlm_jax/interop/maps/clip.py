@@ -1,30 +1,26 @@
 """CLIP: OpenAI's own weights (ViT and ResNet), open_clip's, whose names are the same, and transformers'."""
 
-import json
+import functools
 import re
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
-from simvlm_jax.interop import pixels
-from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
+from simvlm_jax.interop import open_clip, pixels
+from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record, whole
 from simvlm_jax.interop.parts import (
     activation_named,
     activation_of,
     batch_norm,
     compute,
-    fused_attention,
     linear,
     norm,
     open_clip_pixels,
     separate_attention,
 )
 from simvlm_jax.interop.pixels import Pixels, pixels_of
-from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_images, random_texts, tensor
+from simvlm_jax.interop.reference import Arrays, Reference, pretrained, tensor
 from simvlm_jax.interop.source import Source
 from simvlm_jax.interop.table import Row, Table, under
 from simvlm_jax.interop.tokenizers import special_files, tokenizer_of
@@ -32,9 +28,14 @@ from simvlm_jax.interop.transforms import CONVOLUTION, NUMBER, TRANSPOSED, UNSQU
 from simvlm_jax.text.tokenizer import Tokenizer
 
 _MODEL = "models.clip"
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-USUAL = Pixels(224, {"how": "shorter", "filter": "bicubic"}, MEAN, DEVIATION)
-_TORCHVISION = {**USUAL.fit, "rounding": "even"}
+_TORCHVISION = {**open_clip.USUAL.fit, "rounding": "even"}
+_DEFAULTS = {
+    "vision": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    | dict(image_size=224, patch_size=32),
+    "text": dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)
+    | dict(max_position_embeddings=77),
+}
+"""transformers' own, which its older versions leave out of a config.json."""
 _CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -66,7 +67,7 @@ def _size(image: dict[str, Any], text: dict[str, int], seen: Pixels, **fields: A
 def _of_transformers(source: Source) -> tuple[Any, Pixels, int]:
     """(size, pixels, positions of a text) of a config.json of transformers."""
     c = source.config
-    vision, text = field(c, "vision_config"), field(c, "text_config")
+    vision, text = ({**usual, **c.get(f"{k}_config", {})} for k, usual in _DEFAULTS.items())
     towers = [
         dict(
             width=whole(t, "hidden_size"),
@@ -80,8 +81,8 @@ def _of_transformers(source: Source) -> tuple[Any, Pixels, int]:
     epsilons = {float(t.get("layer_norm_eps", 1e-5)) for t in (vision, text)}
     if len(acts) > 1 or len(epsilons) > 1:
         raise BadFile("the two towers of this CLIP differ in activation or epsilon, which is not known here")
-    seen = pixels_of(source.folder, whole(vision, "image_size"), USUAL)
-    more = dict(patch=whole(vision, "patch_size"), width=whole(c, "projection_dim"))
+    seen = pixels_of(source.folder, whole(vision, "image_size"), open_clip.USUAL)
+    more = dict(patch=whole(vision, "patch_size"), width=whole(c, "projection_dim", default=512))
     size = _size(towers[0], towers[1], seen, activation=acts.pop(), epsilon=epsilons.pop(), **more)
     return size, seen, whole(text, "max_position_embeddings")
 
@@ -90,7 +91,7 @@ def _of_the_authors(source: Source) -> tuple[Any, Pixels, int]:
     """(size, pixels, positions of a text) by the shapes of arrays, and by an open_clip_config.json where there is one."""
     tensors, said = source.tensors, source.config.get("model_cfg", {})
     shape, start = tensors.shape, "text." if "text.token_embedding.weight" in tensors else ""
-    check_open_clip(said)
+    open_clip.check(said)
     if f"{start}token_embedding.weight" not in tensors:
         raise BadFile(f"{source.file} is no CLIP: it has no token_embedding.weight")
     depth = lambda pattern: 1 + max((int(m[1]) for k in tensors if (m := re.match(pattern, k))), default=-1)  # noqa: E731
@@ -118,60 +119,12 @@ def _of_the_authors(source: Source) -> tuple[Any, Pixels, int]:
         side = round((shape("visual.positional_embedding")[0] - 1) ** 0.5) * patch
     given = vision.get("image_size", side)
     seen = open_clip_pixels(
-        source.config, given if isinstance(given, int) else tuple(given), USUAL._replace(fit=_TORCHVISION)
+        source.config, given if isinstance(given, int) else tuple(given), open_clip.USUAL._replace(fit=_TORCHVISION)
     )
     return _size(image, text, seen, patch=patch, width=E, activation=activation), seen, length
 
 
-def check_open_clip(said: dict[str, Any]) -> None:
-    """Refuses what open_clip's configs can say and is not known here.
-
-    Raises:
-      BadFile: it is said.
-    """
-    vision, text = said.get("vision_cfg", {}), said.get("text_cfg", {})
-    usual = {
-        "pool_type": ("tok",),
-        "pos_embed_type": ("learnable",),
-        "final_ln_after_pool": (False,),
-        "no_ln_pre": (False,),
-    }
-    strange = [
-        f"vision_cfg.{k} {vision[k]!r}" for k, values in usual.items() if k in vision and vision[k] not in values
-    ]
-    named = ("timm_model_name", "ls_init_value", "patch_dropout", "act_kwargs", "norm_kwargs", "block_type", "qk_norm")
-    strange += [f"{part}.{k}" for part, c in (("vision_cfg", vision), ("text_cfg", text)) for k in named if c.get(k)]
-    strange += [f"text_cfg.{k}" for k in ("hf_model_name", "no_causal_mask", "proj_bias") if text.get(k)]
-    if text.get("pool_type", "argmax") not in ("argmax", "eos"):
-        strange.append(f"text_cfg.pool_type {text['pool_type']!r}")
-    if strange:
-        raise BadFile(f"this open_clip model has {', '.join(strange)}, which is not known here")
-
-
 # ---- what arrays are called ----------------------------------------------------------------------------------------
-
-
-def authors_block(size: Any) -> tuple[Row, ...]:
-    """A block of OpenAI's and open_clip's transformers."""
-    return (
-        *norm("ln_1", "norm_attention"),
-        *fused_attention("attn", "attention", size.heads),
-        *norm("ln_2", "norm_mlp"),
-        *linear("mlp.c_fc", "mlp/up"),
-        *linear("mlp.c_proj", "mlp/down"),
-    )
-
-
-def authors_vit(size: Any, patch: int) -> tuple[Row, ...]:
-    """The image tower of OpenAI and open_clip, a ViT."""
-    return (
-        Row("class_embedding", "class_token/tokens", UNSQUEEZED),
-        Row("positional_embedding", "position"),
-        Row("conv1.weight", "patches/kernel", patches(patch)),
-        *norm("ln_pre", "norm_before"),
-        *under("transformer.resblocks.*.", "stack/layer_*/", authors_block(size)),
-        *norm("ln_post", "norm"),
-    )
 
 
 def _authors_resnet(size: Any) -> tuple[Row, ...]:
@@ -197,11 +150,11 @@ def authors_table(model: Any, start: str = "") -> Table:
     """OpenAI's and open_clip's names. start: before those of the text tower ("text." of open_clip's custom models)."""
     s = model.sizes
     resnet = hasattr(s.image, "depths")
-    tower = _authors_resnet(s.image) if resnet else authors_vit(s.image, s.patch)
+    tower = _authors_resnet(s.image) if resnet else open_clip.authors_vit(s.image, s.patch)
     text = (
         Row("token_embedding.weight", "text_tower/embedding"),
         Row("positional_embedding", "text_tower/position"),
-        *under("transformer.resblocks.*.", "text_tower/stack/layer_*/", authors_block(s.text)),
+        *under("transformer.resblocks.*.", "text_tower/stack/layer_*/", open_clip.authors_block(s.text)),
         *norm("ln_final", "text_tower/norm"),
         Row("text_projection", "text_projection/kernel"),
     )
@@ -321,34 +274,12 @@ def _write_open_clip(model: Any, tokenizer: Tokenizer | None, labels: tuple[str,
     text |= {"mlp_ratio": s.text.mlp / s.text.width}
     config = dict(
         model_cfg=dict(embed_dim=s.width, quick_gelu=s.activation == "quick_gelu", vision_cfg=vision, text_cfg=text),
-        preprocess_cfg=open_clip_preprocess(data, s.mean, s.deviation),
+        preprocess_cfg=open_clip.preprocess(data, s.mean, s.deviation),
     )
     return Written(authors_table(model), {"open_clip_config.json": config, **special_files(tokenizer)})
 
 
-def open_clip_preprocess(data: Any, mean: Any, deviation: Any) -> dict[str, Any]:
-    """preprocess_cfg of an open_clip_config.json."""
-    fit = dict(data.get("fit") or {})
-    how = fit.get("how") or ("whole" if data.whole else "shorter")
-    mode = {"whole": "squash", "shorter": "shortest", "longer": "longest", "pad": "longest"}[how]
-    return dict(mean=list(mean), std=list(deviation), interpolation=fit.get("filter", "bicubic"), resize_mode=mode)
-
-
 # ---- the reference -------------------------------------------------------------------------------------------------
-
-
-def rows_of(model: Any) -> Arrays:
-    """Random images and texts, and both as the references take them."""
-    v = model.vocabulary  # of whose pieces EOS is the last, by which open_clip finds it
-    images, texts = random_images(sides_of(model.image_size), 4), random_texts(v, 4, below=v.eos)
-    mean, deviation = (np.asarray(x, np.float32) for x in (model.sizes.mean, model.sizes.deviation))
-    text, mask = texts["text"], texts["text_mask"]
-    last = mask.sum(1) - 1  # every text ends
-    text[np.arange(len(text)), last] = v.eos
-    tokens = np.zeros((len(text), model.text_length), np.int32)
-    tokens[:, 0], tokens[:, 1 : 1 + text.shape[1]] = v.bos, np.where(mask, text, 0)
-    made = ((images["image"][:, 0] / np.float32(255) - mean) / deviation).transpose(0, 3, 1, 2)
-    return {**images, **texts, "tokens": tokens, "pixels": made}
 
 
 def _theirs_hf(module: Any, rows: Arrays) -> Arrays:
@@ -361,50 +292,11 @@ def _theirs_hf(module: Any, rows: Arrays) -> Arrays:
     }
 
 
-def theirs_open_clip(module: Any, rows: Arrays) -> Arrays:
-    """Outputs of a model of open_clip."""
-    image, text = (
-        f(tensor(rows[k]), normalize=True) for f, k in ((module.encode_image, "pixels"), (module.encode_text, "tokens"))
-    )
-    logits = module.logit_scale.exp() * image @ text.T
-    return {"image_embeds": image.numpy(), "text_embeds": text.numpy(), "logits": logits.numpy()}
-
-
-def ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
-    """The same of a dual encoder."""
-    able = model.capabilities()
-    image, text = (able[f"embed_{k}"](params, extra, rows) for k in ("image", "text"))
-    logits = able["logit_scale"](params, extra) * able["similarity"](params, extra, image, text)
-    found = {"image_embeds": image, "text_embeds": text, "logits": logits}
-    tower = params["image_tower"]
-    if "stack" in tower:
-        states = model.intermediates(params, "pooled", rows["image"])["image_tower"]["last"][0]
-        found["image_states"] = states
-    return {k: np.asarray(x) for k, x in found.items()}
-
-
-def load_open_clip(folder: Path, kind: str = "CLIP") -> Any:
-    """A model of open_clip, of one of its classes, from a folder of its own."""
-    try:
-        import open_clip
-        import torch
-    except ImportError as e:
-        raise ValueError(f"comparing with the reference needs torch and open_clip ({e}): pip install .[parity]") from e
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    module = getattr(open_clip, kind)(**{k: v for k, v in config.items() if k != "custom_text"})
-    file = next(p for p in (folder / "model.safetensors", folder / "open_clip_model.safetensors") if p.is_file())
-    missing = module.load_state_dict(load_file(file), strict=False)
-    lost = [k for k in missing.missing_keys if not k.endswith(("num_batches_tracked", "attn_mask"))]
-    if lost or missing.unexpected_keys:
-        raise ValueError(f"open_clip does not find {', '.join([*lost, *missing.unexpected_keys])[:200]} in {folder}")
-    return module.to(torch.float32).eval()
-
-
 _REFERENCES = {
-    "hf": Reference(lambda folder: pretrained("CLIPModel", folder), rows_of, _theirs_hf, ours),
-    "open_clip": Reference(load_open_clip, rows_of, theirs_open_clip, ours),
+    "hf": Reference(lambda folder: pretrained("CLIPModel", folder), open_clip.rows_of, _theirs_hf, open_clip.ours),
+    "open_clip": Reference(
+        functools.partial(open_clip.load, kind="CLIP"), open_clip.rows_of, open_clip.theirs, open_clip.ours
+    ),
 }
 FAMILIES = {
     "clip": Family(

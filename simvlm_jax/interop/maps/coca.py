@@ -9,17 +9,8 @@ import numpy as np
 from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
+from simvlm_jax.interop import open_clip
 from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record, whole
-from simvlm_jax.interop.maps.clip import (
-    USUAL,
-    authors_block,
-    authors_vit,
-    check_open_clip,
-    load_open_clip,
-    open_clip_preprocess,
-    ours,
-    rows_of,
-)
 from simvlm_jax.interop.parts import compute, fused_attention, linear, norm, open_clip_pixels
 from simvlm_jax.interop.reference import Arrays, Reference, tensor
 from simvlm_jax.interop.source import Source
@@ -34,7 +25,7 @@ _MODEL = "models.coca_open_clip"
 def _plan(source: Source, options: Options) -> Plan:
     tensors, said = source.tensors, source.config.get("model_cfg", {})
     vision, text, upper = (said.get(f"{k}_cfg", {}) for k in ("vision", "text", "multimodal"))
-    check_open_clip({**said, "text_cfg": {k: v for k, v in text.items() if k != "hf_model_name"}})
+    open_clip.check({**said, "text_cfg": {k: v for k, v in text.items() if k != "hf_model_name"}})
     if "text.cls_emb" not in tensors or "visual.attn_pool.query" not in tensors:
         raise BadFile(f"{source.file} is no CoCa of open_clip: it has no text.cls_emb or visual.attn_pool.query")
     if text.get("hf_model_name") or text.get("correct_cls_mask") or isinstance(vision.get("attentional_pool"), str):
@@ -55,7 +46,7 @@ def _plan(source: Source, options: Options) -> Plan:
     heads = whole(text, "heads", default=max(D // 64, 1))
     side = round((shape("visual.positional_embedding")[0] - 1) ** 0.5) * patch
     given = vision.get("image_size", side)
-    usual = USUAL._replace(fit={**USUAL.fit, "rounding": "even"})
+    usual = open_clip.USUAL._replace(fit={**open_clip.USUAL.fit, "rounding": "even"})
     seen = open_clip_pixels(source.config, given if isinstance(given, int) else tuple(given), usual)
     size = of_record(
         _MODEL,
@@ -90,12 +81,12 @@ def names(model: Any) -> Table:
         bias = Row("attn.in_proj_bias", tuple(f"{k}_bias" for k in three), packed(*[heads_bias(H)] * 3))
         pool = (*maps, bias, *fused_attention("attn", "attention", H)[2:])
     pooler = (Row("query", "query/tokens"), *pool, *norm("ln_q", "query_norm"), *norm("ln_k", "key_norm"))
-    tower = [r for r in authors_vit(s.image, s.patch) if not r.theirs.startswith("ln_post.")]
+    tower = [r for r in open_clip.authors_vit(s.image, s.patch) if not r.theirs.startswith("ln_post.")]
     text = (
         Row("token_embedding.weight", "embedding"),
         Row("positional_embedding", "text_position"),
         Row("cls_emb", "cls/tokens", UNSQUEEZED),
-        *under("transformer.resblocks.*.", "lower/layer_*/", authors_block(s.lower)),
+        *under("transformer.resblocks.*.", "lower/layer_*/", open_clip.authors_block(s.lower)),
         *norm("ln_final", "cls_norm"),
         Row("text_projection", "text_projection/kernel"),
     )
@@ -112,7 +103,7 @@ def names(model: Any) -> Table:
         *norm("visual.ln_post", "pool_norm"),
         Row("visual.proj", "image_projection/kernel"),
         *under("text.", "", text),
-        *under("text_decoder.resblocks.*.", "upper_*/", authors_block(s.upper)),
+        *under("text_decoder.resblocks.*.", "upper_*/", open_clip.authors_block(s.upper)),
         *under("text_decoder.cross_attn.*.", "look_*/", look),
         *norm("text_decoder.cross_attn.*.ln_1_kv", "look_norm_*"),
         *norm("text_decoder.ln_final", "norm"),
@@ -143,7 +134,7 @@ def _written(model: Any, tokenizer: Tokenizer | None, labels: tuple[str, ...], d
         multimodal_cfg=tower(s.upper, **words, heads=s.upper.heads),
         custom_text=True,
     )
-    files = {"model_cfg": config, "preprocess_cfg": open_clip_preprocess(data, s.mean, s.deviation)}
+    files = {"model_cfg": config, "preprocess_cfg": open_clip.preprocess(data, s.mean, s.deviation)}
     return Written(names(model), {"open_clip_config.json": files, **special_files(tokenizer)})
 
 
@@ -151,7 +142,7 @@ def _written(model: Any, tokenizer: Tokenizer | None, labels: tuple[str, ...], d
 
 
 def _rows(model: Any) -> Arrays:
-    rows = rows_of(model)
+    rows = open_clip.rows_of(model)
     text, mask = rows["text"], rows["text_mask"]  # as long as the run's, of which open_clip's mask is one place off
     width = model.vocabulary.length - text.shape[1]
     padded = {"text": np.pad(text * mask, ((0, 0), (0, width))), "text_mask": np.pad(mask, ((0, 0), (0, width)))}
@@ -168,17 +159,17 @@ def _theirs(module: Any, rows: Arrays) -> Arrays:
 def _ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
     states, table = model.apply(params, "captions", rows["image"], *model.lay_out(rows["text"], rows["text_mask"]))
     captions = np.asarray(states @ table.T)[rows["text_mask"]]
-    found = {k: x for k, x in ours(model, params, extra, rows).items() if k != "image_states"}
+    found = {k: x for k, x in open_clip.ours(model, params, extra, rows).items() if k != "image_states"}
     return {**found, "caption_logits": captions}
 
 
 FAMILIES = {
     "coca": Family(
         resolve(f"simvlm_jax.{_MODEL}:OpenCoCa"),
-        ("open_clip",),
+        ("open_clip_coca",),
         _plan,
         lambda source, model: names(model),
         {"open_clip": _written},
-        {"open_clip": Reference(functools.partial(load_open_clip, kind="CoCa"), _rows, _theirs, _ours)},
+        {"open_clip": Reference(functools.partial(open_clip.load, kind="CoCa"), _rows, _theirs, _ours)},
     )
 }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.core.build import resolve
+from simvlm_jax.core.files import BadFile
 from simvlm_jax.interop import decoder_configs as configs
 from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record, whole
 from simvlm_jax.interop.parts import compute, linear, norm
@@ -25,8 +26,9 @@ from simvlm_jax.interop.transforms import (
 from simvlm_jax.text.tokenizer import Tokenizer
 
 _DECODERS, _SIZES = "families.decoders", "nn.sizes"
+_FREQUENCIES = "rope_freqs.weight"
 _BUFFERS = {
-    "*.rotary_emb.inv_freq": "a constant",
+    "model.rotary_emb.inv_freq": "a constant",
     "model.layers.*.self_attn.rotary_emb.inv_freq": "a constant",
     "transformer.h.*.attn.bias": "the mask of causal attention",
     "transformer.h.*.attn.masked_bias": "the mask of causal attention",
@@ -36,7 +38,12 @@ _BUFFERS = {
 
 def _plan(shape: Callable[[dict[str, Any]], configs.Shape], source: Source, options: Options) -> Plan:
     if source.layout == "gguf":
-        made, found = configs.gguf(source.config), gguf_tokenizer(source.config)
+        made = configs.gguf(source.config)
+        found = tokenizer_of(source, options.tokenizer) if options.tokenizer else gguf_tokenizer(source.config)
+        if not (np.asarray(source.tensors.get(_FREQUENCIES, 1.0)) == 1).all():
+            raise BadFile(
+                f"{source.file} scales its rotary frequencies ({_FREQUENCIES}), which is not read from GGUF here"
+            )
         rows = source.tensors.shape("token_embd.weight")[0]
         made.around["tied"] = "output.weight" not in source.tensors
     else:
@@ -176,7 +183,7 @@ def _gguf_table(model: Any, kind: str) -> Table:
         *norm("output_norm", "norm"),
         Row("output.weight", "softmax"),
     )
-    return Table(rows, {"rope_freqs.weight": "a constant"})
+    return Table(rows, {_FREQUENCIES: "frequencies that are scaled by 1"})
 
 
 def _interleaved(heads: int) -> Transform:

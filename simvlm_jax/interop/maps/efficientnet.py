@@ -89,7 +89,9 @@ def _plan(source: Source, options: Options) -> Plan:
         deviation=deviation,
     )
     classes = tensors.shape(f"{head}.weight")[0] if f"{head}.weight" in tensors else 0
-    labels = answers_of(options.labels, {}, classes)
+    listed = said.get("label_names") or source.config.get("label_names")
+    config = {"id2label": dict(enumerate(listed))} if isinstance(listed, list) else source.config
+    labels = answers_of(options.labels, config, classes)
     model = of_record(_MODEL, "EfficientNet", size=size, dropout=0.2, compute=compute(scan=False))
     return Plan(model, None, Pixels(image_size, fit, mean, deviation).data, labels)  # pyright: ignore[reportArgumentType]
 
@@ -204,7 +206,7 @@ def _ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
 FAMILIES = {
     "efficientnet": Family(
         resolve(f"simvlm_jax.{_MODEL}:EfficientNet"),
-        tuple(f"tf_efficientnet_lite{i}" for i in range(5)),
+        (*(f"tf_efficientnet_lite{i}" for i in range(5)), "efficientnet_lite"),
         _plan,
         _table,
         {"timm": _written},

@@ -1,5 +1,6 @@
 """SigLIP and SigLIP 2 of a fixed resolution: transformers' weights, and the authors' (big_vision's .npz)."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
 from simvlm_jax.interop import pixels
-from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
+from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record, whole
 from simvlm_jax.interop.parts import (
     activation_of,
     compute,
@@ -32,16 +33,22 @@ from simvlm_jax.text.tokenizer import Tokenizer
 
 _MODEL = "models.siglip"
 _HALF = (0.5, 0.5, 0.5)
+_TOWER = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+_DEFAULTS = {
+    "vision": dict(_TOWER, image_size=224, patch_size=16),
+    "text": dict(_TOWER, vocab_size=32_000, max_position_embeddings=64),
+}
+"""transformers' own, which its older versions leave out of a config.json."""
 USUAL = Pixels(224, {"how": "whole", "filter": "bicubic"}, _HALF, _HALF)
 
 
-def _plan(source: Source, options: Options) -> Plan:
+def _plan(name: str, source: Source, options: Options) -> Plan:
     if source.layout == "npz":
         image, text, patch, image_size, length, rows = _shapes(source)
         seen = USUAL._replace(image_size=image_size)
     else:
         c = source.config
-        vision, words = field(c, "vision_config"), field(c, "text_config")
+        vision, words = ({**usual, **c.get(f"{k}_config", {})} for k, usual in _DEFAULTS.items())
         image, text = (_tower(t) for t in (vision, words))
         if whole(words, "projection_size", default=text["width"]) != image["width"] or not vision.get(
             "vision_use_head", True
@@ -58,8 +65,8 @@ def _plan(source: Source, options: Options) -> Plan:
     if (seen.mean, seen.deviation) != (_HALF, _HALF):
         raise BadFile(f"this SigLIP has pixels of mean {seen.mean}; SigLIP maps them to [-1, 1]")
     found = tokenizer_of(source, options.tokenizer)
-    # the first SigLIP's texts are without punctuation; SigLIP 2's, of Gemma's vocabulary, are only lower case
-    spelling = "lower" if found.model.lstrip()[:1] == b"{" and rows > 100_000 else "plain"
+    # the first SigLIP's texts are without punctuation; SigLIP 2's, of Gemma's vocabulary of 256,000, are only lower case
+    spelling = "lower" if name == "siglip2" or rows == 256_000 else "plain"
     record = dict(tower=of_record("nn.sizes", "Size", **image), patch=patch)
     if text != image:
         record["text"] = of_record("nn.sizes", "Size", **text)
@@ -293,7 +300,7 @@ FAMILIES = {
     name: Family(
         resolve(f"simvlm_jax.{_MODEL}:SigLIP"),
         ("siglip",),
-        _plan,
+        functools.partial(_plan, name),
         _table,
         {"hf": _write_hf, "big_vision": _write_big_vision},
         {"hf": Reference(_load, _rows, _theirs, _ours)},

@@ -40,7 +40,9 @@ def _plan(source: Source, options: Options) -> Plan:
         scaled=False,
     )
     tensors = source.tensors  # newest configs say that all are tied, whatever the arrays say
-    tied = "lm_head.weight" not in tensors or np.array_equal(tensors["lm_head.weight"], tensors["shared.weight"])
+    tied = c.get("tie_word_embeddings", True) is not False
+    if "lm_head.weight" in tensors:
+        tied = "shared.weight" in tensors and np.array_equal(tensors["lm_head.weight"], tensors["shared.weight"])
     size = of_record(
         _MODEL,
         "Sizes",

@@ -1,7 +1,7 @@
 """Vision transformers: ViT, DeiT, BEiT and MAE as transformers writes them, ViT as its authors do (.npz)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ _MODEL = "models.vision_transformer"
 _HALF, _IMAGENET = (0.5, 0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _USUAL = {  # how pictures are made ready where nothing says so
     "vit": Pixels(224, {"how": "whole", "filter": "bilinear"}, _HALF, _HALF),
-    "deit": Pixels(224, {"how": "shorter", "side": 256, "filter": "bicubic"}, *_IMAGENET),
+    "deit": Pixels(224, {"how": "whole", "side": 256, "filter": "bicubic"}, *_IMAGENET),
     "beit": Pixels(224, {"how": "whole", "filter": "bicubic"}, _HALF, _HALF),
     "mae": Pixels(224, {"how": "shorter", "side": 256, "filter": "bicubic"}, *_IMAGENET),
 }
+_PRE_TRAINED = "the head of pre-training, which reads a layer of its own"
 _MAE = "the decoder of its pre-training, which is gone once it has learned"
 
 
@@ -91,7 +92,7 @@ def _plan_npz(source: Source, options: Options) -> Plan:
         raise BadFile(f"{source.file} is no vision transformer of the authors' kind: it has no {e}") from e
     depth = len({name.split("/")[1] for name in names if name.startswith(start)})
     image_size = round(tokens**0.5) * side
-    classes = shape("head/kernel")[1] if "head/kernel" in names else 0
+    classes = shape("head/kernel")[1] if _headed(names) else 0
     seen = _USUAL["vit"]._replace(image_size=image_size)
     size = of_record(
         _MODEL,
@@ -104,6 +105,11 @@ def _plan_npz(source: Source, options: Options) -> Plan:
     )
     labels = answers_of(options.labels, {}, classes)
     return Plan(of_record(_MODEL, "VisionTransformer", size=size, compute=compute()), None, seen.data, labels)
+
+
+def _headed(names: Collection[str]) -> bool:
+    """Whether the head reads the class token; that of pre-training reads a layer between the two, and goes with it."""
+    return "head/kernel" in names and "pre_logits/kernel" not in names
 
 
 def _bare(name: str) -> str:
@@ -203,6 +209,7 @@ def _relative(grid: tuple[int, ...]) -> Transform:
 def npz_names(source: Source) -> Table:
     """Names of vision_transformer, of weights alone or of a whole training state."""
     start = next((k[: -len("embedding/kernel")] for k in source.tensors if k.endswith("embedding/kernel")), "")
+    headed = _headed({_bare(name) for name in source.tensors})
     attention = "MultiHeadDotProductAttention_1/"
     block: list[Row] = []
     for k in ("query", "key", "value", "out"):
@@ -219,9 +226,10 @@ def npz_names(source: Source) -> Table:
         Row("Transformer/posembed_input/pos_embedding", "image_tower/position", before()),
         *under("Transformer/encoderblock_*/", "image_tower/stack/layer_*/", block),
         *(Row(f"Transformer/encoder_norm/{k}", f"image_tower/norm/{k}") for k in ("scale", "bias")),
-        *(Row(f"head/{k}", f"head/{k}") for k in ("kernel", "bias")),
+        *(Row(f"head/{k}", f"head/{k}") for k in ("kernel", "bias") if headed),
     )
-    dropped = {f"{start}pre_logits/{k}": "a layer of pre-training before its head" for k in ("kernel", "bias")}
+    gone = () if headed else ("pre_logits", "head")
+    dropped = {f"{start}{layer}/{k}": _PRE_TRAINED for layer in gone for k in ("kernel", "bias")}
     return Table(under(start, "", rows), dropped)
 
 
