@@ -189,7 +189,7 @@ class Run:
     def _warned(self, answered: Answered[T]) -> T:
         """The values, after a warning where a text or a prompt of the caller's was cut."""
         given = {k: v for k, v in answered.notes.items() if k != "answers_cut"}
-        for sentence in describe_cuts(given, self.engine.vocabulary.length):
+        for sentence in describe_cuts(given, self.engine.vocabulary.length) if given else ():
             warnings.warn(sentence, stacklevel=3)
         return answered.values
 

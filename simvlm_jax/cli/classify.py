@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
     if len(labels) < 2:
         parser.error("two labels are needed at least: --labels a,b or --prompts FILE")
     scores_of, notes = name_scores(engine, labels, templates)
-    print_cuts(notes, engine.vocabulary.length)
+    if notes:
+        print_cuts(notes, engine.vocabulary.length)
     pixels, source, ok = eval_pixels(run.config.data), FileList(args.images), True
     for start in range(0, len(source), engine.batch_size):
         seen, names, answers = [], [], {}

@@ -114,9 +114,11 @@ def field(config: Mapping[str, Any], name: str, *others: str, default: Any = ...
     return default
 
 
-def whole(config: Mapping[str, Any], name: str, *others: str, default: Any = ...) -> int:
-    """A positive whole number of someone's config; see `field`."""
+def whole(config: Mapping[str, Any], name: str, *others: str, default: Any = ..., least: int = 1) -> int:
+    """A whole number of someone's config, positive by default; see `field`."""
     value = field(config, name, *others, default=default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadFile(f"the config beside the weights has {name} {value!r:.40}; expected a positive whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadFile(
+            f"the config beside the weights has {name} {value!r:.40}; expected a whole number of {least} at least"
+        )
     return value

@@ -39,7 +39,7 @@ class Source(NamedTuple):
     def kind(self) -> str:
         """What the source says it is: model_type, the architecture of a GGUF or of timm, or "open_clip"; "" for nothing."""
         if self.layout == "open_clip":
-            return "open_clip_coca" if "multimodal_cfg" in self.config.get("model_cfg", {}) else "open_clip"
+            return "open_clip_multimodal" if "multimodal_cfg" in self.config.get("model_cfg", {}) else "open_clip"
         said = (self.config.get(k) for k in ("model_type", "general.architecture", "architecture"))
         return str(next(filter(None, said), ""))
 

@@ -74,7 +74,6 @@ def tokenizer_of(source: Source, named: str = "") -> Found:
 def _said(folder: Path) -> dict[str, Any]:
     """What the files beside a tokenizer say of it."""
     said = _record(folder / "tokenizer_config.json") | _record(folder / "special_tokens_map.json")
-    said |= {k: v for k, v in _record(folder / "sentence_bert_config.json").items() if k == "do_lower_case" and v}
     for template in ("chat_template.jinja", "chat_template.json"):
         if (folder / template).is_file() and "chat_template" not in said:
             text = read_text(folder / template)
@@ -111,7 +110,7 @@ def _as_json(path: Path, said: Mapping[str, Any]) -> bytes:
         while pieces and not pieces[-1]:
             pieces.pop()
         if "[UNK]" not in pieces:
-            raise BadFile(f"{path} has no line [UNK], so it is no vocabulary of BERT's")
+            raise BadFile(f"{path} has no line [UNK], so it is no vocabulary of word pieces")
         accents = said.get("strip_accents")
         chinese = bool(said.get("tokenize_chinese_chars", True))
         return built.word_pieces(pieces, bool(said.get("do_lower_case", True)), accents, chinese)

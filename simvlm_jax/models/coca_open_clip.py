@@ -97,7 +97,7 @@ class Network(DecoderNetwork):
             s.patch,
             m.image_size,
             m.compute,
-            m.dropout,
+            dropout=m.dropout,
             drop_path=m.drop_path,
             pre_norm=True,
             patch_bias=False,

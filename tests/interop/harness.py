@@ -13,13 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from simvlm_jax.interop.family import families, family_of
+from simvlm_jax.interop.family import NOTHING_SAID, families, family_of
+from simvlm_jax.interop.formats import safetensors_file
+from simvlm_jax.interop.formats.tensors import Stored, Tensors
 from simvlm_jax.interop.reference import compare
-from simvlm_jax.interop.source import open_source
-from simvlm_jax.interop.table import take
+from simvlm_jax.interop.source import Source, open_source
+from simvlm_jax.interop.table import give, take
 from simvlm_jax.jobs.weights import export_run, import_run, named_arrays, one_by_one, shapes_of
-from simvlm_jax.run.load import Loaded, load_run
+from simvlm_jax.run.load import Loaded, build_model, load_run
 from simvlm_jax.text.built import byte_pairs
+from simvlm_jax.text.tokenizer import NoTokenizer
 from tests.models.from_torch import numpy_state, perturbed
 
 PIECES = 300
@@ -53,6 +56,26 @@ def byte_tokenizer(folder: Path, rows: int = PIECES, bos: str = "<s>", begins: b
     said = dict(bos_token=bos, eos_token="</s>", pad_token="<pad>", add_bos_token=begins)
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     assert len(vocabulary) <= rows
+
+
+def random_source(folder: Path, family: str, config: dict[str, Any], classes: int = 0, **tokenizer: Any) -> Path:
+    """A folder of random weights of a family as transformers would write it, made without it, by the shapes that its config says.
+
+    classes: of the head of a classifier.
+    """
+    byte_tokenizer(folder, **tokenizer)
+    (folder / "config.json").write_text(json.dumps(config))
+    chosen = families()[family]
+    head = {"classifier.weight": Stored((classes, 1), lambda: np.zeros(0))} if classes else {}
+    empty = Source(folder / "model.safetensors", folder, "hf", Tensors(head), config)
+    plan = chosen.plan(empty, NOTHING_SAID)
+    model = one_by_one(
+        build_model(plan.model, plan.pixels.get("image_size", 32), plan.tokenizer or NoTokenizer(), plan.labels)
+    )
+    rng = np.random.default_rng(0)
+    arrays = {k: 0.1 * rng.normal(size=s).astype(np.float32) for k, s in shapes_of(model).items()}
+    safetensors_file.write(folder / "model.safetensors", give(chosen.table(empty, model), arrays), {})
+    return folder
 
 
 def moved(module: Any) -> Any:

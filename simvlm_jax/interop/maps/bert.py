@@ -44,9 +44,10 @@ def _plan(pool: str, source: Source, options: Options) -> Plan:
     found = tokenizer_of(source, options.tokenizer)
     positions = whole(c, "max_position_embeddings")
     length = options.length or positions - 1
-    if not options.length and (source.folder / _LENGTH).is_file():
-        length = min(length, whole(read_json(source.folder / _LENGTH), "max_seq_length") - 1)
-    tokenizer = found.tokenizer(length, "", whole(c, "vocab_size"))
+    said = read_json(source.folder / _LENGTH) if (source.folder / _LENGTH).is_file() else {}
+    if not options.length and said:
+        length = min(length, whole(said, "max_seq_length") - 1)
+    tokenizer = found.tokenizer(length, "lower" if said.get("do_lower_case") else "", whole(c, "vocab_size"))
     mask = JsonPieces(tokenizer.model).id_of("[MASK]") if tokenizer.is_json else None
     stack = dict(
         width=whole(c, "hidden_size"),

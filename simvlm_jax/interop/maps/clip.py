@@ -40,13 +40,14 @@ _CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 
 
 def _plan(source: Source, options: Options) -> Plan:
-    if "text_model.embeddings.token_embedding.weight" in source.tensors:
+    if source.layout == "hf":
         size, seen, length = _of_transformers(source)
     else:
         size, seen, length = _of_the_authors(source)
     found = tokenizer_of(source, options.tokenizer)
     spelling = "" if source.layout == "hf" else "mended"
-    rows = next(source.tensors.shape(k)[0] for k in source.tensors if k.endswith("token_embedding.weight"))
+    pieces = [source.tensors.shape(k)[0] for k in source.tensors if k.endswith("token_embedding.weight")]
+    rows = pieces[0] if pieces else whole(source.config.get("text_config", {}), "vocab_size", default=49_408)
     tokenizer = found.tokenizer(options.length or length - 1, spelling, rows)
     return Plan(of_record(_MODEL, "CLIP", size=size, compute=compute()), tokenizer, seen.data)
 
@@ -217,7 +218,7 @@ def _transformers_table(model: Any) -> Table:
 
 
 def _table(source: Source, model: Any) -> Table:
-    if "text_model.embeddings.token_embedding.weight" in source.tensors:
+    if source.layout == "hf":
         return _transformers_table(model)
     return authors_table(model, "text." if "text.token_embedding.weight" in source.tensors else "")
 

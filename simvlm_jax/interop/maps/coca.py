@@ -166,7 +166,7 @@ def _ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
 FAMILIES = {
     "coca": Family(
         resolve(f"simvlm_jax.{_MODEL}:OpenCoCa"),
-        ("open_clip_coca",),
+        ("open_clip_multimodal",),
         _plan,
         lambda source, model: names(model),
         {"open_clip": _written},

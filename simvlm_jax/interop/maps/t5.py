@@ -56,7 +56,7 @@ def _plan(source: Source, options: Options) -> Plan:
     )
     found = tokenizer_of(source, options.tokenizer)
     found = found._replace(
-        roles=found.roles._replace(bos=whole(c, "decoder_start_token_id", "pad_token_id", default=0))
+        roles=found.roles._replace(bos=whole(c, "decoder_start_token_id", "pad_token_id", default=0, least=0))
     )
     tokenizer = found.tokenizer(options.length or _LENGTH, "", whole(c, "vocab_size"))
     return Plan(of_record(_MODEL, "T5", size=size, compute=compute()), tokenizer)
