@@ -87,8 +87,3 @@ def layered(each: Transform) -> Transform:
         lambda x: tuple(np.asarray(each.take(y)) for y in x),
         lambda *xs: np.stack([each.give(x) for x in xs]),
     )
-
-
-def chained(first: Transform, second: Transform) -> Transform:
-    """One transform after another."""
-    return Transform(lambda x: second.take(first.take(x)), lambda *xs: first.give(second.give(*xs)))  # pyright: ignore

@@ -78,7 +78,7 @@ PUBLISHED = {
 
 def cache_folder() -> Path:
     """Where downloads are kept: `$XDG_CACHE_HOME/simvlm_jax/weights`, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "simvlm_jax" / "weights"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "simvlm_jax" / "weights"
 
 
 def fetched_weights(name: str, log: Callable[[str], None] = lambda text: None) -> Path:

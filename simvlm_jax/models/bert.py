@@ -52,7 +52,7 @@ class Sizes:
       positions: rows of the table of positions, [CLS] included. types: rows of the table of types, of which the first is used.
       pool: what a text's vector is: "cls" (the state of [CLS]), "mean" (of all states) or "pooler" (a linear map and tanh of [CLS]).
       pooler: whether there is that map. head: whether there is the head of masked language modelling.
-      mask: the id of [MASK].
+      mask: the id of [MASK]; 103 is that of the vocabularies that BERT was published with.
     """
 
     stack: Size
@@ -163,6 +163,10 @@ class BERT(NetworkModel):
             raise ValueError(
                 f"texts of {self.vocabulary.length} pieces after [CLS] do not fit {self.sizes.positions} positions; set "
                 f"config.text.length to {self.sizes.positions - 1} at most"
+            )
+        if self.sizes.head and self.sizes.mask >= self.vocabulary.size:
+            raise ValueError(
+                f"the id of [MASK], {self.sizes.mask}, is none of a vocabulary of {self.vocabulary.size} pieces; set the size's mask"
             )
 
     def init(self, rng: Array, batch: Batch):

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from simvlm_jax.core.types import Vocabulary
 from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.decode.generate import generate
 from simvlm_jax.interop.reference import tensor
+from simvlm_jax.models.coca_open_clip import OpenCoCa
 from tests.interop import harness
 from tests.interop.harness import PIECES, Case
 
@@ -134,3 +136,20 @@ def test_cached_is_uncached(made):
         whole = {**rows, "text": rows["text"][:, : t + 1], "text_mask": np.ones((4, t + 1), bool)}
         fresh, _ = able["prefill"](run.params, {}, whole, 4)
         np.testing.assert_allclose(step[:, 0], fresh, atol=2e-5)
+
+
+def test_the_position_of_cls_stays_with_other_lengths():
+    """The last row of the table is [CLS]'s, however long texts are."""
+    model = OpenCoCa(Vocabulary(50, 14), image_size=32)
+    learned, fresh = np.arange(12.0)[:, None], -np.ones((16, 1))
+    longer = model.adapt({"text_position": learned}, {"text_position": fresh})["text_position"][:, 0]
+    assert longer.tolist() == [*range(11), *[-1] * 4, 11]
+    shorter = model.adapt({"text_position": learned}, {"text_position": fresh[:10]})["text_position"][:, 0]
+    assert shorter.tolist() == [*range(9), 11]
+
+
+def test_what_open_clips_coca_refuses():
+    with pytest.raises(ValueError, match="no way without a cascade"):
+        OpenCoCa(Vocabulary(50, 14), image_size=32, cascade=False)
+    with pytest.raises(ValueError, match="contrastive_weight"):
+        OpenCoCa(Vocabulary(50, 14), image_size=32, contrastive_weight=-1.0)

@@ -136,3 +136,10 @@ def test_a_depthwise_convolution_is_xlas(float64, size, stride, side):
     loss = lambda f: lambda x, k: (f(x, k, stride) ** 3).sum()  # noqa: E731
     for a, b in zip(*(jax.grad(loss(f), (0, 1))(x, kernel) for f in (depthwise, convolved)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_a_grid_that_is_no_square_is_not_guessed():
+    """36 rows of 5 x 7 places and a class token are no 6 x 6."""
+    with pytest.raises(ValueError, match="36 positions, 1 of them in front, is of no square grid"):
+        resize_positions(jnp.zeros((36, 4)), (10, 14), 1)
+    assert resize_positions(jnp.zeros((36, 4)), (10, 14), 0).shape == (140, 4)

@@ -26,6 +26,8 @@ def _plan(source: Source, options: Options) -> Plan:
     tensors, said = source.tensors, source.config.get("model_cfg", {})
     vision, text, upper = (said.get(f"{k}_cfg", {}) for k in ("vision", "text", "multimodal"))
     open_clip.check({**said, "text_cfg": {k: v for k, v in text.items() if k != "hf_model_name"}})
+    if options.length:
+        raise ValueError("open_clip's CoCa has texts of one length, that of its positions; leave out --length")
     if "text.cls_emb" not in tensors or "visual.attn_pool.query" not in tensors:
         raise BadFile(f"{source.file} is no CoCa of open_clip: it has no text.cls_emb or visual.attn_pool.query")
     if text.get("hf_model_name") or text.get("correct_cls_mask") or isinstance(vision.get("attentional_pool"), str):
