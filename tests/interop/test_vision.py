@@ -1,5 +1,7 @@
 """Classifiers of images: transformers' models become runs that see, learn and are written the same."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -104,3 +106,22 @@ def test_an_imported_classifier_names_pictures(made):
     vectors = engine.embed_images(images["image"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors.shape[1:] == engine.vector_shape(run.config.data.image_size)
+
+
+def test_outputs_are_compared_by_command(tmp_path, capsys):
+    """--compare puts the largest differences from the reference implementation into parity.json, both ways."""
+    from simvlm_jax.cli import main
+
+    own = case("vit")
+    own.save(harness.moved(own.build()), tmp_path / "theirs")
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    for words in (
+        ["import", str(tmp_path / "theirs"), "--out", run, "--compare"],
+        ["export", run, "--family", "vit", "--format", "hf", "--out", out, "--compare"],
+    ):
+        capsys.readouterr()
+        assert main([*words, "--json"]) == 0
+        compared = json.loads(capsys.readouterr().out)["compared"]
+        assert compared["weights"] == 0 and set(compared) == {"weights", "states", "logits"}
+        assert 0 < max(compared.values()) <= 1e-5
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["compared"] == compared
