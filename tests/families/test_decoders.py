@@ -100,3 +100,16 @@ def test_what_a_decoder_refuses(text_batch):
     with pytest.raises(ValueError, match="continues texts alone, and these rows have images"):
         model.prefill({}, {}, {**rows, "text": rows["text"][:, :2], "text_mask": rows["text_mask"][:, :2]}, 4)
     assert "tiny" in SIZES
+
+
+def test_a_bias_of_the_softmax_stays_fp32(text_batch):
+    """In bf16 too: losses add it as two columns of the table, which together hold more digits than one."""
+    model = Decoder(V, size=dataclasses.replace(PLAIN, head_bias=True), compute=Compute("bfloat16", scan=False))
+    params, _ = started(model, {}, "float32")
+    params = {**params, "softmax_bias": 8 * jax.random.normal(jax.random.key(0), (50,))}
+    rows = {k: x for k, x in text_batch(4, image=0).items() if k in ("text", "text_mask")}
+    score = model.capabilities()["score_text"](params, {}, {**rows, "prefix_length": np.ones(4, np.int32)})
+    place = np.broadcast_to(np.arange(12), (4, 12))
+    logits = model.apply(params, "inspected", rows["text"], place, np.where(rows["text_mask"], 0, -1))[1]
+    likely = jnp.take_along_axis(jax.nn.log_softmax(logits)[:, :-1], rows["text"][:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(score, (likely * rows["text_mask"][:, 1:]).sum(1), atol=2e-3)
