@@ -64,8 +64,8 @@ def import_run(
         left_out.setdefault(why, []).append(key)
     for why, keys in left_out.items():
         log(f"left out: {keys[0]}{f' and {len(keys) - 1} others' * (len(keys) > 1)} ({why})")
-    named = {name: opened.tensors[key] for name, key in canonical(table, opened.tensors).items() if key not in dropped}
-    compared = {"weights": worst(give(table, arrays), named)}
+    names = {key: name for name, key in canonical(table, opened.tensors).items()}
+    compared = {"weights": worst(give(table, arrays), opened.tensors.renamed(names.__getitem__))}
     weights = weights_of(model, arrays)
     if outputs:
         reference = _reference(name, chosen, opened.layout)
