@@ -160,6 +160,10 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         """Text of ids that continue others, with the space that a word begins with where a sentence goes on."""
+        ended = [
+            i for i, piece in enumerate(before) if piece == self.vocabulary.eos
+        ]  # turns of a chat, each with an EOS
+        before = before[ended[-1] + 1 :] if ended else before
         first = self.decode(before)
         whole = self.decode([*before, *ids])
         return whole[len(first) :] if whole.startswith(first) else self.decode(ids)

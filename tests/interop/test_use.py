@@ -11,6 +11,7 @@ from configs import parts
 from simvlm_jax import api, experiment
 from simvlm_jax.cli import main
 from simvlm_jax.core.build import load_config
+from simvlm_jax.decode.decoding import Decoding
 from simvlm_jax.eval.perplexity import Perplexity
 from simvlm_jax.infer.engine import load_engine
 from simvlm_jax.jobs.weights import import_run
@@ -127,14 +128,15 @@ def test_texts_are_continued_and_scored(runs, capsys):
 def test_a_chat_has_one_bos(runs, tmp_path):
     folder = tmp_path / "theirs"
     harness.random_source(folder, "llama", LLAMA, begins=True)
-    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}>")
     import_run(str(folder), str(tmp_path / "run"))
     found = api.load(str(tmp_path / "run"))
-    assert found.engine.model.sizes.begins and found.engine.chat_of([{"role": "user", "content": "hi"}]) == "hi"
+    assert found.engine.model.sizes.begins and found.engine.chat_of([{"role": "user", "content": "hi"}]) == "hi</s>>"
+    assert found.can == ["complete", "chat"]
+    (answer,) = found.engine.generate(None, ["hi</s>>"], np.zeros(1, np.int64), Decoding(4)).values
     assert (
-        found.can == ["complete", "chat"]
-        and found.chat("hi", max_length=3) == found.complete("hi", max_length=3).strip()
-    )
+        found.chat("hi", max_length=4) == answer[0][0].strip() != ""
+    )  # what comes after the EOS of a turn is not lost
 
 
 def test_perplexity_counts_what_it_scores(runs, tmp_path):
