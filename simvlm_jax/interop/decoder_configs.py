@@ -21,7 +21,7 @@ class Shape(NamedTuple):
     length: int
 
 
-# ---- what is read ---------------------------------------------------------------------------------------
+# ---- what is read ---------------------------------------------------------------------------------------------------
 
 
 def _bias(**which: bool) -> Any:
@@ -172,7 +172,7 @@ def gguf(m: dict[str, Any]) -> Shape:
     return Shape(stack, style, {}, get("context_length"))
 
 
-# ---- what is written ----------------------------------------------------------------------------------------
+# ---- what is written ------------------------------------------------------------------------------------------------
 
 
 def _common(tokenizer: Tokenizer, kind: str, architecture: str) -> dict[str, Any]:

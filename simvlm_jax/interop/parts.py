@@ -116,3 +116,15 @@ def open_clip_pixels(config: Mapping[str, Any], image_size: Any, usual: Pixels) 
         fit["fill"] = tuple(fill) if isinstance(fill, list | tuple) else (int(fill),) * 3
     mean, deviation = (tuple(said.get(k) or v) for k, v in (("mean", usual.mean), ("std", usual.deviation)))
     return Pixels(image_size, fit, mean, deviation)  # pyright: ignore[reportArgumentType]
+
+
+def transformers_block(size: Any) -> tuple[Row, ...]:
+    """A block of transformers' dual encoders."""
+    names = [f"self_attn.{k}_proj" for k in ("q", "k", "v", "out")]
+    return (
+        *norm("layer_norm1", "norm_attention"),
+        *separate_attention(names, "attention", size.heads),
+        *norm("layer_norm2", "norm_mlp"),
+        *linear("mlp.fc1", "mlp/up"),
+        *linear("mlp.fc2", "mlp/down"),
+    )

@@ -14,10 +14,10 @@ from simvlm_jax.interop.parts import (
     activation_of,
     batch_norm,
     compute,
-    linear,
     norm,
     open_clip_pixels,
     separate_attention,
+    transformers_block,
 )
 from simvlm_jax.interop.pixels import Pixels, pixels_of
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, tensor
@@ -176,18 +176,6 @@ def authors_table(model: Any, start: str = "") -> Table:
 
 
 _COUNTER = "how many batches its statistics have seen"
-
-
-def transformers_block(size: Any) -> tuple[Row, ...]:
-    """A block of transformers' CLIP and SigLIP."""
-    names = [f"self_attn.{k}_proj" for k in ("q", "k", "v", "out")]
-    return (
-        *norm("layer_norm1", "norm_attention"),
-        *separate_attention(names, "attention", size.heads),
-        *norm("layer_norm2", "norm_mlp"),
-        *linear("mlp.fc1", "mlp/up"),
-        *linear("mlp.fc2", "mlp/down"),
-    )
 
 
 def _transformers_table(model: Any) -> Table:

@@ -21,7 +21,7 @@ from simvlm_jax.interop.parts import (
     fused_attention,
     linear,
     norm,
-    separate_attention,
+    transformers_block,
 )
 from simvlm_jax.interop.pixels import Pixels, pixels_of
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_images, random_texts, tensor
@@ -111,23 +111,13 @@ def _depth(source: Source, start: str) -> int:
 # ---- what arrays are called ----------------------------------------------------------------------------------------
 
 
-def _block(size: Any) -> tuple[Row, ...]:
-    return (
-        *norm("layer_norm1", "norm_attention"),
-        *separate_attention([f"self_attn.{k}_proj" for k in ("q", "k", "v", "out")], "attention", size.heads),
-        *norm("layer_norm2", "norm_mlp"),
-        *linear("mlp.fc1", "mlp/up"),
-        *linear("mlp.fc2", "mlp/down"),
-    )
-
-
 def _transformers_table(model: Any) -> Table:
     image, text = model.sizes.tower, model.sizes.text or model.sizes.tower
     vision = (
         Row("embeddings.patch_embedding.weight", "patches/kernel", patches(model.sizes.patch)),
         Row("embeddings.patch_embedding.bias", "patches/bias"),
         Row("embeddings.position_embedding.weight", "position"),
-        *under("encoder.layers.*.", "stack/layer_*/", _block(image)),
+        *under("encoder.layers.*.", "stack/layer_*/", transformers_block(image)),
         *norm("post_layernorm", "norm"),
         Row("head.probe", "head/probe/tokens", before()),
         *fused_attention("head.attention", "head/attention", image.heads),
@@ -138,7 +128,7 @@ def _transformers_table(model: Any) -> Table:
     words = (
         Row("embeddings.token_embedding.weight", "text_tower/embedding"),
         Row("embeddings.position_embedding.weight", "text_tower/position"),
-        *under("encoder.layers.*.", "text_tower/stack/layer_*/", _block(text)),
+        *under("encoder.layers.*.", "text_tower/stack/layer_*/", transformers_block(text)),
         *norm("final_layer_norm", "text_tower/norm"),
         Row("head.weight", "text_projection/kernel", TRANSPOSED),
         Row("head.bias", "text_projection/bias"),

@@ -12,7 +12,16 @@ from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
 from simvlm_jax.interop import pixels
 from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
-from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm
+from simvlm_jax.interop.parts import (
+    activation_named,
+    activation_of,
+    compute,
+    flax_attention,
+    flax_linear,
+    flax_norm,
+    linear,
+    norm,
+)
 from simvlm_jax.interop.pixels import Pixels, answers_of, pixels_of
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_images, tensor
 from simvlm_jax.interop.source import Source
@@ -210,22 +219,21 @@ def npz_names(source: Source) -> Table:
     """Names of vision_transformer, of weights alone or of a whole training state."""
     start = next((k[: -len("embedding/kernel")] for k in source.tensors if k.endswith("embedding/kernel")), "")
     headed = _headed({_bare(name) for name in source.tensors})
-    attention = "MultiHeadDotProductAttention_1/"
-    block: list[Row] = []
-    for k in ("query", "key", "value", "out"):
-        block += [Row(f"{attention}{k}/kernel", f"attention/{k}"), Row(f"{attention}{k}/bias", f"attention/{k}_bias")]
-    for i, k in enumerate(("up", "down")):
-        block += [Row(f"MlpBlock_3/Dense_{i}/kernel", f"mlp/{k}"), Row(f"MlpBlock_3/Dense_{i}/bias", f"mlp/{k}_bias")]
-    for theirs, ours in (("LayerNorm_0", "norm_attention"), ("LayerNorm_2", "norm_mlp")):
-        block += [Row(f"{theirs}/{k}", f"{ours}/{k}") for k in ("scale", "bias")]
-    kernel = Transform(lambda x: x.reshape(-1, x.shape[-1]), lambda x: _square(x))
+    block = (
+        *flax_norm("LayerNorm_0", "norm_attention"),
+        *flax_attention("MultiHeadDotProductAttention_1", "attention"),
+        *flax_norm("LayerNorm_2", "norm_mlp"),
+        *flax_linear("MlpBlock_3/Dense_0", "mlp/up"),
+        *flax_linear("MlpBlock_3/Dense_1", "mlp/down"),
+    )
+    kernel = Transform(lambda x: x.reshape(-1, x.shape[-1]), _square)
     rows = (
         Row("cls", "image_tower/class_token/tokens", before()),
         Row("embedding/kernel", "image_tower/patches/kernel", kernel),
         Row("embedding/bias", "image_tower/patches/bias"),
         Row("Transformer/posembed_input/pos_embedding", "image_tower/position", before()),
         *under("Transformer/encoderblock_*/", "image_tower/stack/layer_*/", block),
-        *(Row(f"Transformer/encoder_norm/{k}", f"image_tower/norm/{k}") for k in ("scale", "bias")),
+        *flax_norm("Transformer/encoder_norm", "image_tower/norm"),
         *(Row(f"head/{k}", f"head/{k}") for k in ("kernel", "bias") if headed),
     )
     gone = () if headed else ("pre_logits", "head")
