@@ -70,8 +70,13 @@ def preprocess(data: Any, mean: Any, deviation: Any) -> dict[str, Any]:
     """preprocess_cfg of an open_clip_config.json."""
     fit = dict(data.get("fit") or {})
     how = fit.get("how") or ("whole" if data.whole else "shorter")
-    mode = {"whole": "squash", "shorter": "shortest", "longer": "longest", "pad": "longest"}[how]
-    return dict(mean=list(mean), std=list(deviation), interpolation=fit.get("filter", "bicubic"), resize_mode=mode)
+    modes = {"whole": "squash", "shorter": "shortest", "longer": "longest"}
+    if how not in modes or fit.get("side") not in (None, 0, min(sides_of(data.image_size))):
+        raise ValueError(f"open_clip has no word for pictures made ready by {fit} (config.data.fit); use --format hf")
+    made = dict(
+        mean=list(mean), std=list(deviation), interpolation=fit.get("filter", "bicubic"), resize_mode=modes[how]
+    )
+    return made | ({"fill_color": list(fit.get("fill") or (0, 0, 0))} if how == "longer" else {})
 
 
 def rows_of(model: Any) -> Arrays:

@@ -136,6 +136,23 @@ def test_what_no_processor_says_is_not_written():
         written(data, HALF, HALF, "CLIPImageProcessor")
 
 
+def test_the_fill_of_open_clips_pictures_comes_back():
+    from ml_collections import ConfigDict
+
+    from simvlm_jax.interop import open_clip
+    from simvlm_jax.interop.parts import open_clip_pixels
+
+    fit = {"how": "longer", "filter": "bilinear", "fill": (1, 2, 3)}
+    data = ConfigDict({"image_size": 32, "whole": False, "fit": fit})
+    said = {"preprocess_cfg": open_clip.preprocess(data, HALF, HALF)}
+    assert dict(open_clip_pixels(said, 32, Pixels(32, {}, HALF, HALF)).fit) == fit
+    same = ConfigDict({**data, "fit": {"how": "shorter", "side": 32}})  # as transformers says it
+    assert open_clip.preprocess(same, HALF, HALF)["resize_mode"] == "shortest"
+    for other in ({"how": "pad"}, {"how": "shorter", "side": 40}):
+        with pytest.raises(ValueError, match="open_clip has no word for pictures"):
+            open_clip.preprocess(ConfigDict({**data, "fit": other}), HALF, HALF)
+
+
 # ---- tokenizers ----------------------------------------------------------------------------------------------------
 
 

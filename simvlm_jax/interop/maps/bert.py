@@ -9,12 +9,12 @@ import numpy as np
 from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile, read_json
 from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
-from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm
+from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm, separate_attention
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_texts, tensor
 from simvlm_jax.interop.source import Source
 from simvlm_jax.interop.table import Row, Table, under
 from simvlm_jax.interop.tokenizers import special_files, tokenizer_of
-from simvlm_jax.interop.transforms import TRANSPOSED, heads_bias, heads_in, heads_out
+from simvlm_jax.interop.transforms import TRANSPOSED
 from simvlm_jax.text.json_pieces import JsonPieces
 from simvlm_jax.text.tokenizer import Tokenizer
 
@@ -84,12 +84,9 @@ def _table(source: Source, model: Any) -> Table:
 
 def names(model: Any) -> Table:
     """What arrays are called, with "bert." before those of the encoder."""
-    H = model.sizes.stack.heads
+    H, three = model.sizes.stack.heads, ("query", "key", "value")
     block = (
-        *linear("attention.self.query", "attention/query", heads_out(H), heads_bias(H)),
-        *linear("attention.self.key", "attention/key", heads_out(H), heads_bias(H)),
-        *linear("attention.self.value", "attention/value", heads_out(H), heads_bias(H)),
-        *linear("attention.output.dense", "attention/out", heads_in(H)),
+        *separate_attention([*(f"attention.self.{k}" for k in three), "attention.output.dense"], "attention", H),
         *norm("attention.output.LayerNorm", "norm_attention"),
         *linear("intermediate.dense", "mlp/up"),
         *linear("output.dense", "mlp/down"),
