@@ -44,7 +44,8 @@ def test_own_models(tokenizer):
 
 def test_a_corpus_too_small_for_its_vocabulary_gets_what_it_holds():
     assert 4 < Tokenizer.train(["ab ba"] * 5, 100, 8).vocabulary.size < 20
-    assert 98 < Tokenizer.train(["ab ba"] * 5, 5000, 8).vocabulary.size < 120
+    # 197 with sentencepiece 0.2.1 and 0.2.2, which learn pieces of the line of ASCII that they need
+    assert 98 < Tokenizer.train(["ab ba"] * 5, 5000, 8).vocabulary.size < 200
 
 
 def test_ascii_is_known_whatever_the_corpus():
