@@ -38,22 +38,19 @@ def row(module, name: str) -> str:
         tmp = Path(folder)
         theirs, run, report = harness.imported(case, tmp)
         reference = harness.families()[case.family].reference[case.layout]
-        outputs, errors = "-", {}
-        if case.family != "mae":  # which hides most of an image; what is left of it is a ViT
-            exact = case.family != "mistral"  # whose masks are NaN in fp64
-            errors = harness.outputs(case, theirs, run, case.layout, exact)
-            outputs = ", ".join(errors)
+        exact = case.family != "mistral"  # whose masks are NaN in fp64
+        errors = harness.outputs(case, theirs, run, case.layout, exact)
         loss = gradient = None
         learns = run.labels or not hasattr(run.model, "classes") or case.family == "coca"
-        if learns and getattr(run.model.sizes, "head", True) and case.family != "mae":
+        if learns and getattr(run.model.sizes, "head", True):
             rows = reference.rows(run.model)
             rows |= {"seed": np.arange(len(rows["text"]), dtype=np.uint32)} if case.family == "bert" else {}
             loss, gradient = harness.gradients(case, theirs, run, tmp / "theirs", rows)
         formats = "/".join(f for f in harness.families()[case.family].write if exports(tmp, case.family, f))
-        worst = f"{max(errors.values()):.1e}" if errors else "-"
         learned = "-" if loss is None else f"{loss:.1e} / {gradient:.1e}"
     parity = report["compared"]["weights"]
-    return f"| `{case.family}` | {name} | in from {case.layout}, out as {formats} | {outputs} | {worst} | {learned} | {parity:g} |"
+    directions, worst = f"in from {case.layout}, out as {formats}", f"{max(errors.values()):.1e}"
+    return f"| `{case.family}` | {name} | {directions} | {', '.join(errors)} | {worst} | {learned} | {parity:g} |"
 
 
 def exports(tmp: Path, family: str, format: str) -> bool:

@@ -286,12 +286,13 @@ def _write(kind: str, model: Any, tokenizer: Tokenizer | None, labels: tuple[str
 # ---- the reference -------------------------------------------------------------------------------------------------
 
 
+_WITH_A_POOLER = ("ViTModel", "DeiTModel", "BeitModel")
+
+
 def _load(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     name = (config.get("architectures") or ["AutoModel"])[0]
-    if name == "ViTMAEForPreTraining":
-        return pretrained("ViTModel", folder, add_pooling_layer=False)
-    return pretrained(name, folder, **({} if "For" in name else {"add_pooling_layer": False}))
+    return pretrained(name, folder, **({"add_pooling_layer": False} if name in _WITH_A_POOLER else {}))
 
 
 def _rows(model: Any) -> Arrays:
@@ -301,7 +302,13 @@ def _rows(model: Any) -> Arrays:
 
 
 def _theirs(module: Any, rows: Arrays) -> Arrays:
-    out = module(pixel_values=tensor(rows["pixels"]), output_hidden_states=True)
+    shown: Arrays = {}
+    if module.config.model_type == "vit_mae":  # whose encoder hides nothing here, and keeps the order of the patches
+        module = getattr(module, "vit", module)
+        module.config.mask_ratio = 0.0
+        count = (module.config.image_size // module.config.patch_size) ** 2
+        shown["noise"] = tensor(np.tile(np.arange(count, dtype=np.float32), (len(rows["pixels"]), 1)))
+    out = module(pixel_values=tensor(rows["pixels"]), output_hidden_states=True, **shown)
     found = {"states": out.hidden_states[-1].numpy()}
     return found | ({"logits": out.logits.numpy()} if hasattr(out, "logits") else {})
 
