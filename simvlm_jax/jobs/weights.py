@@ -22,7 +22,7 @@ from simvlm_jax.interop.formats.tensors import NoTensor
 from simvlm_jax.interop.reference import Reference, compare
 from simvlm_jax.interop.source import Source, open_source
 from simvlm_jax.interop.table import canonical, give, stacked, take, unstacked
-from simvlm_jax.run.directory import PARITY
+from simvlm_jax.run.directory import PARITY, is_run
 from simvlm_jax.run.imported import check_free, config_of, write_run
 from simvlm_jax.run.load import Loaded, build_model, load_run
 from simvlm_jax.text.tokenizer import NoTokenizer
@@ -50,6 +50,10 @@ def import_run(
     """
     place = Path(out).expanduser()
     check_free(place)
+    if is_run(Path(source).expanduser()):
+        raise ValueError(
+            f"{source} is a run already, which every command takes; simvlm export writes its weights for others"
+        )
     opened = open_source(source)
     name, chosen = family_of(opened, family)
     plan = planned(name, chosen, opened, options)

@@ -291,12 +291,13 @@ def not_of_a_run(path: str | Path) -> None:
     """
     path = followed(path)
     path = Path(os.path.realpath(path.parent)) / path.name
-    inside = next((p.parent for p in path.parents if p.name in OWN_FOLDERS and _is_run(p.parent)), None)
-    if inside or (OWN.fullmatch(path.name) and _is_run(path.parent)):
+    inside = next((p.parent for p in path.parents if p.name in OWN_FOLDERS and is_run(p.parent)), None)
+    if inside or (OWN.fullmatch(path.name) and is_run(path.parent)):
         raise ValueError(f"{path} is a file of the run {inside or path.parent} itself; name another place to write to")
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run: a config of ours is beside its tokenizer or its checkpoints."""
     return (folder / "config.json").is_file() and any((folder / name).is_dir() for name in ("tokenizer", "checkpoints"))
 
 

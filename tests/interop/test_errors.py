@@ -140,6 +140,9 @@ def test_nothing_is_written_over(theirs, tmp_path, capsys):
 def test_exports_that_cannot_be(theirs, tmp_path, capsys, clip_run):
     run = tmp_path / "run"
     assert main(["import", str(theirs), "--out", str(run)]) == 0
+    assert "is a run already, which every command takes" in refused(
+        capsys, tmp_path, "import", run, "--out", tmp_path / "out"
+    )
     export = ["export", run, "--out", tmp_path / "out", "--family"]
     assert "this run is a BERT, and clip is not; it can be exported as bert, minilm" in refused(
         capsys, tmp_path, *export, "clip"
