@@ -50,11 +50,12 @@ def import_run(
     """
     place = Path(out).expanduser()
     check_free(place)
-    if is_run(Path(source).expanduser()):
-        raise ValueError(
-            f"{source} is a run already, which every command takes; simvlm export writes its weights for others"
-        )
-    opened = open_source(source)
+    try:
+        opened = open_source(source)
+    except FileNotFoundError as e:
+        if is_run(Path(source).expanduser()):
+            raise ValueError(f"{e}. If it is a run already, every command takes it, and simvlm export writes it") from e
+        raise
     name, chosen = family_of(opened, family)
     plan = planned(name, chosen, opened, options)
     tokenizer = plan.tokenizer or NoTokenizer()

@@ -10,7 +10,7 @@ def depthwise(x_BYXC: jax.Array, kernel_YX1C: jax.Array, stride: int) -> jax.Arr
     """Convolution [B,Y,X,C] -> [B,ceil(Y/stride),ceil(X/stride),C], padded as XLA's "SAME".
 
     XLA's CPU backend walks through groups of one channel one by one. A sum of shifted products, a term a place of the kernel, is one
-    loop over all channels, 3 to 18 times as fast (benchmarks/depthwise.md). Accelerators have kernels of their own.
+    loop over all channels, 3 to 19 times as fast (benchmarks/depthwise.md). Accelerators have kernels of their own.
     """
     if platform() == "cpu" and not is_counted():
         return _shifted(x_BYXC, kernel_YX1C, stride)

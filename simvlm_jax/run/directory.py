@@ -297,7 +297,7 @@ def not_of_a_run(path: str | Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: a config of ours is beside its tokenizer or its checkpoints."""
+    """Whether a folder looks like a run: config.json beside a folder of its tokenizer or its checkpoints."""
     return (folder / "config.json").is_file() and any((folder / name).is_dir() for name in ("tokenizer", "checkpoints"))
 
 

@@ -64,6 +64,7 @@ def refused(capsys, tmp_path, *words):
 
 def test_it_imports_and_exports(theirs, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
+    (theirs / "tokenizer").mkdir()  # as some keep it beside their weights, and as our runs do
     assert main(["import", str(theirs), "--out", str(run), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["family"] == "bert" and report["compared"] == {"weights": 0.0}
@@ -140,7 +141,7 @@ def test_nothing_is_written_over(theirs, tmp_path, capsys):
 def test_exports_that_cannot_be(theirs, tmp_path, capsys, clip_run):
     run = tmp_path / "run"
     assert main(["import", str(theirs), "--out", str(run)]) == 0
-    assert "is a run already, which every command takes" in refused(
+    assert "If it is a run already, every command takes it" in refused(
         capsys, tmp_path, "import", run, "--out", tmp_path / "out"
     )
     export = ["export", run, "--out", tmp_path / "out", "--family"]
