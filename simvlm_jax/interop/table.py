@@ -37,12 +37,19 @@ class Row(NamedTuple):
 
 class Table(NamedTuple):
     """rows: of arrays that are taken over. dropped: {name with `*`: why nothing is lost with it}. same: {name: other name} of arrays
-    that hold the same as another, as tied tables do. optional: beginnings of names that a source may have or leave out."""
+    that hold the same as another, as tied tables do. optional: beginnings of names that a source may have or leave out. own: {path,
+    or the beginning of one that ends in "/": its value} of parameters that the other naming has no word for: they are not written,
+    and have this value where they are read."""
 
     rows: tuple[Row, ...]
     dropped: Mapping[str, str] = {}
     same: Mapping[str, str] = {}
     optional: tuple[str, ...] = ()
+    own: Mapping[str, float] = {}
+
+    def of_its_own(self, path: str) -> float | None:
+        """The value of a parameter that the other naming has no word for; None for the others."""
+        return next((x for k, x in self.own.items() if path == k or (k.endswith("/") and path.startswith(k))), None)
 
 
 class Mismatch(ValueError):
@@ -111,6 +118,9 @@ def take(table: Table, source: Mapping[str, Any], shapes: Mapping[str, tuple[int
                 )
             else:
                 found[target], origin[target] = np.asarray(part, order="C"), key
+    for name, shape in shapes.items():
+        if name not in found and (value := table.of_its_own(name)) is not None:
+            found[name] = np.full(shape, value, np.float32)
     missing = [name for name in shapes if name not in found]
     if missing and not wrong.get("have another shape than the model's"):
         wrong["are missing"] = [f"{name} {list(shapes[name])}" for name in missing]
@@ -140,7 +150,8 @@ def give(table: Table, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
             elif any(p.fullmatch(name) for p in patterns[1:]):
                 break
         else:
-            unplaced.append(f"{name} {list(arrays[name].shape)}")
+            if table.of_its_own(name) is None:
+                unplaced.append(f"{name} {list(arrays[name].shape)}")
     if unplaced:
         raise Mismatch("no name is known for:\n" + _told("of this run have none", unplaced))
     return out

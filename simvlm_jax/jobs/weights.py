@@ -27,7 +27,7 @@ from simvlm_jax.run.imported import check_free, config_of, write_run
 from simvlm_jax.run.load import Loaded, build_model, load_run
 from simvlm_jax.text.tokenizer import NoTokenizer
 
-EXTRA = "extra/"
+EXTRA, STATISTICS = "extra/", "statistics"
 Log = Callable[[str], None]
 
 
@@ -106,9 +106,16 @@ def export_run(
     check_exportable(family, chosen, format, loaded)
     tokenizer = None if isinstance(loaded.tokenizer, NoTokenizer) else loaded.tokenizer
     table, files, weights = chosen.write[format](loaded.model, tokenizer, loaded.labels, loaded.config.data)
-    arrays = named_arrays(loaded.params, loaded.extra)
+    kept = {k: x for k, x in loaded.extra.items() if k == STATISTICS}
+    if training := sorted(loaded.extra.keys() - kept.keys()):
+        log(f"left out: {', '.join(training)}, which training alone needs")
+    arrays = named_arrays(loaded.params, kept)
     theirs = give(table, arrays)
-    again = take(table, theirs, {k: x.shape for k, x in arrays.items()}, str(place)).arrays
+    own = [name for name in arrays if table.of_its_own(name) is not None]
+    if own:
+        log(f"left out: {own[0]}{f' and {len(own) - 1} others' * (len(own) > 1)}, for which {family} has no place")
+    written = {k: x.shape for k, x in arrays.items() if k not in own}
+    again = take(table, theirs, written, str(place)).arrays
     compared = {"weights": worst(again, arrays)}
     report = {"family": family, "format": format, "source": str(run), "step": loaded.step, "compared": compared}
     with _folder(place) as partial:

@@ -1,4 +1,5 @@
-"""The two ends of a language model: the embedding of tokens, and the head that predicts them, tied to it or not."""
+"""The two ends of a language model: the embedding of tokens, and the head that predicts them, tied to it or not; and the inputs of
+BERT's kind."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +7,9 @@ import jax.numpy as jnp
 
 from simvlm_jax.core.sharding import constrain, in_use
 from simvlm_jax.nn.linear import add
-from simvlm_jax.nn.sizes import statistics_dtype
+from simvlm_jax.nn.norm import norm_of
+from simvlm_jax.nn.position import LearnedPositions
+from simvlm_jax.nn.sizes import Style, statistics_dtype
 
 
 class TokenEmbedding(nn.Module):
@@ -51,3 +54,30 @@ class TokenEmbedding(nn.Module):
         logits = jnp.einsum("BTD,VD->BTV", x_BTD, table, preferred_element_type=precise)
         logits = logits if self.offset is None else add(logits, in_use(self.offset, "V"))
         return constrain(logits, "BTV")
+
+
+class TextInputs(nn.Module):
+    """Tokens [B,T] at positions [B,T], int32 both, to [B,T,D]: pieces and positions, added and normalised (BERT, arXiv 1810.04805).
+
+    Args:
+      vocabulary: V, rows of the embedding. positions: rows of the table of positions. width: D. style: of the norm.
+    """
+
+    vocabulary: int
+    positions: int
+    width: int
+    dtype: jnp.dtype
+    style: Style
+
+    def setup(self):
+        self.pieces = TokenEmbedding(self.vocabulary, self.width, self.dtype, deviation=0.02)
+        nn.share_scope(self, self.pieces)
+        self.position = LearnedPositions(self.positions, self.width, self.dtype)
+        self.norm = norm_of(self.style, self.dtype)()
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        return self.norm(self.pieces(tokens_BT) + self.position(positions_BT))
+
+    def table(self) -> jax.Array:
+        """The embedding [V,D] in the dtype of the activations, as the weights of a head that is tied to it."""
+        return self.pieces.table()

@@ -156,7 +156,7 @@ class Rotary:
         return width
 
 
-@buildable("style")
+@buildable("style", "image_style", "text_style")
 @dataclasses.dataclass(frozen=True)
 class Style:
     """How a family builds its blocks.

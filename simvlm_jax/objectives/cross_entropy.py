@@ -26,7 +26,12 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, weight_BT: jax.Array, chunk: int = CHUNK
+    x_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weight_BT: jax.Array,
+    chunk: int = CHUNK,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`cross_entropy` of the logits `vocabulary_logits(x_BTD, table_VD)`, without keeping them for the backward pass.
 
@@ -43,14 +48,26 @@ def linear_cross_entropy(
       x_BTD: states, after the last norm; their dtype is that of the products, which are summed in fp32.
       table_VD: the softmax's weights, of any float dtype.
       targets_BT: int. weight_BT: 0 where there is nothing to predict.
+      smoothing: share of the target that is spread over all pieces (Szegedy et al., arXiv 1512.00567, section 7).
 
     Returns:
       (sum of weighted losses in nats, sum of weights, weighted correct guesses), scalars in fp32 (or wider).
     """
     if len(table_VD) <= chunk:
-        return cross_entropy(vocabulary_logits(x_BTD, table_VD), targets_BT, weight_BT)
-    found: Any = _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))
-    return _sums(-found[0], found[1], weight_BT)
+        loss, count, right = cross_entropy(vocabulary_logits(x_BTD, table_VD), targets_BT, weight_BT)
+    else:
+        found: Any = _in_parts(x_BTD, table_VD, targets_BT, parts_of(len(table_VD), chunk))
+        loss, count, right = _sums(-found[0], found[1], weight_BT)
+    if smoothing:
+        loss = loss + smoothing * _sums(_above_mean(x_BTD, table_VD, targets_BT), targets_BT, weight_BT)[0]
+    return loss, count, right
+
+
+def _above_mean(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """How far the logit of each target is above the mean of all pieces' [B,T], which is a product with the mean of the table."""
+    precise = _precise(x_BTD)
+    table = table_VD.astype(x_BTD.dtype).astype(precise)
+    return jnp.einsum("BTD,BTD->BT", x_BTD.astype(precise), table[targets_BT] - table.mean(0))
 
 
 def token_log_likelihood(x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, chunk: int = CHUNK) -> jax.Array:

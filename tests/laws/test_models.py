@@ -116,7 +116,8 @@ def test_scanned_is_unrolled(variant):
     scanned, (params, extra) = model_of(variant, Compute("float64", "full", True)), state_of(variant)
     shapes, _ = jax.eval_shape(scanned.init, jax.random.key(0), batch_of(variant))
     assert jax.tree.map(jnp.shape, stacked(params)) == jax.tree.map(jnp.shape, nn.unbox(shapes))
-    found = one_step(scanned, (stacked(params), extra), batch_of(variant), trainable=trainable_of(variant))
+    state = stacked(params), stacked(extra)
+    found = one_step(scanned, state, batch_of(variant), trainable=trainable_of(variant))
     reference = whole(variant)
     same(found, reference._replace(gradients=stacked(reference.gradients)))
 
