@@ -123,6 +123,17 @@ def clip_run(made_once):
     return made_once("clip", lambda path: experiment.run(config, str(path)))
 
 
+@pytest.fixture(scope="session")
+def blip_run(made_once):
+    """A run directory of four steps of BLIP, scored; only to be read."""
+    from simvlm_jax import experiment
+    from simvlm_jax.core.build import load_config
+
+    config = load_config(f"{ROOT / 'configs' / 'blip.py'}:smoke")
+    config.train.steps = 4
+    return made_once("blip", lambda path: experiment.run(config, str(path)))
+
+
 def random_rows(rows: int, length: int = 12, image: int = 32, seed: int = 0, images: int = 1):
     """Numpy rows of random pieces ended by EOS, with every key a model may read; `images` of `image` pixels a side, or none."""
     rng = np.random.default_rng(seed)

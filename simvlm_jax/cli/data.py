@@ -1,4 +1,4 @@
-"""`simvlm data show | prepare | tokenizer | inspect | web`: what training needs on disk, made ahead of time, and what it will see."""
+"""`simvlm data show | prepare | tokenizer | inspect | web | capfilt`: what training needs on disk, and what it will see."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from simvlm_jax.cli import inspect_data, show_data, web_data
+from simvlm_jax.cli import capfilt_data, inspect_data, show_data, web_data
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     web_data.add_arguments(
         commands.add_parser("web", help="clean lists or tars of web pictures into a data set (Beam)")
     )
+    capfilt_data.add_arguments(
+        commands.add_parser("capfilt", help="write captions of a data set's pictures, and drop texts that do not match")
+    )
     args, rest = parser.parse_known_args(argv)
     if args.command == "web":
         return web_data.prepare(args, rest)
@@ -44,6 +47,7 @@ def main(argv: list[str]) -> int:
         "tokenizer": _tokenizer,
         "inspect": inspect_data.inspect,
         "show": show_data.show,
+        "capfilt": capfilt_data.capfilt,
     }
     return commands_by_name[args.command](args)
 

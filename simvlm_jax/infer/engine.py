@@ -346,6 +346,13 @@ class Engine:
     ) -> Answered[np.ndarray]:
         self.require(purpose, name)
         rows, notes = self._paired(images, texts, pairs)
+        if (
+            pairs is not None and name == "score_pair" and self.has("image_states")
+        ):  # an image of many pairs is encoded once
+            which = np.unique(pairs[:, 0], return_inverse=True)
+            states = self.apply(purpose, "image_states", {"image": images[which[0]]})
+            del rows["image"]
+            rows["image_states"] = Gathered(states, which[1])
         return Answered(self.over(Capability(self.model, name), rows), notes)
 
     def _paired(self, images: np.ndarray, texts: Sequence[str], pairs: np.ndarray | None) -> Answered[dict[str, Any]]:

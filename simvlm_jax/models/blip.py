@@ -228,9 +228,6 @@ class Network(DecoderNetwork):
         """Logits [B,2] fp32 that a text does not, and does, belong to images."""
         return self.match_head(self.grounded(tokens, valid, looked)[:, 0])
 
-    def match_images(self, tokens: jax.Array, valid: jax.Array, pixels: jax.Array, mask: jax.Array | None):
-        return self.match(tokens, valid, looked_at(self.encode(pixels), mask))
-
     def context(self, tokens: jax.Array, mask: jax.Array | None, question: Any) -> Looked:
         """What the decoder looks at: image tokens [B,M,1+P,W], or with a `question`, (tokens, valid), the encoder's states of it."""
         looked = looked_at(tokens, mask)
@@ -574,7 +571,7 @@ class BLIP(MomentumContrast, LanguageModel):
         if not self.contrastive_weight:
             able = {"features": self.features}
         if self.matching_weight:
-            able["score_pair"] = self.score_pair
+            able |= {"score_pair": self.score_pair, "image_states": self.image_states}
         if self.caption_weight:
             able |= self.language_capabilities() | {"score_text": self.score_text}
         if self.question:  # which looks at the question's states
@@ -585,12 +582,16 @@ class BLIP(MomentumContrast, LanguageModel):
         """Images, or rows of several, in the shared space: unit vectors [B,E] fp32."""
         return self.apply(params, "image", batch["image"], batch.get("image_mask"))
 
+    def image_states(self, params: Params, extra: Extra, batch: Rows):
+        """Image tokens [B,M,1+P,W] that `score_pair` takes as `image_states` in the place of `image`."""
+        return self.apply(params, "encode", batch["image"])
+
     def score_pair(self, params: Params, extra: Extra, batch: Rows):
         """The log odds [B] fp32 that a text belongs to its image, by the image-grounded encoder (ITM)."""
+        states = batch["image_states"] if "image_states" in batch else self.image_states(params, extra, batch)
         tokens, valid = self.lay_out(batch["text"], batch["text_mask"])
-        logits = self.apply(
-            params, "match_images", self._grounding(tokens), valid, batch["image"], batch.get("image_mask")
-        )
+        looked = looked_at(states, batch.get("image_mask"))
+        logits = self.apply(params, "match", self._grounding(tokens), valid, looked)
         return logits[:, 1] - logits[:, 0]
 
     def attention(self, params: Params, extra: Extra, batch: Rows):

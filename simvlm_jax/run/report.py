@@ -56,19 +56,26 @@ def write_report(run: RunDir, entries: list[dict[str, Any]], sections: list[Sect
         "<div class=curves>" + "".join(_curves(rows)) + "</div>",
     ]
     for section in sections:
-        body += [f"<h2>{html.escape(section.title)}</h2>", _legend(section.cards), _gallery(section.cards)]
+        body += [f"<h2>{html.escape(section.title)}</h2>", _legend(section.cards), gallery(section.cards)]
         if section.confusion:
             body += ["<h3>What was answered (columns) where the truth was (rows)</h3>", _confusion(section.confusion)]
         if section.mistakes:
-            body += ["<h3>The worst mistakes</h3>", _gallery(section.mistakes)]
+            body += ["<h3>The worst mistakes</h3>", gallery(section.mistakes)]
     text = json.dumps(config, indent=1)
     body += ["<h2>Config</h2>", f"<details><summary>all fields</summary><pre>{html.escape(text)}</pre></details>"]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.path.name)}</title>"
-    page += f"<style>{_STYLE}</style><main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>"
-    write_whole(run.report, page, own=True)
+    write_whole(run.report, page(run.path.name, body), own=True)
 
 
-def _gallery(cards: list[Card]) -> str:
+def page(title: str, body: list[str]) -> str:
+    """A whole page of HTML, which fetches nothing."""
+    head = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    )
+    return f"{head}<main>" + "\n".join(body) + f"</main><script>{_SCRIPT}</script>"
+
+
+def gallery(cards: list[Card]) -> str:
+    """Cards side by side, as HTML."""
     return "<div class=cards>" + "".join(map(_card, cards)) + "</div>"
 
 

@@ -18,7 +18,7 @@ VISION = dict(
 )
 KINDS = {
     "captions": ("BlipForConditionalGeneration", "logits"),
-    "matching": ("BlipForImageTextRetrieval", "match"),
+    "matching": ("BlipForImageTextRetrieval", "odds"),
     "answers": ("BlipForQuestionAnswering", "logits"),
 }
 

@@ -265,7 +265,7 @@ def _theirs(module: Any, rows: Arrays) -> Arrays:
         grounded[:, 0] = start + 1
         match = module(input_ids=tensor(grounded), attention_mask=valid, **shown).itm_score
         alike = module(input_ids=tensor(tokens), attention_mask=valid, use_itm_head=False, **shown).itm_score
-        return {"match": match.numpy(), "similarity": alike.numpy()}
+        return {"odds": (match[:, 1] - match[:, 0]).numpy(), "similarity": alike.numpy()}
     if kind == "BlipForConditionalGeneration":
         inputs = np.concatenate([np.full((len(tokens), 1), start), rows["text"][:, :-1]], axis=1)
         mask = tensor(rows["text_mask"]).long()
@@ -294,10 +294,8 @@ def _ours(model: Any, params: Any, extra: Any, rows: Arrays) -> Arrays:
     if model.matching_weight:
         able = model.capabilities()
         image, text = (able[f"embed_{k}"](params, extra, rows) for k in ("image", "text"))
-        tokens = rows["tokens"].copy()
-        tokens[:, 0] = model.vocabulary.size + 1
-        match = model.apply(params, "match_images", tokens, rows["valid"], rows["image"], None)
-        return {"match": np.asarray(match), "similarity": np.asarray(able["similarity"](params, extra, image, text))}
+        odds = able["score_pair"](params, extra, rows)
+        return {"odds": np.asarray(odds), "similarity": np.asarray(able["similarity"](params, extra, image, text))}
     given = {k: x for k, x in rows.items() if model.question or k != "prefix_length"}
     told = model.teacher_forced(params, given)
     logits = np.asarray(told.states) @ np.asarray(told.table).T
