@@ -188,7 +188,7 @@ def _remarks(notes: Notes, examples: Examples) -> list[str]:
         ("texts that lost their end, being longer than config.text.length", notes.get("texts_cut")),
         ("answers that max_length ended", notes.get("answers_cut")),
         ("truths that are none of the classes, so that they are never found", notes.get("truths_not_among_classes")),
-        ("the most similar, ranked again by score_pair", notes.get("reranked")),
+        ("the most similar, ranked again by score_pair", notes.get("rerank")),
     )
     return [f"{what}: {count:,}" for what, count in counts if count]
 

@@ -28,6 +28,7 @@ class Retrieval(Suite):
 
     rerank: how many of the most similar texts of an image, and images of a text, are ranked again by `score_pair`, where the
     model looks at an image and a text together (ALBEF, arXiv 2107.07651, section 3.4); 0 for none. The others stay behind them.
+    The recalls are then those after it, and `similarity_image_to_text_r1` and the like those before.
     """
 
     captions: Count = 5
@@ -52,13 +53,14 @@ class Retrieval(Suite):
         of_images = of_texts = alike
         if self.rerank and engine.has("score_pair"):
             of_images, of_texts = self._reranked(engine, examples, alike, flat)
-            notes = {**notes, "reranked": self.rerank}
-        to_text, to_image = ranks(of_images, owner)[0], ranks(of_texts, owner)[1]
+            notes = {**notes, "rerank": self.rerank}
+        before, after = ranks(alike, owner), (ranks(of_images, owner)[0], ranks(of_texts, owner)[1])
         out: AnsweredExamples = []
         for i, example in enumerate(rows):
             best = tuple((flat[j], float(alike[i, j])) for j in np.argsort(-of_images[i], kind="stable")[:3])
-            place = {"to_text": int(to_text[i]), "to_image": to_image[owner == i].tolist()}
-            out.append(({**example, "ranks": place}, Answer(*best[0], best)))
+            place = [{"to_text": int(t[i]), "to_image": c[owner == i].tolist()} for t, c in (after, before)]
+            found = {"ranks": place[0], **({} if of_images is alike else {"ranks_before": place[1]})}
+            out.append(({**example, **found}, Answer(*best[0], best)))
         return Answered(out, notes)
 
     def _reranked(
@@ -87,6 +89,11 @@ class Retrieval(Suite):
             **{f"text_to_image_r{k}": float((to_image < k).mean()) for k in RECALLS},
             **{f"chance_r{k}": min(k / len(answered), 1.0) for k in RECALLS},
         }
+        if "ranks_before" in answered[0][0]:
+            seen = [e["ranks_before"] for e, _ in answered]
+            first, second = np.asarray([r["to_text"] for r in seen]), np.concatenate([r["to_image"] for r in seen])
+            scores |= {f"similarity_image_to_text_r{k}": float((first < k).mean()) for k in RECALLS}
+            scores |= {f"similarity_text_to_image_r{k}": float((second < k).mean()) for k in RECALLS}
         own = np.asarray([len(e["ranks"]["to_image"]) for e, _ in answered])
         if own.max() > 1:  # with several texts an image, one of k is an image's own a little more seldom than k of N
             scores |= {f"image_to_text_chance_r{k}": float(_hit_by_chance(own, k).mean()) for k in RECALLS[1:]}

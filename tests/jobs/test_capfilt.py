@@ -204,7 +204,15 @@ def test_a_killed_command_continues(whole, few, blip_run, data, tmp_path):
     import time
 
     out = tmp_path / "out"
-    words = [sys.executable, "-c", "from simvlm_jax.cli import entry; entry()", "data", "capfilt", str(blip_run), str(blip_run)]
+    words = [
+        sys.executable,
+        "-c",
+        "from simvlm_jax.cli import entry; entry()",
+        "data",
+        "capfilt",
+        str(blip_run),
+        str(blip_run),
+    ]
     command = [*words, "--data", data, "--out", str(out), *few]
     for _ in range(3):
         process = subprocess.Popen(command, cwd=ROOT)

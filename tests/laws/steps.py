@@ -111,6 +111,26 @@ def one_step(
     return Found(gradients, jax.tree.map(np.asarray, measured))
 
 
+def steps(
+    model: Any,
+    state: Any,
+    batch: Batch,
+    number: int,
+    *,
+    accumulate: int = 1,
+    mesh: tuple[int, int, int] = (1, 1, 1),
+) -> tuple[Any, Any]:
+    """(params, extra) as numpy after so many steps from (params, extra)."""
+    place, letters, tx, flags, step = _compiled(model, _shapes(batch), (), accumulate, False, mesh)
+    laid, beside = (
+        jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), x, placed(place, letters, x)) for x in state
+    )
+    now = TrainState(jnp.zeros((), jnp.int32), laid, tx.init(partition(laid, flags)[0]), beside, jax.random.key(1))
+    for _ in range(number):
+        now, _ = step(now, place_batch(place, batch))
+    return jax.tree.map(np.asarray, (now.params, now.extra))
+
+
 def same(found: Found, reference: Found, tolerance: float = 1e-10):
     """Equal within a tolerance of each leaf, or of a hundredth of all."""
     norm = functools.partial(np.linalg.norm, axis=None)
