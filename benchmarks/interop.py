@@ -23,6 +23,7 @@ START, END = "<!-- table: benchmarks/interop.py -->", "<!-- end -->"
 MODULES = (
     "test_dual_encoders",
     "test_coca",
+    "test_blip",
     "test_vision",
     "test_efficientnet",
     "test_bert",
@@ -42,7 +43,7 @@ def row(module, name: str) -> str:
         errors = harness.outputs(case, theirs, run, case.layout, exact)
         loss = gradient = None
         learns = run.labels or not hasattr(run.model, "classes") or case.family == "coca"
-        if learns and getattr(run.model.sizes, "head", True):
+        if case.loss and learns and getattr(run.model.sizes, "head", True):
             rows = reference.rows(run.model)
             rows |= {"seed": np.arange(len(rows["text"]), dtype=np.uint32)} if case.family == "bert" else {}
             loss, gradient = harness.gradients(case, theirs, run, tmp / "theirs", rows)

@@ -55,6 +55,11 @@ class MomentumContrast(DualEncoder):
         """Those parameters of which there is a copy, under the same names."""
         raise NotImplementedError
 
+    def remembered(self, features: Features) -> dict[str, Any]:
+        """What of a batch goes into the queues, [B,...] by their names."""
+        rows = {k: features[k]["momentum"] for k in ("image", "text")}
+        return {**rows, **({"id": features["id"]} if self.same_image else {})}
+
     def state(self, rng: Array, params: Params) -> Extra:
         """Copies, and queues of random unit vectors, which the first batches replace."""
         if not self.follows:
@@ -74,10 +79,7 @@ class MomentumContrast(DualEncoder):
         if not extra:
             return extra
         move = lambda old, new: old + (1 - self.momentum) * (new - old)  # noqa: E731
-        rows = {k: features[k]["momentum"] for k in ("image", "text")}
-        if self.same_image:
-            rows["id"] = features["id"]
-        queues, place = enqueue(extra["queue"], extra["next"], rows, features["weight"])
+        queues, place = enqueue(extra["queue"], extra["next"], self.remembered(features), features["weight"])
         momentum = jax.tree.map(move, extra["momentum"], self.followed(params))
         return {"momentum": momentum, "queue": queues, "next": place}
 
@@ -113,8 +115,12 @@ class MomentumContrast(DualEncoder):
         own, every = features["id"], jnp.concatenate([features["id"], queues["id"]])
         return own[:, None] == every[None]
 
-    def alike(self, params: Params, features: Features, one: str, other: str) -> jax.Array:
-        """Scaled cosines [B,B] of the rows' features of one side with those of the other, of the momentum encoder if there is one."""
+    def alike(self, params: Params, features: Features, one: str, other: str, queue: Array | None = None) -> jax.Array:
+        """Scaled cosines [B,B] of the rows' features of one side with those of the other, of the momentum encoder if there is one.
+
+        queue [N,E]: more of the other side, [B,B+N].
+        """
         scale, columns = self.apply(params, "scale")["scale"], features[other]
         columns = columns.get("momentum", columns["online"])
+        columns = columns if queue is None else jnp.concatenate([columns, queue.astype(columns.dtype)])
         return scale * jnp.einsum("rE,cE->rc", features[one]["online"], columns, precision=jax.lax.Precision.HIGHEST)

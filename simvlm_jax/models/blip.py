@@ -31,31 +31,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.schema import Count, NotNegative, Rate
+from simvlm_jax.core.schema import NotNegative, Rate
 from simvlm_jax.core.sharding import constrain
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Features, Params, Rngs, Rows, Term, sides_of
-from simvlm_jax.families.dual_encoder import normalised, pair_weight, unit
-from simvlm_jax.families.language_model import OUTPUT, DecoderNetwork, LanguageModel, Reading, Teacher
+from simvlm_jax.families.dual_encoder import pair_weight
+from simvlm_jax.families.language_model import OUTPUT, LanguageModel, Reading, Teacher
+from simvlm_jax.families.med import Network, Sizes, looked_at
 from simvlm_jax.families.momentum import MomentumContrast
-from simvlm_jax.nn.block import Shared
-from simvlm_jax.nn.cache import Written, empty_layers, empty_slots
-from simvlm_jax.nn.conv_stem import TINY_STEM, ConvStemSize
-from simvlm_jax.nn.embed import TextInputs
-from simvlm_jax.nn.linear import Linear
-from simvlm_jax.nn.masks import Kind, bidirectional, causal, cross_mask, self_mask
-from simvlm_jax.nn.mlp import ACTIVATIONS
-from simvlm_jax.nn.norm import norm_of
+from simvlm_jax.nn.cache import empty_layers, empty_slots
+from simvlm_jax.nn.conv_stem import TINY_STEM
 from simvlm_jax.nn.position import fit_positions
-from simvlm_jax.nn.sizes import TOWERS, Size, Style
-from simvlm_jax.nn.stack import Stack, decoding_layers
-from simvlm_jax.nn.vit import ViT
+from simvlm_jax.nn.sizes import TOWERS
+from simvlm_jax.nn.stack import decoding_layers
 from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
 from simvlm_jax.objectives.matching import hard_negatives, matching_loss
 
-IMAGE_STYLE = Style("gelu_exact", key_bias=True)
-TEXT_STYLE = Style("gelu_exact", epsilon=1e-12, key_bias=True, block="post")
-PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIZES = {  # section 4.1
+    "tiny": Sizes(TOWERS["tiny"], 16, TOWERS["tiny"], 128, 0, TINY_STEM),
+    "base": Sizes(TOWERS["B"], 16, TOWERS["768"]),
+    "large": Sizes(TOWERS["L"], 16, TOWERS["768"]),
+}
 SHARING = {
     "all": (),
     "all_but_cross": ("cross_attention", "norm_cross"),
@@ -65,228 +61,6 @@ SHARING = {
 """What of a layer the decoder has for itself, by what is shared (table 3); with "none" it has its own embedding too."""
 DEC, ENC = 0, 1
 """Rows of the embedding after those of the vocabulary, which are read and never written: [DEC] and [ENC]."""
-
-
-@buildable("size")
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """A row of SIZES.
-
-    image, patch: the ViT. text: the text transformer. width: E, of the vectors that are contrasted. positions: rows of the text's
-    table, 0 for as many as there are. stem: a conv stem in place of plain patches, where a model is to learn in minutes. mean,
-    deviation: of pixels in [0, 1].
-    """
-
-    image: Size
-    patch: int
-    text: Size
-    width: int = 256
-    positions: Count = 512
-    stem: ConvStemSize | None = None
-    image_style: Style = IMAGE_STYLE
-    text_style: Style = TEXT_STYLE
-    mean: tuple[float, float, float] = PIXELS[0]
-    deviation: tuple[float, float, float] = PIXELS[1]
-
-
-SIZES = {  # section 4.1
-    "tiny": Sizes(TOWERS["tiny"], 16, TOWERS["tiny"], 128, 0, TINY_STEM),
-    "base": Sizes(TOWERS["B"], 16, TOWERS["768"]),
-    "large": Sizes(TOWERS["L"], 16, TOWERS["768"]),
-}
-
-
-class Looked(NamedTuple):
-    """What a cross-attention looks at: context [B,S,W], who is there [B,S] bool, and where padding may be (see nn.masks.Kind)."""
-
-    context: jax.Array
-    seen: jax.Array
-    padding: str = "right"
-
-
-def looked_at(tokens: jax.Array, mask: jax.Array | None = None) -> Looked:
-    """Image tokens [B,M,1+P,W] one after another; mask [B,M] bool: which images are there."""
-    B, M, each, W = tokens.shape
-    context = constrain(tokens.reshape(B, M * each, W), "BTD")
-    if mask is None:
-        return Looked(context, jnp.ones((B, M * each), bool))
-    return Looked(context, jnp.repeat(mask, each, axis=1), "any")
-
-
-class Writer(nn.Module):
-    """States [B,T,D] to those whose product with the embedding, plus `bias`, the logits are (BERT's head of pieces)."""
-
-    vocabulary: int
-    width: int
-    dtype: jnp.dtype
-    style: Style
-
-    def setup(self):
-        self.transform, self.norm = Linear(self.width, self.dtype, bias=True), norm_of(self.style, self.dtype)()
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("V",))
-        self.bias = self.param("bias", zeros, (self.vocabulary,))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(ACTIVATIONS[self.style.activation](self.transform(x)))
-
-
-class Temperature(nn.Module):
-    """What cosines are divided by, learned, fp32."""
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("value", nn.with_logical_partitioning(nn.initializers.constant(0.07), ()), ())
-
-
-class Network(DecoderNetwork):
-    """The image encoder, and the text transformer as three stacks, whose parameters BLIP.completed puts in place."""
-
-    model: "BLIP"
-
-    def setup(self):
-        m, s = self.model, self.model.sizes
-        dtype, style, wide = m.compute.activation_dtype, s.text_style, s.image.width
-        self.image_tower = ViT(
-            s.image, s.patch, m.image_size, m.compute, style=s.image_style, stem=s.stem, drop_path=m.drop_path
-        )
-        inputs = (m.vocabulary.size + 2, s.positions or m.text_length, s.text.width, dtype, style)
-        source = None if wide == s.text.width else wide
-
-        def stack(cross: bool, context_width: int | None = None) -> Stack:
-            return Stack(s.text, m.compute, cross, dropout=m.dropout, style=style, context_width=context_width)
-
-        if m.encodes:
-            self.inputs = TextInputs(*inputs)
-            self.text_stack = stack(False)
-            self.encoder = stack(True, source)
-        if m.contrastive_weight:
-            self.image_projection, self.text_projection = (Linear(s.width, dtype, bias=True) for _ in range(2))
-            self.temperature = Temperature()
-        if m.matching_weight:
-            self.match_head = Linear(2, jnp.promote_types(dtype, jnp.float32), bias=True, out="A")
-        if m.caption_weight:
-            self.decoder_inputs = TextInputs(*inputs)
-            self.decoder = stack(True, None if m.question else source)
-            self.writer = Writer(m.vocabulary.size + 2, s.text.width, dtype, style)
-
-    # ---- images --------------------------------------------------------------------------------------------------
-
-    def encode(self, pixels: jax.Array) -> jax.Array:
-        """Image tokens [B,M,1+P,W] of images [B,M,Y,X,C], the class token first."""
-        B, M = pixels.shape[:2]
-        s, single = self.model.sizes, pixels.reshape(B * M, 1, *pixels.shape[2:])
-        first, tokens, _ = self.image_tower.sequence(normalised(single, (s.mean, s.deviation)))
-        tokens = jnp.concatenate([first, tokens], axis=1)
-        return tokens.reshape(B, M, *tokens.shape[1:])
-
-    def image_vector(self, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Unit vectors [B,E] of image tokens [B,M,1+P,W]: the mean over images."""
-        each = self.image_projection(tokens[:, :, 0])
-        if mask is None:
-            return unit(each.mean(1))
-        weight = mask[..., None].astype(each.dtype)
-        return unit((each * weight).sum(1) / jnp.maximum(weight.sum(1), 1))
-
-    def image(self, pixels: jax.Array, mask: jax.Array | None = None):
-        return self.image_vector(self.encode(pixels), mask)
-
-    def pooled(self, pixels: jax.Array):
-        return self.encode(pixels)[:, :, 0].mean(1)
-
-    # ---- the text transformer's modes ----------------------------------------------------------------------------
-
-    def text(self, tokens: jax.Array, valid: jax.Array):
-        """The text encoder: unit vectors [B,E] of tokens [B,T], [CLS] first."""
-        x = self.text_stack(self.inputs(tokens, _places(tokens)), Shared(_both_ways(valid)))
-        return unit(self.text_projection(x[:, 0]))
-
-    def grounded(self, tokens: jax.Array, valid: jax.Array, looked: Looked) -> jax.Array:
-        """The image-grounded encoder: states [B,T,D] of tokens [B,T], [ENC] first."""
-        cross = cross_mask(bidirectional(valid), looked.seen, looked.padding)
-        x = self.inputs(tokens, _places(tokens))
-        return self.encoder(x, Shared(_both_ways(valid), looked.context, cross))
-
-    def decode(self, inputs: jax.Array, valid: jax.Array, looked: Looked) -> jax.Array:
-        """The image-grounded decoder: states [B,T,D] of inputs [B,T], [DEC] first, before the head's transform."""
-        sight = causal(valid)
-        cross = cross_mask(sight, looked.seen, looked.padding)
-        x = self.decoder_inputs(inputs, _places(inputs))
-        return self.decoder(x, Shared(self_mask(sight, Kind("causal", "right")), looked.context, cross))
-
-    def last_norm(self, x: jax.Array):
-        return self.writer(x)
-
-    def output_table(self):
-        return self.decoder_inputs.table()[: self.model.vocabulary.size]
-
-    def output_bias(self):
-        return self.writer.bias[: self.model.vocabulary.size]
-
-    # ---- passes --------------------------------------------------------------------------------------------------
-
-    def match(self, tokens: jax.Array, valid: jax.Array, looked: Looked) -> jax.Array:
-        """Logits [B,2] fp32 that a text does not, and does, belong to images."""
-        return self.match_head(self.grounded(tokens, valid, looked)[:, 0])
-
-    def context(self, tokens: jax.Array, mask: jax.Array | None, question: Any) -> Looked:
-        """What the decoder looks at: image tokens [B,M,1+P,W], or with a `question`, (tokens, valid), the encoder's states of it."""
-        looked = looked_at(tokens, mask)
-        return looked if question is None else Looked(self.grounded(*question, looked), question[1])
-
-    def captions(self, pixels: jax.Array, mask: jax.Array | None, question: Any, inputs: jax.Array, valid: jax.Array):
-        """`head` of what follows each slot."""
-        return self.head(self.decode(inputs, valid, self.context(self.encode(pixels), mask, question)))
-
-    def learn(self, pixels: jax.Array, mask: jax.Array | None, texts: dict[str, Any]) -> dict[str, Any]:
-        """All passes of pairs over one encoding of the images; texts: what each pass reads, (tokens, valid)."""
-        tokens, made = self.encode(pixels), {}
-        if "contrast" in texts:
-            made |= {"image": self.image_vector(tokens, mask), "text": self.text(*texts["contrast"])}
-        if "match" in texts:
-            made["tokens"] = tokens
-        if "write" in texts:
-            made["head"] = self.head(self.decode(*texts["write"], self.context(tokens, mask, texts["question"])))
-        return made
-
-    def everything(self, pixels: jax.Array, tokens: jax.Array, valid: jax.Array):
-        """Touches every parameter once, to make them."""
-        m, encoded = self.model, self.encode(pixels)
-        made: list[Any] = [encoded]
-        if m.encodes:
-            made.append(self.grounded(tokens, valid, looked_at(encoded)))
-        if m.contrastive_weight:
-            made += [self.image_vector(encoded, None), self.text(tokens, valid), self.scale()]
-        if m.matching_weight:
-            made.append(self.match(tokens, valid, looked_at(encoded)))
-        if m.caption_weight:
-            question = (tokens, valid) if m.question else None
-            made.append(self.logits(self.decode(tokens, valid, self.context(encoded, None, question))))
-        return made
-
-    def step(
-        self, tokens: jax.Array, new: Written, layers: dict[str, Any], fixed: dict[str, Any]
-    ) -> tuple[jax.Array, Any]:
-        """The decoder over new pieces [B,T] with a cache: (states [B,T,D], layers)."""
-        x = self.decoder_inputs(tokens, jnp.minimum(new.position, self.model.positions - 1))
-        cross = cross_mask(new.mask.query, fixed["seen"])
-        x, kept = self.decoder.step(x, layers["decoder"], new.slot, new.mask, fixed["context"], cross)
-        return x, {"decoder": kept}
-
-    def read_context(self, pixels: jax.Array, mask: jax.Array | None, question: Any):
-        """Keys and values of the decoder's layers over what it looks at, and who is there."""
-        looked = self.context(self.encode(pixels), mask, question)
-        return {"context": self.decoder.context(looked.context), "seen": looked.seen}
-
-    def scale(self):
-        return {"scale": 1 / self.temperature()}
-
-
-def _places(tokens: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-
-
-def _both_ways(valid: jax.Array):
-    return self_mask(bidirectional(valid), Kind("full", "right"))
 
 
 @buildable("model")
@@ -302,6 +76,8 @@ class BLIP(MomentumContrast, LanguageModel):
       contrastive_weight, queue, momentum, soft, ramp, same_image: of ITC, as in MomentumContrast. Negatives of ITM are never of
         the same `id`, whatever `same_image` says.
       matching_weight, caption_weight: of ITM and LM.
+      queued_texts: whether hard texts of ITM are sought in the queue too, whose pieces are then kept: the closest of thousands
+        differ by a word, those of a small batch by all. The paper seeks them in the batch.
       smoothing: of labels, in LM.
       question: the prefix of a row is a question to the encoder, and the decoder looks at its answer to that (VQA).
       dropout: of the text's blocks. drop_path: of the image's.
@@ -315,6 +91,7 @@ class BLIP(MomentumContrast, LanguageModel):
     sharing: str = "all_but_self"
     matching_weight: NotNegative = 1.0
     caption_weight: NotNegative = 1.0
+    queued_texts: bool = False
     smoothing: Rate = 0.1
     question: bool = False
     dropout: Rate = 0.0
@@ -328,6 +105,10 @@ class BLIP(MomentumContrast, LanguageModel):
             raise ValueError(
                 "BLIP's matching loss draws its negatives by the similarities of the contrastive one; give contrastive_weight "
                 "too, or set matching_weight=0"
+            )
+        if self.queued_texts and not (self.follows and self.matching_weight):
+            raise ValueError(
+                "BLIP seeks negative texts in the queue (queued_texts=True); give a queue, and a matching_weight"
             )
         if self.question and (self.contrastive_weight or not self.caption_weight):
             raise ValueError(
@@ -418,6 +199,22 @@ class BLIP(MomentumContrast, LanguageModel):
     def vector_width(self) -> int:
         return self.sizes.width
 
+    def state(self, rng: Array, params: Params) -> Extra:
+        made = super().state(rng, params)
+        if self.queued_texts:
+            box = nn.with_logical_partitioning(lambda shape, dtype: jnp.zeros(shape, dtype), ("N", None))
+            shape = (self.queue, self.text_length)
+            texts = {"pieces": box(shape, jnp.int32), "valid": box(shape, bool)}
+            made["queue"] |= {**texts, "id": jnp.full((self.queue,), -1, jnp.int32)}
+        return made
+
+    def remembered(self, features: Features) -> dict[str, Any]:
+        rows = super().remembered(features)
+        if self.queued_texts:
+            texts = {"pieces": features["match"]["text"], "valid": features["match"]["valid"]}
+            rows |= {**texts, "id": features["id"]}
+        return rows
+
     def followed(self, params: Params) -> Params:
         """Both encoders and their projections, without cross-attention."""
         kept = {k: params[k] for k in ("image_tower", "image_projection", "inputs", "text_projection")}
@@ -471,27 +268,38 @@ class BLIP(MomentumContrast, LanguageModel):
             return {}, {}
         terms, aux = self.contrast(params, extra, features, step)
         if self.matching_weight:
-            loss, asked, right = self._matching(params, features, train)
+            loss, asked, right = self._matching(params, extra, features, train)
             terms["matching"], aux["matching_accuracy"] = Term(loss, asked, self.matching_weight), Term(right, asked)
         return terms, aux
 
-    def _matching(self, params: Params, features: Features, train: bool):
-        """matching_loss of 3 B pairs: each with its own, each text with a hard image, each image with a hard text."""
+    def _matching(self, params: Params, extra: Extra, features: Features, train: bool):
+        """matching_loss of 3 B pairs: each with its own, each text with a hard image, each image with a hard text.
+
+        A text that is another's letter by letter is no negative where texts of the queue are.
+        """
         shown, weight = features["match"], features["weight"]
         own = features["id"] if "id" in features else jnp.arange(len(weight))
         allowed = (own[:, None] != own[None]) & (weight > 0)[None]
         image, any_image = hard_negatives(self.alike(params, features, "text", "image"), allowed, shown["seed"], 0)
-        text, any_text = hard_negatives(self.alike(params, features, "image", "text"), allowed, shown["seed"], 1)
+        texts = {k: shown[k] for k in ("text", "valid")}
+        if self.queued_texts:
+            queue = extra["queue"]
+            texts = {k: jnp.concatenate([x, queue["pieces" if k == "text" else k]]) for k, x in texts.items()}
+            other = (own[:, None] != queue["id"][None]) & queue["valid"][:, 0]
+            mark = _marks(texts["text"])
+            allowed = jnp.concatenate([allowed, other], axis=1) & (mark[: len(own), None] != mark[None])
+        far = extra["queue"]["text"] if self.queued_texts else None
+        text, any_text = hard_negatives(self.alike(params, features, "image", "text", far), allowed, shown["seed"], 1)
 
         def join(*parts: jax.Array) -> jax.Array:
             x = jnp.concatenate(parts)
             return constrain(x, ("B", *(None,) * (x.ndim - 1)))
 
         pictures = jax.tree.map(lambda x: join(x, x[image], x), {k: shown[k] for k in ("tokens", "mask") if k in shown})
-        pieces, valid = (join(x, x, x[text]) for x in (self._grounding(shown["text"]), shown["valid"]))
+        pieces, valid = (join(shown[k], shown[k], texts[k][text]) for k in ("text", "valid"))
         streams = {"dropout": jax.random.key(shown["seed"].sum())} if train else {}
         looked = looked_at(pictures["tokens"], pictures.get("mask"))
-        logits = self.apply(params, "match", pieces, valid, looked, rngs=streams)
+        logits = self.apply(params, "match", self._grounding(pieces), valid, looked, rngs=streams)
         matches = jnp.arange(len(logits)) < len(weight)
         return matching_loss(logits, matches, join(weight, weight * any_image, weight * any_text))
 
@@ -612,3 +420,10 @@ class Writing(NamedTuple):
     targets: jax.Array
     predicted: jax.Array
     question: Any
+
+
+def _marks(tokens: jax.Array) -> jax.Array:
+    """A number [N] uint32 of each text [N,T], by which equal ones are known."""
+    odd = jnp.uint32(2654435761) * (2 * jnp.arange(tokens.shape[1], dtype=jnp.uint32) + 1)
+    mixed = (tokens.astype(jnp.uint32) + 1) * odd
+    return (mixed ^ (mixed >> 15)).sum(1, dtype=jnp.uint32)

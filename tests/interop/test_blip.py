@@ -16,7 +16,7 @@ TEXT |= dict(vocab_size=PIECES + 2, max_position_embeddings=40, bos_token_id=PIE
 VISION = dict(
     hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
 )
-KINDS = {
+MODELS = {
     "captions": ("BlipForConditionalGeneration", "logits"),
     "matching": ("BlipForImageTextRetrieval", "odds"),
     "answers": ("BlipForQuestionAnswering", "logits"),
@@ -29,7 +29,7 @@ def save(module, folder):
 
 
 def case(name):
-    kind, _ = KINDS[name]
+    kind, _ = MODELS[name]
     wide = {"hidden_size": 36, "num_attention_heads": 3} if name != "answers" else {}
 
     def build():
@@ -42,7 +42,7 @@ def case(name):
     return Case("blip", build, save)
 
 
-@pytest.fixture(params=KINDS, scope="module")
+@pytest.fixture(params=MODELS, scope="module")
 def made(request, tmp_path_factory):
     """(name, case, module, run, report, folder)."""
     own, tmp = case(request.param), tmp_path_factory.mktemp("interop")
@@ -53,7 +53,7 @@ def test_outputs_are_theirs(made):
     name, own, module, run, report, _ = made
     assert report["compared"] == {"weights": 0.0}
     found = harness.outputs(own, module, run, "hf")
-    assert KINDS[name][1] in found and max(found.values()) <= 1e-5, found
+    assert MODELS[name][1] in found and max(found.values()) <= 1e-5, found
 
 
 def test_what_is_exported_is_theirs(made):

@@ -65,7 +65,7 @@ def _plan(source: Source, options: Options) -> Plan:
         return of_record("nn.sizes", "Style", activation=act, epsilon=eps, key_bias=True, block=block)
 
     size = of_record(
-        _MODEL,
+        "families.med",
         "Sizes",
         image=of_record("nn.sizes", "Size", **stacks[0]),
         patch=whole(vision, "patch_size", default=16),
