@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     prepare.add_argument(
         "name",
         nargs="+",
-        help="captions, vqa, text, noisy, interleaved, entail, pairs, translate or classes; variants such as "
+        help="captions, vqa, text, noisy, interleaved, entail, pairs, video, translate or classes; variants such as "
         "captions-112px, vqa-seed1, classes-1000_50_200_50 (examples a split)",
     )
     prepare.add_argument("--json", action="store_true", help="one line a data set: {name, path, splits}")

@@ -187,6 +187,17 @@ class TokenizePair:
 
 @buildable("transforms")
 @dataclasses.dataclass(frozen=True)
+class Prompt:
+    """`prompt`, the same words before every text, such as "a picture of": TokenizePair makes them the prefix, which is given."""
+
+    text: str
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "prompt": self.text}
+
+
+@buildable("transforms")
+@dataclasses.dataclass(frozen=True)
 class TokenizeAfter:
     """A text after a first part of `slots`, which holds the premise of an example of `scenes/entail`, or nothing.
 

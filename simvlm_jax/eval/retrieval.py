@@ -34,7 +34,7 @@ class Retrieval(Suite):
     captions: Count = 5
     rerank: Count = 16
 
-    fields = ("image", "captions")
+    fields = ("captions",)
     controls: tuple[str, ...] = ("blind",)
 
     def answers(self, engine: Engine, examples: Examples) -> Answered[AnsweredExamples]:

@@ -60,6 +60,19 @@ def known() -> dict[str, tuple[str, Any]]:
             "texts of images and images of texts, recall at 1, 5 and 10 over the whole set",
             spec(f"{_HERE}.retrieval:Retrieval", path="scenes/captions", splits={"test": "test"}),
         ),
+        "retrieval-video": (
+            "texts of videos and videos of texts, by frames that are read one after another",
+            spec(f"{_HERE}.retrieval:Retrieval", path="scenes/video", splits={"test": "test"}),
+        ),
+        "vqa-video": (
+            "answers to questions about videos, generated",
+            spec(
+                f"{_HERE}.answering:Generation",
+                how=_decoding(max_length=8),
+                path="scenes/video",
+                splits={"test": "test"},
+            ),
+        ),
         "compositional": (
             "true captions against minimally wrong ones: attributes, relations, order, counts",
             spec(f"{_HERE}.compositional:Compositional", path="scenes/captions", splits={"test": "test[:75%]"}),

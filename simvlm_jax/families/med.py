@@ -73,6 +73,22 @@ def looked_at(tokens: jax.Array, mask: jax.Array | None = None) -> Looked:
     return Looked(context, jnp.repeat(mask, each, axis=1), "any")
 
 
+def image_tower_of(model: Any) -> ViT:
+    """The image encoder of a model with `sizes`, `image_size`, `compute` and `drop_path`."""
+    s = model.sizes
+    how = dict(style=s.image_style, stem=s.stem, drop_path=model.drop_path)
+    return ViT(s.image, s.patch, model.image_size, model.compute, **how)
+
+
+def image_tokens(tower: ViT, sizes: Sizes, pixels: jax.Array) -> jax.Array:
+    """Image tokens [B,M,1+P,W] of images [B,M,Y,X,C] uint8, the class token first."""
+    B, M = pixels.shape[:2]
+    single = pixels.reshape(B * M, 1, *pixels.shape[2:])
+    first, tokens, _ = tower.sequence(normalised(single, (sizes.mean, sizes.deviation)))
+    tokens = jnp.concatenate([first, tokens], axis=1)
+    return tokens.reshape(B, M, *tokens.shape[1:])
+
+
 class Writer(nn.Module):
     """States [B,T,D] to those whose product with the embedding, plus `bias`, the logits are (BERT's head of pieces)."""
 
@@ -106,9 +122,7 @@ class Network(DecoderNetwork):
     def setup(self):
         m, s = self.model, self.model.sizes
         dtype, style, wide = m.compute.activation_dtype, s.text_style, s.image.width
-        self.image_tower = ViT(
-            s.image, s.patch, m.image_size, m.compute, style=s.image_style, stem=s.stem, drop_path=m.drop_path
-        )
+        self.image_tower = image_tower_of(m)
         inputs = (m.vocabulary.size + 2, s.positions or m.text_length, s.text.width, dtype, style)
         source = None if wide == s.text.width else wide
 
@@ -132,12 +146,8 @@ class Network(DecoderNetwork):
     # ---- images --------------------------------------------------------------------------------------------------
 
     def encode(self, pixels: jax.Array) -> jax.Array:
-        """Image tokens [B,M,1+P,W] of images [B,M,Y,X,C], the class token first."""
-        B, M = pixels.shape[:2]
-        s, single = self.model.sizes, pixels.reshape(B * M, 1, *pixels.shape[2:])
-        first, tokens, _ = self.image_tower.sequence(normalised(single, (s.mean, s.deviation)))
-        tokens = jnp.concatenate([first, tokens], axis=1)
-        return tokens.reshape(B, M, *tokens.shape[1:])
+        """Image tokens [B,M,1+P,W] of images [B,M,Y,X,C]."""
+        return image_tokens(self.image_tower, self.model.sizes, pixels)
 
     def image_vector(self, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Unit vectors [B,E] of image tokens [B,M,1+P,W]: the mean over images."""

@@ -179,7 +179,8 @@ class BLIP(MomentumContrast, LanguageModel):
         return {**out, "decoder": decoding_layers(full["decoder"], self.sizes.text.depth, dtype)}
 
     def adapt(self, params: Params, target: Params):
-        """Positions as DualEncoder's; and a decoder that shares less than the loaded one gets what that shared."""
+        """Positions as DualEncoder's; a decoder that shares less than the loaded one gets what that shared, and parts that a model of
+        these losses has not are left behind."""
         out = super().adapt(params, target)
         if "decoder_inputs" in target and "inputs" in out and "decoder_inputs" not in out:
             out["decoder_inputs"] = out["inputs"]
@@ -193,7 +194,9 @@ class BLIP(MomentumContrast, LanguageModel):
             if name in out and name in target:
                 table = fit_positions(out[name]["position"]["table"], target[name]["position"]["table"])
                 out[name] = {**out[name], "position": {"table": table}}
-        return out
+        parts = {"encoder", "inputs", "decoder", "decoder_inputs", "writer", "match_head", "temperature"}
+        parts |= {"image_projection", "text_projection"}
+        return {k: v for k, v in out.items() if k in target or k not in parts}
 
     @property
     def vector_width(self) -> int:

@@ -1,6 +1,7 @@
 """Scenes: captions mean what they say, the judge finds what is false, examples are pure functions of their index."""
 
 import dataclasses
+import json
 import re
 
 import numpy as np
@@ -132,6 +133,12 @@ def test_every_task_makes_true_examples(task):
         if task == "text":
             said = [language.parse(sentence) for sentence in example["text"].removesuffix(".").split(". ")]
             assert 2 <= len(said) <= 4 and not any(s.unread for s in said)
+        if task == "video":
+            moves = what_moves(found)
+            assert len(found) == len(example["images"]) == 4
+            assert moves == [(m["object"], m["way"]) for m in json.loads(example["moves"])]
+            assert {said_to_move(caption) for caption in example["captions"]} == {tuple(moves)}
+            assert check_video_answer(moves, example)
         if task == "translate":
             statement = language.parse(example["source"])
             assert judge.judge(found[0], statement).accurate and translation.sulari(statement) == example["target"]
@@ -148,6 +155,37 @@ def test_every_task_makes_true_examples(task):
                 example["caption"].removeprefix("stock image: ").removesuffix(" clip art").removesuffix(" | pictures")
             )
             assert judge.judge(found[0], caption).accurate
+
+
+def what_moves(frames):
+    """[(object, way)] in the order of time, from the frames alone."""
+    found = []
+    for before, after in zip(frames, frames[1:], strict=False):
+        for a, b in zip(before.objects, after.objects, strict=True):
+            dx, dy = b.x - a.x, b.y - a.y
+            if max(abs(dx), abs(dy)) > 0.1:
+                way = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+                found.append((f"{a.colour} {a.shape}", way))
+    assert found[0] == found[1] and len(found) == 3  # the first takes two frames
+    return found[1:]
+
+
+def said_to_move(caption):
+    """((object, way), (object, way)) in the order of time that a caption tells."""
+    told = re.findall(r"the (\w+ \w+) (?:moves|goes) (\w+)", caption)
+    return tuple(reversed(told)) if " after " in caption else tuple(told)
+
+
+def check_video_answer(moves, example):
+    words = example["question"].rstrip("?").split()
+    if example["kind"] == "way":
+        return (" ".join(words[4:6]), example["answer"]) in moves
+    if example["kind"] == "first":
+        return example["answer"] == moves[0][0]
+    first = " ".join(words[2:4]) == moves[0][0]
+    return {" ".join(words[2:4]), " ".join(words[-2:])} == {m[0] for m in moves} and example["answer"] == (
+        "yes" if first else "no"
+    )
 
 
 def what_can_be_seen(scene, example):
@@ -223,6 +261,10 @@ def test_text_alone_tells_nothing(split):
     assert guess([(e["sentence"].split()[0], e["label"]) for e in pairs]) == pytest.approx(1 / 2, abs=0.075)
     entail = make("entail", 800)
     assert guess([(len(e["hypothesis"].split()), e["label"]) for e in entail]) == pytest.approx(1 / 3, abs=0.071)
+    videos = make("video", 1600)
+    for kind, chance in (("way", 1 / 4), ("before", 1 / 2)):
+        asked = [("", e["answer"]) for e in videos if e["kind"] == kind]
+        assert guess(asked) == pytest.approx(chance, abs=0.1)  # of 250
 
 
 def test_a_curtain_hides_its_cells_and_nothing_else():

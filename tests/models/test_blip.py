@@ -300,3 +300,31 @@ def test_bad_input_is_named(float64, batch):
         halves(model, params, extra, {k: v for k, v in batch.items() if k != "seed"})
     with pytest.raises(ValueError, match="needs rows with a prefix_length"):
         halves(*state(batch, **QUESTION), batch)
+
+
+def test_two_images_begin_as_their_mean(float64, text_batch):
+    """From a pre-trained BLIP with the same image twice, the states are those of its image-grounded encoder."""
+    from simvlm_jax.families.med import looked_at
+    from simvlm_jax.models.blip_nlvr import BLIPPairs
+
+    batch = text_batch(4)
+    model, params, extra = state(batch)
+    pairs = BLIPPairs(V, 32, compute=model.compute)
+    target, _ = started(pairs, {"pairs": {**batch, "image": np.repeat(batch["image"], 2, axis=1)}})
+    eye = np.concatenate([np.eye(128), np.eye(128)]) / 2
+    target["layer_1"] = {**target["layer_1"], "merge": eye, "merge_bias": np.zeros(128)}
+    taken = pairs.adapt(dict(params), target)
+    ready = {k: {**target[k], **v} for k, v in taken.items()} | {k: target[k] for k in ("hidden", "head")}
+    assert jax.tree.map(np.shape, ready) == jax.tree.map(np.shape, target)
+    rows = {**batch, "image": np.repeat(batch["image"], 2, axis=1)}
+    tokens, valid = pairs.lay_out(batch["text"], batch["text_mask"])
+    states = model.image_states(params, extra, batch)
+    first = model.apply(params, "grounded", tokens, valid, looked_at(states))[:, 0]
+    hidden = np.maximum(np.asarray(first) @ ready["hidden"]["kernel"] + ready["hidden"]["bias"], 0)
+    expected = hidden @ ready["head"]["kernel"] + ready["head"]["bias"]
+    np.testing.assert_allclose(found(pairs, "classify", ready, {}, rows), expected, atol=100 * PIXELS)
+    other = {**rows, "image": rows["image"].copy()}
+    other["image"][:, 1] = 255 - other["image"][:, 1]
+    assert np.abs(found(pairs, "classify", ready, {}, other) - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="takes 2 images a row"):
+        pairs.classify(ready, {}, batch)

@@ -58,12 +58,23 @@ def _features(task: str, size: int) -> dict[str, Any]:
             "label": tfds.features.Scalar(np.bool_),
             "scenes": tfds.features.Sequence(_TEXT),
         },
+        "video": {
+            "images": images,
+            "captions": tfds.features.Sequence(_TEXT),
+            "question": _TEXT,
+            "answer": _TEXT,
+            "kind": _TEXT,
+            "moves": _TEXT,
+            "scenes": tfds.features.Sequence(_TEXT),
+        },
         "translate": {"image": image, "source": _TEXT, "target": _TEXT, "scene": _TEXT},
         "classes": {"image": image, "label": tfds.features.ClassLabel(names=graph.CLASSES), "scene": _TEXT},
     }[task]
 
 
-TASKS = ("captions", "vqa", "text", "noisy", "interleaved", "entail", "pairs", "translate", "classes")
+TASKS = ("captions", "vqa", "text", "noisy", "interleaved", "entail", "pairs", "video", "translate", "classes")
+SMALL = {"text": TEXT_SPLITS, "video": {"train": 2_000, "validation": 80, "test": 400, "compositional": 80}}
+"""Splits of tasks that are smaller than the others."""
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -75,7 +86,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         "1.1.0": "vqa, pairs and entail: the text alone gives no answer away",
         "1.0.0": "the first",
     }
-    BUILDER_CONFIGS = [ScenesConfig(name=task, sizes=dict(TEXT_SPLITS if task == "text" else SPLITS)) for task in TASKS]
+    BUILDER_CONFIGS = [ScenesConfig(name=task, sizes=dict(SMALL.get(task, SPLITS))) for task in TASKS]
 
     def _info(self) -> tfds.core.DatasetInfo:
         task = self.builder_config.name.split("-")[0]

@@ -40,6 +40,8 @@ def make_example(task: str, split: str, index: int, examples: int, size: int, se
     def draw() -> Scene:
         if task == "vqa":  # questions about numbers need scenes of every size
             return graph.sample_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), split == "compositional")
+        if task == "video":  # two of them move
+            return graph.sample_scene(rng, int(rng.integers(2, 4)), split == "compositional")
         if task in ("pairs", "interleaved", "text"):  # two pictures with unlike counts must be possible
             return graph.sample_scene(rng, int(rng.integers(1, max(count, 2) + 1)), split == "compositional")
         return graph.sample_scene(rng, count, split == "compositional")

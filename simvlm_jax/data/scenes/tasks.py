@@ -12,6 +12,7 @@ from simvlm_jax.data.scenes import graph
 from simvlm_jax.data.scenes.graph import Object, Scene
 from simvlm_jax.data.scenes.judge import judge
 from simvlm_jax.data.scenes.language import Phrase, english, noun_phrase, plan, references
+from simvlm_jax.data.scenes.motion import Video, answered, filmed, told
 from simvlm_jax.data.scenes.render import render_png
 from simvlm_jax.data.scenes.translation import sulari
 
@@ -120,6 +121,23 @@ def premise(scene: str, curtain: str) -> str:
     every = (Phrase(1, o.size, None if o.texture == "plain" else o.texture, o.colour, o.shape) for o in seen)
     phrases = [f"{noun_phrase(p)} {graph.place(o)}" for p, o in zip(every, seen, strict=True)]
     return " and ".join(phrases) or "nothing"
+
+
+def video(rng: np.random.Generator, draw: Draw, size: int) -> dict:
+    """Four frames in which one object moves and then another; what is said and asked is of who, which way, and before what."""
+    shot: Video | None = None
+    while shot is None:
+        shot = filmed(draw(), rng)
+    kind, question, answer = answered(shot, rng)
+    return {
+        "images": [render_png(frame, size) for frame in shot.frames],
+        "captions": told(shot, rng),
+        "question": question,
+        "answer": answer,
+        "kind": kind,
+        "moves": shot.moves_json(),
+        "scenes": [frame.to_json() for frame in shot.frames],
+    }
 
 
 def _detailed(o: Object, rng: np.random.Generator) -> Phrase:
