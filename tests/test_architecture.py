@@ -29,7 +29,7 @@ ARROWS = {
     "train": {"run", "parallel", "core"},
     "infer": {"decode", "run", "text", "parallel", "core"},
     "eval": {"infer", "decode", "data", "run", "parallel", "text", "core"},
-    "jobs": {"interop", "infer", "data", "run", "text", "parallel", "core"},
+    "jobs": {"interop", "infer", "decode", "data", "run", "text", "parallel", "core"},
     "materials": EVERYTHING,
     "experiment": EVERYTHING | {"materials"},
     "sweep": EVERYTHING | {"materials", "experiment"},
@@ -47,10 +47,11 @@ ORDINARY = {
         "train/optimizer.py: clip",
         "clip_class_name",
         "{} clip art",
-    }
+    },
+    "bert": {f"text_decoder.bert{end}" for end in ("", ".", ".embeddings.word_embeddings.weight")},
 }
 """Code in which a model's name is an ordinary word (gradients and numbers are clipped; an option of the optimizer says how far),
-a column of someone's table. (open_clip is another library.)"""
+a column of someone's table, a part of someone's module. (open_clip is another library.)"""
 
 
 PUBLISHED = "jobs/published.py"

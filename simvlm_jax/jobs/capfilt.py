@@ -91,7 +91,7 @@ def check_filter(member: Member, given: bool) -> None:
     if not given:
         raise ValueError(
             f"{type(member.engine.model).__name__} of {member.name} scores by similarity, and no cosine means a match by itself: "
-            "name the least one that does with --threshold, such as 0.28 for CLIP"
+            "name the least one that does with --threshold, such as 0.28"
         )
 
 

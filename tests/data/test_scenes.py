@@ -1,6 +1,7 @@
 """Scenes: captions mean what they say, the judge finds what is false, examples are pure functions of their index."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -160,7 +161,7 @@ def test_every_task_makes_true_examples(task):
 def what_moves(frames):
     """[(object, way)] in the order of time, from the frames alone."""
     found = []
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         for a, b in zip(before.objects, after.objects, strict=True):
             dx, dy = b.x - a.x, b.y - a.y
             if max(abs(dx), abs(dy)) > 0.1:

@@ -296,7 +296,7 @@ def test_bad_input_is_named(float64, batch):
     with pytest.raises(ValueError, match="do not fit 512 positions"):
         BLIP(Vocabulary(100, 600), 224, size="base")
     model, params, extra = state(batch)
-    with pytest.raises(ValueError, match="add transforms.DrawSeed"):
+    with pytest.raises(ValueError, match=r"add transforms\.DrawSeed"):
         halves(model, params, extra, {k: v for k, v in batch.items() if k != "seed"})
     with pytest.raises(ValueError, match="needs rows with a prefix_length"):
         halves(*state(batch, **QUESTION), batch)
