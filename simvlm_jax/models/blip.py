@@ -45,7 +45,7 @@ from simvlm_jax.nn.position import fit_positions
 from simvlm_jax.nn.sizes import TOWERS
 from simvlm_jax.nn.stack import decoding_layers
 from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
-from simvlm_jax.objectives.matching import hard_negatives, matching_loss
+from simvlm_jax.objectives.matching import hard_negatives, matching_loss, picked
 
 SIZES = {  # section 4.1
     "tiny": Sizes(TOWERS["tiny"], 16, TOWERS["tiny"], 128, 0, TINY_STEM),
@@ -298,7 +298,9 @@ class BLIP(MomentumContrast, LanguageModel):
             x = jnp.concatenate(parts)
             return constrain(x, ("B", *(None,) * (x.ndim - 1)))
 
-        pictures = jax.tree.map(lambda x: join(x, x[image], x), {k: shown[k] for k in ("tokens", "mask") if k in shown})
+        pictures = jax.tree.map(
+            lambda x: join(x, picked(x, image), x), {k: shown[k] for k in ("tokens", "mask") if k in shown}
+        )
         pieces, valid = (join(shown[k], shown[k], texts[k][text]) for k in ("text", "valid"))
         streams = {"dropout": jax.random.key(shown["seed"].sum())} if train else {}
         looked = looked_at(pictures["tokens"], pictures.get("mask"))

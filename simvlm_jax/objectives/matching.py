@@ -22,6 +22,13 @@ def hard_negatives(
     return (jnp.log(odds) + noise).argmax(1).astype(jnp.int32), allowed_BB.any(1)
 
 
+def picked(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows [R,...] of x [B,...] by their numbers [R]; a row's gradient, over all who picked it, is summed in fp32 (or wider)."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x[rows]
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))[rows].astype(x.dtype)
+
+
 def matching_loss(
     logits_R2: jax.Array, matches_R: jax.Array, weight_R: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
