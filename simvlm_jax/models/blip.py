@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simvlm_jax.core.schema import NotNegative, Rate
+from simvlm_jax.core.schema import NotNegative, Rate, Share
 from simvlm_jax.core.sharding import constrain
 from simvlm_jax.core.trust import buildable
 from simvlm_jax.core.types import Array, Batch, Extra, Features, Params, Rngs, Rows, Term, sides_of
@@ -59,6 +59,8 @@ SHARING = {
     "none": ("attention", "norm_attention", "cross_attention", "norm_cross", "mlp", "norm_mlp"),
 }
 """What of a layer the decoder has for itself, by what is shared (table 3); with "none" it has its own embedding too."""
+_QUEUED = {"text": "pieces", "valid": "valid"}
+"""Names in the queue of what is kept of texts."""
 DEC, ENC = 0, 1
 """Rows of the embedding after those of the vocabulary, which are read and never written: [DEC] and [ENC]."""
 
@@ -78,6 +80,8 @@ class BLIP(MomentumContrast, LanguageModel):
       matching_weight, caption_weight: of ITM and LM.
       queued_texts: whether hard texts of ITM are sought in the queue too, whose pieces are then kept: the closest of thousands
         differ by a word, those of a small batch by all. The paper seeks them in the batch.
+      below: negatives are less similar than this share of a row's own pair, for what is more alike is likely true as well (Moreira
+        et al., arXiv 2407.15831, section 3); 0 for no such bound, as in the paper.
       smoothing: of labels, in LM.
       question: the prefix of a row is a question to the encoder, and the decoder looks at its answer to that (VQA).
       dropout: of the text's blocks. drop_path: of the image's.
@@ -92,6 +96,7 @@ class BLIP(MomentumContrast, LanguageModel):
     matching_weight: NotNegative = 1.0
     caption_weight: NotNegative = 1.0
     queued_texts: bool = False
+    below: Share = 0.0
     smoothing: Rate = 0.1
     question: bool = False
     dropout: Rate = 0.0
@@ -214,8 +219,7 @@ class BLIP(MomentumContrast, LanguageModel):
     def remembered(self, features: Features) -> dict[str, Any]:
         rows = super().remembered(features)
         if self.queued_texts:
-            texts = {"pieces": features["match"]["text"], "valid": features["match"]["valid"]}
-            rows |= {**texts, "id": features["id"]}
+            rows |= {_QUEUED[k]: features["match"][k] for k in _QUEUED} | {"id": features["id"]}
         return rows
 
     def followed(self, params: Params) -> Params:
@@ -283,16 +287,17 @@ class BLIP(MomentumContrast, LanguageModel):
         shown, weight = features["match"], features["weight"]
         own = features["id"] if "id" in features else jnp.arange(len(weight))
         allowed = (own[:, None] != own[None]) & (weight > 0)[None]
-        image, any_image = hard_negatives(self.alike(params, features, "text", "image"), allowed, shown["seed"], 0)
-        texts = {k: shown[k] for k in ("text", "valid")}
+        alike = self.alike(params, features, "text", "image")
+        image, any_image = hard_negatives(alike, allowed & self._less(alike), shown["seed"], 0)
+        texts, far = {k: shown[k] for k in ("text", "valid")}, None
         if self.queued_texts:
             queue = extra["queue"]
-            texts = {k: jnp.concatenate([x, queue["pieces" if k == "text" else k]]) for k, x in texts.items()}
+            far, texts = queue["text"], {k: jnp.concatenate([x, queue[_QUEUED[k]]]) for k, x in texts.items()}
             other = (own[:, None] != queue["id"][None]) & queue["valid"][:, 0]
             mark = _marks(texts["text"])
             allowed = jnp.concatenate([allowed, other], axis=1) & (mark[: len(own), None] != mark[None])
-        far = extra["queue"]["text"] if self.queued_texts else None
-        text, any_text = hard_negatives(self.alike(params, features, "image", "text", far), allowed, shown["seed"], 1)
+        alike = self.alike(params, features, "image", "text", far)
+        text, any_text = hard_negatives(alike, allowed & self._less(alike), shown["seed"], 1)
 
         def join(*parts: jax.Array) -> jax.Array:
             x = jnp.concatenate(parts)
@@ -307,6 +312,10 @@ class BLIP(MomentumContrast, LanguageModel):
         logits = self.apply(params, "match", self._grounding(pieces), valid, looked, rngs=streams)
         matches = jnp.arange(len(logits)) < len(weight)
         return matching_loss(logits, matches, join(weight, weight * any_image, weight * any_text))
+
+    def _less(self, alike: jax.Array) -> jax.Array:
+        """Which pairs [B,B+N] are less similar than a share of the row's own, if there is a bound."""
+        return alike < self.below * alike.diagonal()[:, None] if self.below else jnp.ones(alike.shape, bool)
 
     def _grounding(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B,T] with [ENC] in the place of [CLS]."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from simvlm_jax.core.types import Vocabulary
+from simvlm_jax.models import blip as blip_model
 from simvlm_jax.models.blip import BLIP, DEC, ENC, SHARING
 from simvlm_jax.objectives.cross_entropy import linear_cross_entropy
 from simvlm_jax.objectives.matching import FLOOR, hard_negatives
@@ -154,6 +156,35 @@ def test_matching_is_asked_of_pairs_and_of_hard_negatives_of_other_images(float6
         assert real[images[real]].all() and real[texts[real]].all()
     assert float(terms["matching"].sum) == pytest.approx(loss, rel=PIXELS)
     assert float(terms["matching"].count) == 3 * real.sum()
+
+
+def test_negatives_may_be_sought_in_the_queue_and_below_a_bound(float64, batch):
+    """Texts that were seen before, but those of the row's own image, equal ones, and those that are nearly as alike as its own."""
+    model, params, extra = state(batch, caption_weight=0.0, queued_texts=True, momentum=0.0)
+    features, first = halves(model, params, extra, batch)
+    assert not np.asarray(extra["queue"]["valid"]).any()  # nothing is there to be drawn
+    plain = dataclasses.replace(model, queued_texts=False)
+    assert float(first["matching"].sum) == pytest.approx(
+        float(halves(plain, params, extra, batch)[1]["matching"].sum), rel=PIXELS
+    )
+    extra = jax.jit(model.after_update)(params, extra, features, step=0, rng=None)
+    assert np.asarray(extra["queue"]["pieces"])[0, 1:].tolist() == batch["text"][0].tolist()
+    other = {**batch, "id": np.asarray([10, 1, 12, 3, 14, 15])}  # row 0's text stands in the queue under another id
+    features = halves(model, params, extra, other)[0]
+
+    def drawn(model):
+        with mock.patch.object(blip_model, "hard_negatives", wraps=hard_negatives) as spy:
+            model._matching(params, extra, features, False)
+        return [(np.asarray(c.args[0]), np.asarray(c.args[1])) for c in spy.call_args_list]
+
+    (_, images), (alike, texts) = drawn(model)
+    assert images.shape == (6, 6) and texts.shape == (6, 6 + QUEUE)
+    assert not texts[:, 6 + 5 :].any()  # five were put there, for one row is padding
+    assert not texts[1, 6 + 1] and not texts[3, 6 + 2] and not texts[0, 6]  # of its own image, and its own text again
+    assert texts[0, 6 + 1] and not texts[0, 0] and not texts[:, 2].any()
+    bounded = dataclasses.replace(model, below=0.5)
+    for (alike, allowed), (_, before) in zip(drawn(bounded), drawn(model), strict=True):
+        np.testing.assert_array_equal(allowed, before & (alike < 0.5 * alike.diagonal()[:, None]))
 
 
 def test_captions_are_learned_with_smoothed_labels_and_without_their_prompt(float64, batch):
