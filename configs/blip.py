@@ -66,7 +66,8 @@ def paper(size: str):
     The paper's rate falls by 0.85 an epoch and its code's by 0.9; a cosine ends where these do. The crops are our choice.
     """
     rate, batch = PAPER[size]
-    config = parts.web_pairs(model(size, remat="full", ramp=2 * PAIRS // batch), 224)
+    drops = dict(dropout=0.1, drop_path=0.1 if size == "large" else 0.0)
+    config = parts.web_pairs(model(size, remat="full", ramp=2 * PAIRS // batch, **drops), 224)
     config.data.parts.pairs.transforms = transforms(config.data.get_ref("image_size"), smallest=0.5)
     config.text.update(vocabulary=30_522, length=29, spelling="lower")
     config.optimizer.update(learning_rate=rate, schedule="cosine", warmup=3000.0, weight_decay=0.05, bounds=TEMPERATURE)
@@ -78,8 +79,11 @@ def paper(size: str):
 def task(name: str, size: str):
     """A task from a pre-trained run; of a size, section 4 and appendix C: 384 px, batches of 256, a cosine without warm-up."""
     config = parts.base()
-    how = dict(size=size, remat="full") if size else dict(size="tiny", scan=False)
+    how = dict(size="tiny", scan=False)
     if size:
+        path = 0.1 if size == "large" or name in ("vqa", "nlvr") else 0.0
+        how = dict(size=size, remat="full", dropout=0.1, drop_path=path)
+        config.text.length = dict(captions=39, retrieval=34, vqa=44).get(name, 34)
         config.data.update(image_size=384, threads=16)
         config.optimizer.update(learning_rate=RATES[name][size == "large"], schedule="cosine", weight_decay=0.05)
         config.train.batch_size = 256
@@ -106,7 +110,7 @@ def captions(config, how):
 def retrieval(config, how):
     """Section 4.1: six epochs of COCO, texts of one image all its own; the 256 most similar ranked again."""
     small = how["size"] == "tiny"
-    memory = dict(queue=4096, ramp=100, queued_texts=True) if small else {}
+    memory = dict(queue=4096, ramp=100, queued_texts=True) if small else dict(ramp=2214)
     config.model = model(**how, **memory, caption_weight=0.0, same_image=True)
     words = (spec(f"{parts.TRANSFORMS}:ChooseCaption"), spec(f"{parts.TRANSFORMS}:Tokenize"))
     rows(config, (*words, spec(f"{parts.TRANSFORMS}:DrawSeed")), ("seed",), 13_300)

@@ -39,9 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=0, help="pieces of a caption (default: all there is room for)"
     )
     parser.add_argument("--beams", type=int, default=1, help="a beam search in place of sampling")
-    parser.add_argument("--threshold", type=float, help="least score of a match (default: even odds of score_pair)")
+    parser.add_argument(
+        "--threshold", type=float, help="least cosine of a match, of filters that compare by similarity"
+    )
+    parser.add_argument(
+        "--odds", type=float, default=0.0, help="least log odds of a match, of filters that have score_pair"
+    )
     parser.add_argument("--agree", type=int, help="filters that must find a match (default: more than half)")
     parser.add_argument("--drop-web", action="store_true", help="keep none of the data's own texts")
+    parser.add_argument("--bad", type=float, default=0.05, help="share of pictures that may be unreadable")
     parser.add_argument("--rows", type=int, default=1000, help="pictures of a part, one tar")
     parser.add_argument("--shard", default="0/1", help="I/N: do every N-th part, from I on; whoever comes last sums up")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -60,7 +66,7 @@ def capfilt(args: argparse.Namespace) -> int:
     from simvlm_jax.decode.sampling import Sampler
     from simvlm_jax.eval.provenance import weights_hash
     from simvlm_jax.infer.engine import load_engine
-    from simvlm_jax.jobs.capfilt import COUNTS, MATCHES, Member, Settings, capfilt_parts, check_filter, summary
+    from simvlm_jax.jobs.capfilt import COUNTS, Member, Settings, capfilt_parts, check_filter, check_folder, summary
     from simvlm_jax.jobs.capfilt_page import REPORT, write_page
     from simvlm_jax.jobs.embed import stamp
     from simvlm_jax.parallel.environment import setup_jax
@@ -92,7 +98,14 @@ def capfilt(args: argparse.Namespace) -> int:
         rows=args.rows,
         seed=args.seed,
         keep_web=not args.drop_web,
+        bad=args.bad,
     )
+    if settings.captions > 1 and not how.sampler.temperature:
+        raise ValueError(
+            f"--captions {settings.captions} without sampling would be the same caption so many times; leave out --beams, or set "
+            "--temperature"
+        )
+    check_folder(folder)
     setup_jax()
     source = open_one_split(args.data, args.split)
     print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr, flush=True)
@@ -103,9 +116,13 @@ def capfilt(args: argparse.Namespace) -> int:
             f"step {loaded.step} {weights_hash((loaded.params, loaded.extra))}",
             eval_pixels(loaded.config.data),
         )
-    threshold = MATCHES if args.threshold is None else args.threshold
+
+    def least(run: str) -> float:
+        """The score from which on a filter finds a match."""
+        return args.odds if engines[run].has("score_pair") or args.threshold is None else args.threshold
+
     writing = [Member(run, engines[run], hashes[run][1]) for run in captioners]
-    scoring = [Member(run, engines[run], hashes[run][1], threshold) for run in filters]
+    scoring = [Member(run, engines[run], hashes[run][1], least(run)) for run in filters]
     for member in writing:
         member.engine.require("captioning", "prefill", "extend")
     for member in scoring:
@@ -113,14 +130,23 @@ def capfilt(args: argparse.Namespace) -> int:
     about = {
         "captioners": [hashes[run][0] for run in captioners],
         "filters": [hashes[run][0] for run in filters],
-        "threshold": threshold if filters else None,
+        "thresholds": [least(run) for run in filters],
+        "pixels": [repr(hashes[run][1]) for run in (*captioners, *filters)],
+        "tokenizers": [engines[run].tokenizer.sha256 for run in (*captioners, *filters)],
         "files": stamp(args.data, folder),
     }
     folder.mkdir(parents=True, exist_ok=True)
     mine = lambda part: part % int(shards) == int(index)  # noqa: E731
     split = args.split or "train"
     with held(folder, "captions and filters into", f"running-{index}-of-{shards}.lock"):
-        capfilt_parts(source, writing, scoring, settings, folder, about, mine, split)
+        notes = capfilt_parts(source, writing, scoring, settings, folder, about, mine, split)
+    if notes["answers_cut"]:
+        print(f"{notes['answers_cut']:,} captions ended for want of room; see --max-length", file=sys.stderr)
+    if notes["texts_cut"]:
+        print(
+            f"{notes['texts_cut']:,} texts are longer than the filter's, and were judged by their beginning",
+            file=sys.stderr,
+        )
     counts = summary(folder)
     if counts is None:
         print(f"this shard's parts are in {folder}; whoever makes the last one sums up", file=sys.stderr)

@@ -137,7 +137,7 @@ class Network(DecoderNetwork):
             self.image_projection, self.text_projection = (Linear(s.width, dtype, bias=True) for _ in range(2))
             self.temperature = Temperature()
         if m.matching_weight:
-            self.match_head = Linear(2, jnp.promote_types(dtype, jnp.float32), bias=True, out="A")
+            self.match_head = Linear(2, jnp.promote_types(dtype, jnp.float32), bias=True)
         if m.caption_weight:
             self.decoder_inputs = TextInputs(*inputs)
             self.decoder = stack(True, None if m.question else source)

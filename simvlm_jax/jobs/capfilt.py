@@ -10,10 +10,12 @@ whoever was killed meanwhile. What a text's fate depends on is the text, its pic
 processes, or who came first.
 """
 
+import contextlib
 import dataclasses
-import hashlib
+import errno
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -24,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from simvlm_jax.core.files import parse_json, partial_of, read_json, read_text, write_whole
-from simvlm_jax.core.schema import Count, Positive, Seed, check
+from simvlm_jax.core.schema import Count, Positive, Seed, Share, check
 from simvlm_jax.data.source import Source
 from simvlm_jax.data.tables import captions_of
 from simvlm_jax.decode.decoding import Decoding
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.infer.engine import Engine, MissingCapability
 from simvlm_jax.infer.prefetch import prefetched
 from simvlm_jax.run.progress import Countdown
@@ -35,7 +38,7 @@ from simvlm_jax.run.progress import Countdown
 MANIFEST, COUNTS, DECISIONS = "capfilt.json", "counts.json", "decisions"
 WEB, WRITTEN = "web", "written"
 MATCHES = 0.0
-"""The log odds of `score_pair` above which a text matches: it is likelier to than not."""
+"""The log odds of `score_pair` from which on a text matches: it is likelier to than not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Settings:
 
     captions: written a picture by each captioner. how: the decoding. prompt: that captioners continue; it is no part of the caption.
     agree: filters that must find that a text matches. rows: pictures of a part. seed: of sampled captions. keep_web: whether the
-    texts that came with the pictures may stay.
+    texts that came with the pictures may stay. bad: share of all pictures that may be unreadable.
     """
 
     captions: Count = 1
@@ -54,6 +57,7 @@ class Settings:
     rows: Positive = 1000
     seed: Seed = 0
     keep_web: bool = True
+    bad: Share = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +69,13 @@ class Member:
     pixels: Callable[[dict[str, Any], Any], dict[str, Any]]
     threshold: float = MATCHES
 
-    def score(self, images: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> Answered[np.ndarray]:
         """Scores [P] of pairs [P,2] of an image and a text: log odds of a match, or cosines."""
         if self.engine.has("score_pair"):
-            return self.engine.score_pair(images, texts, pairs).values
-        embedded = self.engine.embed_texts(texts).values
+            return self.engine.score_pair(images, texts, pairs)
+        embedded, notes = self.engine.embed_texts(texts)
         seen = self.engine.embed_images(images)
-        return self.engine.similarity_of_rows(seen[pairs[:, 0]], embedded[pairs[:, 1]])
+        return Answered(self.engine.similarity_of_rows(seen[pairs[:, 0]], embedded[pairs[:, 1]]), notes)
 
 
 def check_filter(member: Member, given: bool) -> None:
@@ -108,13 +112,15 @@ class Text:
 
 @dataclasses.dataclass
 class Picture:
-    """An example of the source, its texts, and what else it tells."""
+    """An example of the source: its row there, its texts, what else it tells, and why it cannot be read."""
 
+    row: int
     key: str
     image: bytes
     texts: list[Text]
     more: dict[str, Any]
     pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    error: str = ""
 
 
 def capfilt_parts(
@@ -126,15 +132,14 @@ def capfilt_parts(
     about: dict[str, Any],
     mine: Callable[[int], bool] = lambda part: True,
     split: str = "train",
-) -> None:
-    """Makes those parts that are `mine` and are not there.
+) -> Counter[str]:
+    """Makes those parts that are `mine` and are not there; returns counts of captions and texts that were cut.
 
     about: what else the result depends on, as the manifest has it.
 
     Raises:
-      ValueError: the folder holds something else, or was begun otherwise.
+      ValueError: the folder holds something else, or was begun otherwise; or too many rows cannot be read.
     """
-    (folder / DECISIONS).mkdir(parents=True, exist_ok=True)
     manifest = {
         "source": repr(source),
         "examples": len(source),
@@ -143,35 +148,76 @@ def capfilt_parts(
         **json.loads(json.dumps(dataclasses.asdict(settings))),
     }
     _check_manifest(folder, manifest)
+    (folder / DECISIONS).mkdir(parents=True, exist_ok=True)
     parts = [p for p in range(-(-len(source) // settings.rows)) if mine(p) and not _record(folder, split, p).exists()]
     pace = Countdown("pictures", sum(len(_rows(source, p, settings)) for p in parts))
-    done = 0
+    done, bad, notes = 0, 0, Counter[str]()
     for part in parts:
         counts: Counter[str] = Counter()
         lines: list[str] = []
-        names: set[str] = set()
-        tar = folder / f"{split}-{part:05d}.tar"
-        partial = partial_of(tar)
-        try:
-            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as out:
-                reader = _read(source, _rows(source, part, settings), [*captioners, *filters], counts, lines)
-                for pictures in prefetched(_chunks(reader, _size(captioners, filters))):
-                    _caption(pictures, captioners, settings)
-                    _filter(pictures, captioners, filters, settings)
-                    for picture in pictures:
-                        _write(out, picture, counts, lines, names)
-                    done += len(pictures)
-                    pace.at(done)
-            if counts["pictures"]:
-                partial.replace(tar)
-        except OSError as e:
-            raise OSError(
-                f"{tar} could not be written ({e.strerror or e}); free some space, and the same command continues"
-            ) from e
-        finally:
-            partial.unlink(missing_ok=True)
+        with _Tar(folder / f"{split}-{part:05d}.tar") as out:
+            reader = _read(source, _rows(source, part, settings), [*captioners, *filters])
+            for pictures in prefetched(_chunks(reader, _size(captioners, filters))):
+                readable = [p for p in pictures if not p.error]
+                if readable:
+                    notes += _caption(readable, captioners, settings)
+                    notes += _filter(readable, captioners, filters, settings)
+                for picture in pictures:
+                    _write(out, picture, counts, lines)
+                done, bad = done + len(pictures), bad + len(pictures) - len(readable)
+                if bad > settings.bad * len(source) and (bad > 1 or not settings.bad):
+                    raise ValueError(
+                        f"{bad} of {done} pictures cannot be read, over the limit of {settings.bad:.1%} of all; the last: "
+                        f"{next(p for p in reversed(pictures) if p.error).error}. Mend the data, or allow more"
+                    )
+                pace.at(done)
+            out.finish(bool(counts["pictures"]))
         write_whole(_record(folder, split, part), "\n".join([json.dumps({"counts": counts}), *lines]) + "\n", own=True)
     pace.close()
+    return notes
+
+
+class _Tar:
+    """A tar that takes its place once it is whole and on disk; nothing half written stays, of an earlier process neither."""
+
+    def __init__(self, path: Path):
+        self._path, self._partial = path, partial_of(path)
+        for left in path.parent.glob(f"{path.name}.*.partial"):
+            left.unlink(missing_ok=True)
+
+    def __enter__(self) -> "_Tar":
+        self._file = self._try(lambda: self._partial.open("wb"))
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        return self
+
+    def add(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)  # no times and no owners: the same command makes the same bytes
+        member.size = len(data)
+        self._try(lambda: self._tar.addfile(member, io.BytesIO(data)))
+
+    def finish(self, keep: bool) -> None:
+        """Puts it in its place, or where nothing is to be kept leaves no file."""
+
+        def end() -> None:
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if keep:
+                self._partial.replace(self._path)
+
+        self._try(end)
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError as e:
+            raise OSError(
+                f"{self._path} could not be written ({e.strerror or e}); free some space, and the same command continues"
+            ) from e
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
@@ -202,7 +248,7 @@ def records_of(folder: Path) -> list[Path] | None:
 
 
 def decisions(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every text in order: {"key", "text", "of", "by", "scores", "kept", "reason"}, and what is known of its truth."""
+    """Every text in order: {"row", "key", "text", "of", "by", "scores", "kept", "reason"}, and what is known of its truth."""
     for path in records_of(folder) or ():
         for line in read_text(path).split("\n")[1:]:
             if line:
@@ -211,34 +257,54 @@ def decisions(folder: Path) -> Iterator[dict[str, Any]]:
 
 # ---- a part --------------------------------------------------------------------------------------------------------
 
+_MACHINE = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
+"""Errors that are not a picture's fault: what cannot be read for them is read again by the same command."""
 
-def _read(
-    source: Source, indices: range, members: Sequence[Member], counts: Counter[str], lines: list[str]
-) -> Iterator[Picture]:
-    """The pictures that can be read, with their pixels for each way in which members have them; the others are counted."""
+
+def _read(source: Source, indices: range, members: Sequence[Member]) -> Iterator[Picture]:
+    """The pictures with their pixels for each way in which members have them; those that cannot be read say why."""
     ways = {i: m.pixels for i, m in enumerate(members) if repr(m.pixels) not in {repr(x.pixels) for x in members[:i]}}
     for index in indices:
-        key, texts = str(source.key(index)), []
+        picture = Picture(index, str(source.key(index)), b"", [], {})
         try:
             example = source[index]
-            texts = list(dict.fromkeys(filter(None, (t.strip() for t in _texts(example)))))
-            more = {k: example[k] for k in ("truth", "scene") if isinstance(example.get(k), str)}
-            picture = Picture(key, example["image"], [Text(t, WEB) for t in texts], more)
+            picture.texts = _texts(example)
+            picture.more = {k: example[k] for k in ("truth", "scene") if isinstance(example.get(k), str)}
+            if "image" not in example:
+                raise ValueError("it has no single picture (image), which is what is captioned")
+            picture.image = _encoded(example["image"])
             for i, pixels in ways.items():
                 made = pixels({"image": picture.image}, None)["image"]
                 picture.pixels |= {j: made for j, m in enumerate(members) if repr(m.pixels) == repr(members[i].pixels)}
-            yield picture
         except Exception as e:  # people's files fail in any way they like
-            reason = "unreadable picture" if texts else "unreadable row"
-            for text in texts or [""]:
-                counts.update({WEB: 1, f"dropped: {reason}": 1})
-                lines.append(json.dumps(dict(key=key, text=text, of=WEB, kept=False, reason=f"{reason}: {e}"[:300])))
+            if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno in _MACHINE):
+                raise
+            picture.error = f"{type(e).__name__}: {e}"[:300]
+            picture.texts = picture.texts or [Text("", WEB)]
+            for text in picture.texts:
+                text.dropped = text.dropped or "unreadable picture"
+        yield picture
 
 
-def _texts(example: dict[str, Any]) -> list[str]:
-    if example.get("captions") is not None:
-        return [str(t) for t in example["captions"]]
-    return captions_of(example)
+def _texts(example: dict[str, Any]) -> list[Text]:
+    """The texts of an example; of equal ones the first stays."""
+    found = example["captions"] if example.get("captions") is not None else captions_of(example)
+    texts: list[Text] = []
+    for text in (str(t).strip() for t in found):
+        again = text in {t.text for t in texts}
+        texts.append(Text(text, WEB, dropped="web: empty" if not text else "web: repeats another" if again else ""))
+    return texts
+
+
+def _encoded(image: Any) -> bytes:
+    """A picture's file; of pixels a PNG."""
+    if isinstance(image, bytes):
+        return image
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image, np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _size(captioners: Sequence[Member], filters: Sequence[Member]) -> int:
@@ -256,64 +322,65 @@ def _chunks(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
         yield chunk
 
 
-def _caption(pictures: list[Picture], captioners: Sequence[Member], settings: Settings) -> None:
-    """Adds the captions of every captioner; one that says what is there already is dropped as a repetition."""
+def _caption(pictures: list[Picture], captioners: Sequence[Member], settings: Settings) -> Counter[str]:
+    """Adds the captions of every captioner; one that says what is there already is dropped as a repetition.
+
+    Returns how many ended for want of room.
+    """
+    cut = Counter[str]()
     for c, member in enumerate(captioners):
         images = np.stack([p.pixels[c] for p in pictures])
         ids = np.asarray([zlib.crc32(p.key.encode("utf-8", "surrogatepass")) for p in pictures], np.int64)
         for n in range(settings.captions):
             drawn = zlib.crc32(f"{settings.seed}/{c}/{n}".encode())
-            made, _ = member.engine.generate(images, [settings.prompt] * len(pictures), ids, settings.how, seed=drawn)
+            made, notes = member.engine.generate(
+                images, [settings.prompt] * len(pictures), ids, settings.how, seed=drawn
+            )
+            cut["answers_cut"] += int(notes.get("answers_cut", 0))
             for picture, hypotheses in zip(pictures, made, strict=True):
                 text = Text(hypotheses[0][0].strip(), WRITTEN, member.name)
                 if not text.text:
                     text.dropped = "written: empty"
-                elif text.text in {t.text for t in picture.texts}:
+                elif text.text in {t.text for t in picture.texts if settings.keep_web or t.of == WRITTEN}:
                     text.dropped = "written: repeats another"
                 picture.texts.append(text)
+    return +cut
 
 
 def _filter(
     pictures: list[Picture], captioners: Sequence[Member], filters: Sequence[Member], settings: Settings
-) -> None:
-    """Scores every text by every filter, and drops what too few of them find to match."""
-    asked = [(i, t) for i, p in enumerate(pictures) for t in p.texts if not t.dropped]
+) -> Counter[str]:
+    """Scores every text by every filter, and drops what too few of them find to match; returns how many texts were cut."""
+    asked, cut = [(i, t) for i, p in enumerate(pictures) for t in p.texts if not t.dropped], Counter[str]()
     if asked and filters:
         pairs = np.stack([[i for i, _ in asked], np.arange(len(asked))], axis=1)
         texts = [t.text for _, t in asked]
         for f, member in enumerate(filters, len(captioners)):
-            found = member.score(np.stack([p.pixels[f] for p in pictures]), texts, pairs)
+            found, notes = member.score(np.stack([p.pixels[f] for p in pictures]), texts, pairs)
+            cut["texts_cut"] += int(notes.get("texts_cut", 0))
             for (_, text), score in zip(asked, found, strict=True):
                 text.scores.append(round(float(score), 6))
     for _, text in asked:
-        agree = sum(s > m.threshold for s, m in zip(text.scores, filters, strict=True))
+        agree = sum(s >= m.threshold for s, m in zip(text.scores, filters, strict=True))
         if filters and agree < settings.agree:
             text.dropped = f"{text.of}: does not match"
         elif text.of == WEB and not settings.keep_web:
             text.dropped = "web: written ones take its place"
+    return +cut
 
 
-def _write(out: tarfile.TarFile, picture: Picture, counts: Counter[str], lines: list[str], names: set[str]) -> None:
+def _write(out: _Tar, picture: Picture, counts: Counter[str], lines: list[str]) -> None:
     """Puts a picture into the tar if it keeps a text, and all of its texts into the record."""
     kept = [t.text for t in picture.texts if not t.dropped]
     for t in picture.texts:
         counts.update({t.of: 1, f"dropped: {t.dropped}" if t.dropped else "kept": 1})
-        told = dict(
-            key=picture.key, text=t.text, of=t.of, by=t.by, scores=t.scores, kept=not t.dropped, reason=t.dropped
-        )
-        lines.append(json.dumps({**told, **_truth(picture, t)}, ensure_ascii=False))
-    if not kept:
-        return
-    counts["pictures"] += 1
-    name = _name(picture.key, names)
-    meta = {"captions": kept, **picture.more, "key": picture.key}
-    for suffix, data in (
-        (_suffix(picture.image), picture.image),
-        (".json", json.dumps(meta, ensure_ascii=False).encode()),
-    ):
-        member = tarfile.TarInfo(f"{name}{suffix}")  # no times and no owners: the same command makes the same bytes
-        member.size = len(data)
-        out.addfile(member, io.BytesIO(data))
+        row = dict(row=picture.row, key=picture.key, text=t.text, of=t.of, by=t.by, scores=t.scores, kept=not t.dropped)
+        row |= {"reason": t.dropped, **({"error": picture.error} if picture.error else {})}
+        lines.append(json.dumps({**row, **_truth(picture, t)}))
+    if kept:
+        counts["pictures"] += 1
+        out.add(f"{picture.row:09d}{_suffix(picture.image)}", picture.image)
+        out.add(f"{picture.row:09d}.json", json.dumps({"captions": kept, **picture.more, "key": picture.key}).encode())
 
 
 def _truth(picture: Picture, text: Text) -> dict[str, Any]:
@@ -321,21 +388,15 @@ def _truth(picture: Picture, text: Text) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if text.of == WEB and "truth" in picture.more:
         found["truth"] = picture.more["truth"]
-    if "scene" in picture.more:
+    if "scene" in picture.more and not picture.error:
         from simvlm_jax.data.scenes.graph import Scene
         from simvlm_jax.data.scenes.judge import judge
 
-        found["true"] = judge(Scene.from_json(picture.more["scene"]), text.text).accurate
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # another data set's word for a place
+            found["true"] = judge(Scene.from_json(picture.more["scene"]), text.text).accurate
     return found
-
-
-def _name(key: str, names: set[str]) -> str:
-    """A member's name of a key: letters, digits, - and _ stay, for a dot begins a suffix there and a slash a folder."""
-    made = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in key)[-80:] or "_"
-    if made in names or made != key:
-        made = f"{made[:80]}-{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    names.add(made)
-    return made
 
 
 def _suffix(image: bytes) -> str:
@@ -346,16 +407,31 @@ def _suffix(image: bytes) -> str:
     return ".webp" if image[8:12] == b"WEBP" else ".jpg"
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that holds what is not this command's.
+
+    Raises:
+      ValueError: it does.
+    """
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        own = (".lock", ".partial")
+        strange = sorted(
+            p.name for p in folder.iterdir() if p.name not in (MANIFEST, DECISIONS) and p.suffix not in own
+        )
+        if strange and not (folder / MANIFEST).exists():  # another process may just have written it
+            raise ValueError(f"{folder} holds {strange[0]}, which is none of this command's; name an empty folder")
+
+
 def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes what the folder is of, or compares it with what is written.
 
     Raises:
       ValueError: it is of something else.
     """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
-    if not path.exists():
-        if strange := sorted(p.name for p in folder.iterdir() if p.name != DECISIONS and not p.name.endswith(".lock")):
-            raise ValueError(f"{folder} holds {strange[0]}, which is none of this command's; name an empty folder")
+    if not path.exists():  # several processes may be here at once, with the same to say
         write_whole(path, json.dumps(manifest, indent=1), own=True)
     before = read_json(path)
     check(before, dict[str, Any], str(path))

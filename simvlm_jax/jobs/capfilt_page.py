@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simvlm_jax.core.files import write_whole
-from simvlm_jax.data.images import BadImage, decode
+from simvlm_jax.data.images import decode
 from simvlm_jax.data.source import Source
 from simvlm_jax.jobs.capfilt import WEB, WRITTEN, decisions
 from simvlm_jax.run.report import Card, gallery, page
@@ -63,14 +65,11 @@ def write_page(folder: Path, source: Source, counts: dict[str, Any], filters: li
     scores = truth_scores(folder)
     write_whole(folder / SCORES, json.dumps(scores, indent=1), own=True)
     found = list(decisions(folder))
-    places = {str(source.key(i)): i for i in range(len(source))}
     least = lambda d: min(d.get("scores") or [0.0])  # noqa: E731
 
     def shown(of: str, kept: bool) -> list[dict[str, Any]]:
-        mine = [d for d in found if d["of"] == of and d["kept"] == kept and d.get("scores", []) != []]
-        mine.sort(key=least)
-        step = max(len(mine) // SHOWN, 1)
-        return mine[::step][:SHOWN]
+        mine = sorted((d for d in found if d["of"] == of and d["kept"] == kept and d["text"]), key=least)
+        return [mine[i] for i in sorted(set(np.linspace(0, len(mine) - 1, SHOWN).astype(int).tolist()))] if mine else []
 
     about = ", ".join(filters)
     body = [
@@ -88,22 +87,23 @@ def write_page(folder: Path, source: Source, counts: dict[str, Any], filters: li
     ):
         if chosen := shown(of, kept):
             note = f"<p class=sub>An even spread by score, the lowest first{f'; scores of {html.escape(about)}' if about else ''}.</p>"
-            cards = [_card(d, source, places) for d in chosen]
+            cards = [_card(d, source) for d in chosen]
             body += [f"<h2>{title}</h2>", note, gallery(cards)]
     write_whole(folder / REPORT, page(folder.name, body), own=True)
 
 
-def _card(decision: dict[str, Any], source: Source, places: dict[str, int]) -> Card:
+def _card(decision: dict[str, Any], source: Source) -> Card:
     scores = [(f"score {i + 1}" if i else "score", s) for i, s in enumerate(decision["scores"])]
     told = decision.get("truth") or {True: "true of the scene", False: "not true of the scene"}.get(
         decision.get("true"), ""
     )
+    told = [decision["reason"], told]
     return Card(
         key=decision["key"],
-        images=_picture(source, places.get(decision["key"])),
+        images=_picture(source, decision["row"]),
         answer=decision["text"],
         question="",
-        references=[told] if told else [],
+        references=[t for t in told if t],
         claims=[],
         right=decision.get("true"),
         words=[],
@@ -111,13 +111,11 @@ def _card(decision: dict[str, Any], source: Source, places: dict[str, int]) -> C
     )
 
 
-def _picture(source: Source, place: int | None) -> list[bytes]:
-    """The picture as a small PNG; none where it cannot be read any more."""
-    if place is None:
-        return []
+def _picture(source: Source, row: int) -> list[bytes]:
+    """The picture as a small PNG; none where it cannot be read."""
     try:
-        image = decode(source[place]["image"], at_least=224)
-    except (BadImage, OSError, ValueError, KeyError):
+        image = decode(source[row]["image"], at_least=224)
+    except Exception:  # people's files fail in any way they like
         return []
     image.thumbnail((224, 224))
     file = io.BytesIO()

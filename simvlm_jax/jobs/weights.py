@@ -27,7 +27,7 @@ from simvlm_jax.run.imported import check_free, config_of, write_run
 from simvlm_jax.run.load import Loaded, build_model, load_run
 from simvlm_jax.text.tokenizer import NoTokenizer
 
-EXTRA, STATISTICS = "extra/", "statistics"
+EXTRA = "extra/"
 Log = Callable[[str], None]
 
 
@@ -106,10 +106,7 @@ def export_run(
     check_exportable(family, chosen, format, loaded)
     tokenizer = None if isinstance(loaded.tokenizer, NoTokenizer) else loaded.tokenizer
     table, files, weights = chosen.write[format](loaded.model, tokenizer, loaded.labels, loaded.config.data)
-    kept = {k: x for k, x in loaded.extra.items() if k == STATISTICS}
-    if training := sorted(loaded.extra.keys() - kept.keys()):
-        log(f"left out: {', '.join(training)}, which training alone needs")
-    arrays = named_arrays(loaded.params, kept)
+    arrays = named_arrays(loaded.params, loaded.extra)
     theirs = give(table, arrays)
     own = [name for name in arrays if table.of_its_own(name) is not None]
     if own:

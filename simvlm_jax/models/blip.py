@@ -120,6 +120,11 @@ class BLIP(MomentumContrast, LanguageModel):
                 "BLIP answers questions (question=True) by its captioning loss alone; set contrastive_weight=0, "
                 "matching_weight=0 and a caption_weight"
             )
+        if self.question and self.sharing != "none" and self.sizes.image.width != self.sizes.text.width:
+            raise ValueError(
+                f"BLIP's encoder looks at an image of width {self.sizes.image.width} and its decoder at a question of width "
+                f"{self.sizes.text.width}, so they cannot share cross-attention; set sharing='none'"
+            )
         if self.positions < self.text_length:
             raise ValueError(
                 f"texts of {self.vocabulary.length} pieces after [CLS] do not fit {self.positions} positions; set "
@@ -193,7 +198,12 @@ class BLIP(MomentumContrast, LanguageModel):
             loaded, own = out.get("decoder", {}), {}
             for name, layer in target["decoder"].items():
                 whole = {**out["encoder"].get(name, {}), **loaded.get(name, {})}
-                own[name] = {k: whole[k] for k in layer if k in whole}
+                if lost := sorted(loaded.get(name, {}).keys() - layer.keys()):
+                    raise ValueError(
+                        f"sharing={self.sharing!r} has no place for a decoder's own {', '.join(lost)}; set model.sharing as it was"
+                    )
+                begun = self.question and self.sizes.image.width != self.sizes.text.width  # looks at another width now
+                own[name] = {k: whole[k] for k in layer if k in whole and not (begun and k == "cross_attention")}
             out["decoder"] = own
         for name in ("inputs", "decoder_inputs"):
             if name in out and name in target:
@@ -219,6 +229,8 @@ class BLIP(MomentumContrast, LanguageModel):
     def remembered(self, features: Features) -> dict[str, Any]:
         rows = super().remembered(features)
         if self.queued_texts:
+            if "id" not in features:
+                raise ValueError("BLIP with queued_texts=True needs rows with an `id`, and these have none")
             rows |= {_QUEUED[k]: features["match"][k] for k in _QUEUED} | {"id": features["id"]}
         return rows
 
@@ -315,7 +327,8 @@ class BLIP(MomentumContrast, LanguageModel):
 
     def _less(self, alike: jax.Array) -> jax.Array:
         """Which pairs [B,B+N] are less similar than a share of the row's own, if there is a bound."""
-        return alike < self.below * alike.diagonal()[:, None] if self.below else jnp.ones(alike.shape, bool)
+        own = alike.diagonal()[:, None]
+        return alike < jnp.minimum(self.below * own, own) if self.below else jnp.ones(alike.shape, bool)
 
     def _grounding(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B,T] with [ENC] in the place of [CLS]."""

@@ -11,6 +11,7 @@ from PIL import Image
 from simvlm_jax.cli import main
 from simvlm_jax.data.scenes.builder import prepare
 from simvlm_jax.data.sources import open_source
+from simvlm_jax.infer.answered import Answered
 from simvlm_jax.jobs import capfilt as job
 from simvlm_jax.jobs.capfilt import COUNTS, Member, Settings, capfilt_parts, decisions, summary
 from simvlm_jax.jobs.capfilt_page import REPORT, SCORES
@@ -45,11 +46,11 @@ def adds_up(folder):
 def few(blip_run, data, tmp_path_factory):
     """Options by which half of the texts match: those of a model of four steps are all alike."""
     out = tmp_path_factory.mktemp("capfilt") / "all"
-    every = [*FEW, "--threshold", "-1000"]
+    every = [*FEW, "--odds", "-1000"]
     assert main(["data", "capfilt", str(blip_run), str(blip_run), "--data", data, "--out", str(out), *every]) == 0
     assert not any(k.endswith("match") for k in adds_up(out)["dropped"])
     scores = [d["scores"][0] for d in decisions(out) if d["scores"]]
-    return [*FEW, "--threshold", str(np.median(scores))]
+    return [*FEW, "--odds", str(np.median(scores))]
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,10 @@ def test_every_text_is_accounted_for_and_what_stays_is_a_data_set(whole, few, da
     kept = {}
     for d in decisions(whole):
         if d["kept"]:
-            assert min(d["scores"]) > float(few[-1])
+            assert min(d["scores"]) >= float(few[-1])
             kept.setdefault(d["key"], []).append(d["text"])
         elif d["scores"]:
-            assert d["reason"].endswith("does not match") and max(d["scores"]) <= float(few[-1])
+            assert d["reason"].endswith("does not match") and max(d["scores"]) < float(few[-1])
     made = open_source(str(whole))
     assert [made[i]["captions"] for i in range(len(made))] == list(kept.values())
     pictures = {source.key(i): source[i]["image"] for i in range(len(source))}
@@ -159,13 +160,10 @@ class Stub:
         return set(names) <= {"score_pair", "prefill", "extend"}
 
     def generate(self, images, prompts, ids, how, seed):
-        return [[("a picture", 0.0)] if i else [("", 0.0)] for i in range(len(images))], {}
+        return [[("a picture", 0.0)] if int(i) else [("", 0.0)] for i in images[:, 0, 0, 0, 0]], {}
 
     def score_pair(self, images, texts, pairs):
-        class Found:
-            values = np.asarray([1.0 if texts[j].startswith("a") else -1.0 for _, j in pairs])
-
-        return Found
+        return Answered(np.asarray([1.0 if texts[j].startswith("a") else -1.0 for _, j in pairs]), {})
 
 
 def test_reasons_are_told(tmp_path):
@@ -185,10 +183,14 @@ def test_reasons_are_told(tmp_path):
     member, out = Member("stub", Stub(), pixels), tmp_path / "out"
     capfilt_parts(open_source(str(folder)), [member], [member], Settings(rows=3), out, {})
     counts = summary(out)
-    reasons = {"unreadable picture": 1, "web: does not match": 1, "written: empty": 2, "written: repeats another": 1}
-    assert counts == {"in": 5, "written": 3, "kept": 3, "dropped": reasons}
+    reasons = {"unreadable picture": 1, "web: does not match": 1, "written: empty": 1, "written: repeats another": 1}
+    assert counts == {"in": 5, "written": 3, "kept": 4, "dropped": reasons}
     made = open_source(str(out))
-    assert [made[i]["captions"] for i in range(3)] == [["a cat"], ["a picture"], ["a dog"]]
+    assert [made[i]["captions"] for i in range(3)] == [["a cat"], ["a picture"], ["a dog", "a picture"]]
+    (broken,) = (d for d in decisions(out) if d["reason"] == "unreadable picture")
+    assert broken["text"] == "a bird" and "error" in broken
+    with pytest.raises(ValueError, match=r"1 of 4 pictures cannot be read, over the limit of 0\.0%"):
+        capfilt_parts(open_source(str(folder)), [member], [member], Settings(rows=9, bad=0.0), tmp_path / "strict", {})
 
 
 def test_a_folder_of_something_else_is_left_alone(blip_run, data, tmp_path, capsys):

@@ -22,12 +22,12 @@ from simvlm_jax.train.optimizer import OPTIMIZERS, Optimizer
 from tests.conftest import ROOT
 from tests.test_golden import read
 
-NO_DECAY = r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale"
+NO_DECAY = r"(^|/)(scale|bias|\w*_bias)$|position|relative|logit_scale|temperature"
 MATRICES = (  # (name, axes in, axes out), counted from the end
     (r"(^|/)(query|key|value)$", (-3,), (-2, -1)),
-    (r"attention/out$", (-3, -2), (-1,)),
+    (r"attention(_\d)?/out$", (-3, -2), (-1,)),
     (r"(conv|root)\w*/kernel$", (-4, -3, -2), (-1,)),
-    (r"(^|/)(up|gate|down|kernel)$", (-2,), (-1,)),
+    (r"(^|/)(up|gate|down|merge|kernel)$", (-2,), (-1,)),
 )
 """What the optimizer once went by: names. Letters must say the same of every parameter that there is."""
 

@@ -1,4 +1,4 @@
-"""BLIP: transformers' captioner, matcher and answerer, and the authors' own checkpoints."""
+"""BLIP: transformers' captioner, matcher and answerer."""
 
 import json
 from pathlib import Path
@@ -35,6 +35,10 @@ _QKV = ("query", "key", "value")
 
 def _plan(source: Source, options: Options) -> Plan:
     c, names = source.config, set(source.tensors)
+    if source.layout != "hf":
+        raise BadFile(
+            f"{source.file} has no config.json of transformers beside it; of BLIP only what transformers writes is known here"
+        )
     if "text_model.embeddings.word_embeddings.weight" in names:
         raise BadFile(
             "this is transformers' BlipModel, a class of which nobody has published weights; known are "
@@ -46,8 +50,6 @@ def _plan(source: Source, options: Options) -> Plan:
     kind = "BlipForImageTextRetrieval" if matches else _named(encodes, writes)
     vision, text = {**_VISION, **c.get("vision_config", {})}, {**_TEXT, **c.get("text_config", {})}
     shape = source.tensors.shape
-    if source.layout != "hf":
-        vision |= _shapes(source, "visual_encoder.blocks", "mlp.fc1.weight")
     stacks = [
         dict(
             width=whole(t, "hidden_size"),
@@ -72,7 +74,7 @@ def _plan(source: Source, options: Options) -> Plan:
         text=of_record("nn.sizes", "Size", **stacks[1]),
         width=shape("vision_proj.weight")[0] if "vision_proj.weight" in names else 256,
         positions=whole(text, "max_position_embeddings"),
-        image_style=style(vision, 1e-5 if source.layout == "hf" else 1e-6, "pre"),
+        image_style=style(vision, 1e-5, "pre"),
         text_style=style(text, 1e-12, "post"),
         mean=seen.mean,
         deviation=seen.deviation,
@@ -96,25 +98,13 @@ def _named(encodes: bool, writes: bool) -> str:
     return "BlipForQuestionAnswering" if encodes else "BlipForConditionalGeneration"
 
 
-def _shapes(source: Source, blocks: str, up: str) -> dict[str, int]:
-    """Of the authors' ViT, by its arrays."""
-    depth = 1 + max(int(k.split(".")[2]) for k in source.tensors if k.startswith(f"{blocks}."))
-    mlp, width = source.tensors.shape(f"{blocks}.0.{up}")
-    tokens, patch = (
-        source.tensors.shape("visual_encoder.pos_embed")[1],
-        source.tensors.shape("visual_encoder.patch_embed.proj.weight")[2],
-    )
-    found = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 64, intermediate_size=mlp)
-    return {**found, "patch_size": patch, "image_size": round((tokens - 1) ** 0.5) * patch}
-
-
 # ---- what arrays are called ----------------------------------------------------------------------------------------
 
 
-def names(model: Any, layout: str = "hf") -> Table:
-    """transformers' names, or the authors'; of those parts that the model has."""
+def names(model: Any) -> Table:
+    """transformers' names, of those parts that the model has."""
     s, m = model.sizes, model
-    rows = list(_vision(s, layout))
+    rows = list(_vision(s))
     same: dict[str, str] = {}
     if m.encodes:
         rows += under("text_encoder.", "", _text(s.text.heads, "inputs", "encoder"))
@@ -135,9 +125,7 @@ def names(model: Any, layout: str = "hf") -> Table:
             "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
         }
     dropped = {f"{k}.embeddings.position_ids": "a constant" for k in ("text_encoder", "text_decoder.bert")}
-    own = {"temperature/": 0.07}
-    if layout != "hf":
-        rows.append(Row("temp", "temperature/value"))
+    own = {"temperature/": 0.07, "extra/momentum/": 0.0, "extra/queue/": 0.0, "extra/next": 0.0}
     return Table(tuple(rows), dropped, same, own=own)
 
 
@@ -145,30 +133,26 @@ def _map(theirs: str, ours: str) -> tuple[Row, ...]:
     return Row(f"{theirs}.weight", f"{ours}/kernel", TRANSPOSED), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
-def _vision(s: Any, layout: str) -> tuple[Row, ...]:
-    hf, H = layout == "hf", s.image.heads
-    fused, out = ("self_attn.qkv", "self_attn.projection") if hf else ("attn.qkv", "attn.proj")
-    three = tuple(f"attention/{k}" for k in _QKV)
+def _vision(s: Any) -> tuple[Row, ...]:
+    H, three = s.image.heads, tuple(f"attention/{k}" for k in _QKV)
     block = (
-        *norm("layer_norm1" if hf else "norm1", "norm_attention"),
-        Row(f"{fused}.weight", three, packed(*[heads_out(H)] * 3)),
-        Row(f"{fused}.bias", tuple(f"{k}_bias" for k in three), packed(*[heads_bias(H)] * 3)),
-        *linear(out, "attention/out", heads_in(H)),
-        *norm("layer_norm2" if hf else "norm2", "norm_mlp"),
+        *norm("layer_norm1", "norm_attention"),
+        Row("self_attn.qkv.weight", three, packed(*[heads_out(H)] * 3)),
+        Row("self_attn.qkv.bias", tuple(f"{k}_bias" for k in three), packed(*[heads_bias(H)] * 3)),
+        *linear("self_attn.projection", "attention/out", heads_in(H)),
+        *norm("layer_norm2", "norm_mlp"),
         *linear("mlp.fc1", "mlp/up"),
         *linear("mlp.fc2", "mlp/down"),
     )
-    first = ("embeddings.class_embedding", "embeddings.position_embedding", "embeddings.patch_embedding")
-    token, position, patch = first if hf else ("cls_token", "pos_embed", "patch_embed.proj")
     tower = (
-        Row(token, "class_token/tokens", before()),
-        Row(position, "position", before()),
-        Row(f"{patch}.weight", "patches/kernel", patches(s.patch)),
-        Row(f"{patch}.bias", "patches/bias"),
-        *under("encoder.layers.*." if hf else "blocks.*.", "stack/layer_*/", block),
-        *norm("post_layernorm" if hf else "norm", "norm"),
+        Row("embeddings.class_embedding", "class_token/tokens", before()),
+        Row("embeddings.position_embedding", "position", before()),
+        Row("embeddings.patch_embedding.weight", "patches/kernel", patches(s.patch)),
+        Row("embeddings.patch_embedding.bias", "patches/bias"),
+        *under("encoder.layers.*.", "stack/layer_*/", block),
+        *norm("post_layernorm", "norm"),
     )
-    return under("vision_model." if hf else "visual_encoder.", "image_tower/", tower)
+    return under("vision_model.", "image_tower/", tower)
 
 
 def _text(heads: int, inputs: str, stack: str) -> tuple[Row, ...]:
@@ -195,7 +179,7 @@ def _text(heads: int, inputs: str, stack: str) -> tuple[Row, ...]:
 
 
 def _table(source: Source, model: Any) -> Table:
-    return names(model, source.layout)
+    return names(model)
 
 
 # ---- config.json ---------------------------------------------------------------------------------------------------
