@@ -22,7 +22,7 @@ RATES = {"captions": (1e-5, 2e-6), "retrieval": (1e-5, 5e-6), "vqa": (2e-5, 2e-5
 VARIANTS = ("", "photos", "smoke", *PAPER, *SHARED, *(f"{t}{s}" for s in ("", "-base", "-large") for t in RATES))
 PAIRS, LENGTH = 14_000_000, 24
 ANSWERING = "simvlm_jax.eval.answering"
-TEMPERATURE = (("temperature/value", (0.001, 0.5)),)
+TEMPERATURE = (("temperature/divisor", (0.001, 0.5)),)
 PROMPT = "a picture of"
 
 
@@ -44,7 +44,7 @@ def tiny(variant: str):
     fields = {"sharing": SHARED[variant]} if variant in SHARED else {}
     fields |= dict(matching_weight=20.0, caption_weight=20.0, queue=4096, ramp=400, queued_texts=True)
     config = parts.contrastive(model("tiny", scan=False, **fields), "" if variant in SHARED else variant)
-    config.optimizer.bounds = (("temperature/value", (0.01, 0.5)),)
+    config.optimizer.bounds = (("temperature/divisor", (0.01, 0.5)),)
     crop = dict(smallest=0.5, mirror=0.5) if variant == "photos" else {}
     config.data.parts.pairs.transforms = transforms(config.data.get_ref("image_size"), **crop)
     suites = {"captions": parts.captioning(), **config.eval.suites}

@@ -111,7 +111,7 @@ class Temperature(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("value", nn.with_logical_partitioning(nn.initializers.constant(0.07), ()), ())
+        return self.param("divisor", nn.with_logical_partitioning(nn.initializers.constant(0.07), ()), ())
 
 
 class Network(DecoderNetwork):

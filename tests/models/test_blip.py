@@ -88,7 +88,7 @@ def found(model, name, *args):
 def test_the_contrast_is_written_out(float64, batch):
     """Soft targets of the momentum encoders over batch and queue; a share that grows with the steps; both directions."""
     model, params, extra = state(batch, ramp=4, matching_weight=0.0, caption_weight=0.0)
-    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["value"])
+    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["divisor"])
     online = [found(model, f"embed_{k}", params, extra, batch) for k in ("image", "text")]
     slow = {**params, **extra["momentum"]}
     slow["encoder"] = {k: {**params["encoder"][k], **v} for k, v in extra["momentum"]["encoder"].items()}
@@ -114,7 +114,7 @@ def test_texts_of_one_image_are_all_its_own_where_ids_say_so(float64, batch):
     extra["queue"] = {**extra["queue"], "id": np.asarray(extra["queue"]["id"]).copy()}
     extra["queue"]["id"][3] = 4
     features, terms = halves(model, params, extra, batch)
-    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["value"])
+    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["divisor"])
     ids, loss = batch["id"][real], 0.0
     for a, b in (("image", "text"), ("text", "image")):
         columns = np.concatenate([np.asarray(features[b]["momentum"])[real], np.asarray(extra["queue"][b])])
@@ -244,7 +244,7 @@ def test_without_a_queue_it_is_contrast_within_the_batch(float64, batch):
     alone = dataclasses.replace(model, queue=0)
     assert alone.init(jax.random.key(0), {})[1] == {} and extra
     features, terms = halves(alone, params, {}, batch)
-    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["value"])
+    real, scale = batch["weight"] > 0, 1 / float(params["temperature"]["divisor"])
     x, y = (np.asarray(features[k]["online"])[real] for k in ("image", "text"))
     logits = scale * x @ y.T
     by_hand = -sum(np.log(np.exp(z.diagonal()) / np.exp(z).sum(1)).sum() for z in (logits, logits.T)) / 2
