@@ -193,7 +193,7 @@ class BLIP(MomentumContrast, LanguageModel):
         these losses has not are left behind."""
         out = super().adapt(params, target)
         if "decoder_inputs" in target and "inputs" in out and "decoder_inputs" not in out:
-            out["decoder_inputs"] = out["inputs"]
+            out["decoder_inputs"] = jax.tree.map(jnp.array, out["inputs"])  # a buffer of its own, for steps donate them
         if "decoder" in target and "encoder" in out:
             loaded, own = out.get("decoder", {}), {}
             for name, layer in target["decoder"].items():
@@ -203,7 +203,8 @@ class BLIP(MomentumContrast, LanguageModel):
                         f"sharing={self.sharing!r} has no place for a decoder's own {', '.join(lost)}; set model.sharing as it was"
                     )
                 begun = self.question and self.sizes.image.width != self.sizes.text.width  # looks at another width now
-                own[name] = {k: whole[k] for k in layer if k in whole and not (begun and k == "cross_attention")}
+                taken = {k: whole[k] for k in layer if k in whole and not (begun and k == "cross_attention")}
+                own[name] = jax.tree.map(jnp.array, taken)
             out["decoder"] = own
         for name in ("inputs", "decoder_inputs"):
             if name in out and name in target:

@@ -175,7 +175,8 @@ class BLIPPairs(NetworkModel):
         out = {k: v for k, v in params.items() if k in target}
         if "encoder" in params:
             for name, layer in unstacked(params["encoder"], self.sizes.text.depth).items():
-                twice = {f"cross_attention_{i}": layer["cross_attention"] for i in range(self.images)}
+                cross = layer["cross_attention"]  # each with a buffer of its own, for steps donate them
+                twice = {f"cross_attention_{i}": jax.tree.map(jnp.array, cross) for i in range(self.images)}
                 out[name] = {**twice, **{k: v for k, v in layer.items() if k != "cross_attention"}}
         table = target["image_tower"]["position"]
         if "image_tower" in out and out["image_tower"]["position"].shape != table.shape:
