@@ -40,9 +40,10 @@ def tiny(variant: str):
     """The built-in model and data, minutes on two cores.
 
     Captions and matching weigh 20 times the contrast, which else holds so small a model back; the temperature is bounded as CLIP's.
+    Of scenes with few objects many captions of others are true as well: negatives are bounded by `below`.
     """
     fields = {"sharing": SHARED[variant]} if variant in SHARED else {}
-    fields |= dict(matching_weight=20.0, caption_weight=20.0, queue=4096, ramp=400, queued_texts=True)
+    fields |= dict(matching_weight=20.0, caption_weight=20.0, queue=4096, ramp=400, queued_texts=True, below=0.95)
     config = parts.contrastive(model("tiny", scan=False, **fields), "" if variant in SHARED else variant)
     config.optimizer.bounds = (("temperature/divisor", (0.01, 0.5)),)
     crop = dict(smallest=0.5, mirror=0.5) if variant == "photos" else {}
@@ -110,7 +111,7 @@ def captions(config, how):
 def retrieval(config, how):
     """Section 4.1: six epochs of COCO, texts of one image all its own; the 256 most similar ranked again."""
     small = how["size"] == "tiny"
-    memory = dict(queue=4096, ramp=100, queued_texts=True) if small else dict(ramp=2214)
+    memory = dict(queue=4096, ramp=100, queued_texts=True, below=0.95) if small else dict(ramp=2214)
     config.model = model(**how, **memory, caption_weight=0.0, same_image=True)
     words = (spec(f"{parts.TRANSFORMS}:ChooseCaption"), spec(f"{parts.TRANSFORMS}:Tokenize"))
     rows(config, (*words, spec(f"{parts.TRANSFORMS}:DrawSeed")), ("seed",), 13_300)

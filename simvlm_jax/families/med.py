@@ -100,7 +100,7 @@ class Writer(nn.Module):
     def setup(self):
         self.transform, self.norm = Linear(self.width, self.dtype, bias=True), norm_of(self.style, self.dtype)()
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("V",))
-        self.bias = self.param("bias", zeros, (self.vocabulary,))
+        self.bias: Any = self.param("bias", zeros, (self.vocabulary,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(ACTIVATIONS[self.style.activation](self.transform(x)))
@@ -111,7 +111,8 @@ class Temperature(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("divisor", nn.with_logical_partitioning(nn.initializers.constant(0.07), ()), ())
+        divisor: Any = self.param("divisor", nn.with_logical_partitioning(nn.initializers.constant(0.07), ()), ())
+        return divisor
 
 
 class Network(DecoderNetwork):
@@ -201,7 +202,7 @@ class Network(DecoderNetwork):
     def context(self, tokens: jax.Array, mask: jax.Array | None, question: Any) -> Looked:
         """What the decoder looks at: image tokens [B,M,1+P,W], or with a `question`, (tokens, valid), the encoder's states of it."""
         looked = looked_at(tokens, mask)
-        return looked if question is None else Looked(self.grounded(*question, looked), question[1])
+        return looked if question is None else Looked(self.grounded(question[0], question[1], looked), question[1])
 
     def captions(self, pixels: jax.Array, mask: jax.Array | None, question: Any, inputs: jax.Array, valid: jax.Array):
         """`head` of what follows each slot."""
@@ -215,7 +216,8 @@ class Network(DecoderNetwork):
         if "match" in texts:
             made["tokens"] = tokens
         if "write" in texts:
-            made["head"] = self.head(self.decode(*texts["write"], self.context(tokens, mask, texts["question"])))
+            inputs, valid = texts["write"]
+            made["head"] = self.head(self.decode(inputs, valid, self.context(tokens, mask, texts["question"])))
         return made
 
     def everything(self, pixels: jax.Array, tokens: jax.Array, valid: jax.Array):

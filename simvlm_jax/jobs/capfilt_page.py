@@ -94,10 +94,8 @@ def write_page(folder: Path, source: Source, counts: dict[str, Any], filters: li
 
 def _card(decision: dict[str, Any], source: Source) -> Card:
     scores = [(f"score {i + 1}" if i else "score", s) for i, s in enumerate(decision["scores"])]
-    told = decision.get("truth") or {True: "true of the scene", False: "not true of the scene"}.get(
-        decision.get("true"), ""
-    )
-    told = [decision["reason"], told]
+    judged = "" if "true" not in decision else "true of the scene" if decision["true"] else "not true of the scene"
+    told = [decision["reason"], decision.get("truth") or judged]
     return Card(
         key=decision["key"],
         images=_picture(source, decision["row"]),

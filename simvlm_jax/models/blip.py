@@ -276,8 +276,9 @@ class BLIP(MomentumContrast, LanguageModel):
             features["match"] = shown if mask is None else {**shown, "mask": mask}
         if writing is not None:
             predicted = writing.predicted * weight[:, None]
+            states, table = made["head"]
             loss, pieces, right = linear_cross_entropy(
-                *made["head"], writing.targets, predicted, smoothing=self.smoothing
+                states, table, writing.targets, predicted, smoothing=self.smoothing
             )
             terms["caption"], aux["caption_accuracy"] = Term(loss, pieces, self.caption_weight), Term(right, pieces)
         return features, terms, aux

@@ -184,7 +184,8 @@ def test_negatives_may_be_sought_in_the_queue_and_below_a_bound(float64, batch):
     assert texts[0, 6 + 1] and not texts[0, 0] and not texts[:, 2].any()
     bounded = dataclasses.replace(model, below=0.5)
     for (alike, allowed), (_, before) in zip(drawn(bounded), drawn(model), strict=True):
-        np.testing.assert_array_equal(allowed, before & (alike < 0.5 * alike.diagonal()[:, None]))
+        own = alike.diagonal()[:, None]
+        np.testing.assert_array_equal(allowed, before & (alike < np.minimum(0.5 * own, own)))
 
 
 def test_captions_are_learned_with_smoothed_labels_and_without_their_prompt(float64, batch):
