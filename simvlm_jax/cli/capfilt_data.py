@@ -109,29 +109,27 @@ def capfilt(args: argparse.Namespace) -> int:
     setup_jax()
     source = open_one_split(args.data, args.split)
     print(printable(f"{args.data}: {understood(source).line()}"), file=sys.stderr, flush=True)
-    engines, hashes = {}, {}
+    engines, weights, pixels = {}, {}, {}
     for run in dict.fromkeys((*captioners, *filters)):
         engines[run], loaded = load_engine(run, None, args.batch_size)
-        hashes[run] = (
-            f"step {loaded.step} {weights_hash((loaded.params, loaded.extra))}",
-            eval_pixels(loaded.config.data),
-        )
+        weights[run] = f"step {loaded.step} {weights_hash((loaded.params, loaded.extra))}"
+        pixels[run] = eval_pixels(loaded.config.data)
 
     def least(run: str) -> float:
         """The score from which on a filter finds a match."""
         return args.odds if engines[run].has("score_pair") or args.threshold is None else args.threshold
 
-    writing = [Member(run, engines[run], hashes[run][1]) for run in captioners]
-    scoring = [Member(run, engines[run], hashes[run][1], least(run)) for run in filters]
+    writing = [Member(run, engines[run], pixels[run]) for run in captioners]
+    scoring = [Member(run, engines[run], pixels[run], least(run)) for run in filters]
     for member in writing:
         member.engine.require("captioning", "prefill", "extend")
     for member in scoring:
         check_filter(member, args.threshold is not None)
     about = {
-        "captioners": [hashes[run][0] for run in captioners],
-        "filters": [hashes[run][0] for run in filters],
+        "captioners": [weights[run] for run in captioners],
+        "filters": [weights[run] for run in filters],
         "thresholds": [least(run) for run in filters],
-        "pixels": [repr(hashes[run][1]) for run in (*captioners, *filters)],
+        "pixels": [repr(pixels[run]) for run in (*captioners, *filters)],
         "tokenizers": [engines[run].tokenizer.sha256 for run in (*captioners, *filters)],
         "files": stamp(args.data, folder),
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simvlm_jax.core.files import BadFile
-from simvlm_jax.interop.family import field, of_record
+from simvlm_jax.interop.family import field, of_record, whole
 from simvlm_jax.interop.pixels import Pixels
 from simvlm_jax.interop.table import Row
 from simvlm_jax.interop.transforms import SAME, TRANSPOSED, Transform, heads_bias, heads_in, heads_out, packed
@@ -37,6 +37,16 @@ def activation_of(config: Mapping[str, Any], name: str, default: Any = ...) -> s
 def activation_named(activation: str) -> str:
     """The name that transformers has for an activation."""
     return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def stack_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of a Size, by the names that transformers' encoders have for them."""
+    return dict(
+        width=whole(config, "hidden_size"),
+        depth=whole(config, "num_hidden_layers"),
+        heads=whole(config, "num_attention_heads"),
+        mlp=whole(config, "intermediate_size"),
+    )
 
 
 def compute(scan: bool = True) -> Any:

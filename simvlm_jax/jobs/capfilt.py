@@ -168,7 +168,7 @@ def capfilt_parts(
                 if bad > settings.bad * len(source) and (bad > 1 or not settings.bad):
                     raise ValueError(
                         f"{bad} of {done} pictures cannot be read, over the limit of {settings.bad:.1%} of all; the last: "
-                        f"{next(p for p in reversed(pictures) if p.error).error}. Mend the data, or allow more"
+                        f"{next(p for p in reversed(pictures) if p.error).error}. Mend the data, or raise --bad"
                     )
                 pace.at(done)
             out.finish(bool(counts["pictures"]))

@@ -9,7 +9,15 @@ import numpy as np
 from simvlm_jax.core.build import resolve
 from simvlm_jax.core.files import BadFile, read_json
 from simvlm_jax.interop.family import Family, Options, Plan, Written, field, of_record, whole
-from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm, separate_attention
+from simvlm_jax.interop.parts import (
+    activation_named,
+    activation_of,
+    compute,
+    linear,
+    norm,
+    separate_attention,
+    stack_of,
+)
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_texts, tensor
 from simvlm_jax.interop.source import Source
 from simvlm_jax.interop.table import Row, Table, under
@@ -49,12 +57,6 @@ def _plan(pool: str, source: Source, options: Options) -> Plan:
         length = min(length, whole(said, "max_seq_length") - 1)
     tokenizer = found.tokenizer(length, "lower" if said.get("do_lower_case") else "", whole(c, "vocab_size"))
     mask = JsonPieces(tokenizer.model).id_of("[MASK]") if tokenizer.is_json else None
-    stack = dict(
-        width=whole(c, "hidden_size"),
-        depth=whole(c, "num_hidden_layers"),
-        heads=whole(c, "num_attention_heads"),
-        mlp=whole(c, "intermediate_size"),
-    )
     style = of_record(
         "nn.sizes",
         "Style",
@@ -66,7 +68,7 @@ def _plan(pool: str, source: Source, options: Options) -> Plan:
     size = of_record(
         _MODEL,
         "Sizes",
-        stack=of_record("nn.sizes", "Size", **stack),
+        stack=of_record("nn.sizes", "Size", **stack_of(c)),
         style=style,
         positions=positions,
         types=whole(c, "type_vocab_size"),

@@ -11,7 +11,15 @@ from simvlm_jax.core.files import BadFile
 from simvlm_jax.core.types import sides_of
 from simvlm_jax.interop import open_clip, pixels
 from simvlm_jax.interop.family import Family, Options, Plan, Written, of_record, whole
-from simvlm_jax.interop.parts import activation_named, activation_of, compute, linear, norm, separate_attention
+from simvlm_jax.interop.parts import (
+    activation_named,
+    activation_of,
+    compute,
+    linear,
+    norm,
+    separate_attention,
+    stack_of,
+)
 from simvlm_jax.interop.pixels import pixels_of
 from simvlm_jax.interop.reference import Arrays, Reference, pretrained, random_images, random_texts, tensor
 from simvlm_jax.interop.source import Source
@@ -50,15 +58,7 @@ def _plan(source: Source, options: Options) -> Plan:
     kind = "BlipForImageTextRetrieval" if matches else _named(encodes, writes)
     vision, text = {**_VISION, **c.get("vision_config", {})}, {**_TEXT, **c.get("text_config", {})}
     shape = source.tensors.shape
-    stacks = [
-        dict(
-            width=whole(t, "hidden_size"),
-            depth=whole(t, "num_hidden_layers"),
-            heads=whole(t, "num_attention_heads"),
-            mlp=whole(t, "intermediate_size"),
-        )
-        for t in (vision, text)
-    ]
+    stacks = [stack_of(t) for t in (vision, text)]
     side = whole(vision, "image_size", default=384)
     seen = pixels_of(source.folder, side, _USUAL)
 

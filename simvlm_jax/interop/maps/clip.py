@@ -17,6 +17,7 @@ from simvlm_jax.interop.parts import (
     norm,
     open_clip_pixels,
     separate_attention,
+    stack_of,
     transformers_block,
 )
 from simvlm_jax.interop.pixels import Pixels, pixels_of
@@ -69,15 +70,7 @@ def _of_transformers(source: Source) -> tuple[Any, Pixels, int]:
     """(size, pixels, positions of a text) of a config.json of transformers."""
     c = source.config
     vision, text = ({**usual, **c.get(f"{k}_config", {})} for k, usual in _DEFAULTS.items())
-    towers = [
-        dict(
-            width=whole(t, "hidden_size"),
-            depth=whole(t, "num_hidden_layers"),
-            heads=whole(t, "num_attention_heads"),
-            mlp=whole(t, "intermediate_size"),
-        )
-        for t in (vision, text)
-    ]
+    towers = [stack_of(t) for t in (vision, text)]
     acts = {activation_of(t, "hidden_act", "quick_gelu") for t in (vision, text)}
     epsilons = {float(t.get("layer_norm_eps", 1e-5)) for t in (vision, text)}
     if len(acts) > 1 or len(epsilons) > 1:
