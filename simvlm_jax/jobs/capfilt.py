@@ -10,7 +10,6 @@ whoever was killed meanwhile. What a text's fate depends on is the text, its pic
 processes, or who came first.
 """
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -37,6 +36,8 @@ from simvlm_jax.run.progress import Countdown
 
 MANIFEST, COUNTS, DECISIONS = "capfilt.json", "counts.json", "decisions"
 WEB, WRITTEN = "web", "written"
+TRUE = {"exact": True, "partial": True, "wrong": False, "unrelated": False}
+"""Whether a text of a kind of `scenes/noisy` is true of its scene; the words around it ("clip art") are not judged."""
 MATCHES = 0.0
 """The log odds of `score_pair` from which on a text matches: it is likelier to than not."""
 
@@ -385,18 +386,18 @@ def _write(out: _Tar, picture: Picture, counts: Counter[str], lines: list[str]) 
 
 def _truth(picture: Picture, text: Text) -> dict[str, Any]:
     """What is known of a text: the kind of noise that it is, and whether it is true of the scene."""
-    found: dict[str, Any] = {}
     if text.of == WEB and "truth" in picture.more:
-        found["truth"] = picture.more["truth"]
-    if "scene" in picture.more and not picture.error:
-        from simvlm_jax.data.scenes.graph import Scene
-        from simvlm_jax.data.scenes.judge import judge
+        kind = picture.more["truth"]
+        return {"truth": kind, **({"true": TRUE[kind]} if kind in TRUE else {})}
+    if "scene" not in picture.more or picture.error:
+        return {}
+    from simvlm_jax.data.scenes.graph import Scene
+    from simvlm_jax.data.scenes.judge import judge
 
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError, AttributeError
-        ):  # another data set's word for a place
-            found["true"] = judge(Scene.from_json(picture.more["scene"]), text.text).accurate
-    return found
+    try:
+        return {"true": judge(Scene.from_json(picture.more["scene"]), text.text).accurate}
+    except (ValueError, KeyError, TypeError, AttributeError):  # another data set's word for a place
+        return {}
 
 
 def _suffix(image: bytes) -> str:

@@ -78,6 +78,8 @@ def test_every_text_is_accounted_for_and_what_stays_is_a_data_set(whole, few, da
     assert page.count("data:image/png") >= 2 and "By kind of noise" in page
     known = json.loads((whole / SCORES).read_text())
     assert sum(k["in"] for k in known["kinds"].values()) == 24 and known["true"]["written"]["in"] == 24
+    right = sum(known["kinds"].get(kind, {"in": 0})["in"] for kind in ("exact", "partial"))
+    assert known["true"]["web"]["true_in"] == right  # as the data tells, whatever stands around a text
 
 
 def test_the_same_command_changes_nothing_and_another_is_refused(whole, few, blip_run, data, capsys):
