@@ -37,7 +37,7 @@ from simvlm_jax.run.progress import Countdown
 MANIFEST, COUNTS, DECISIONS = "capfilt.json", "counts.json", "decisions"
 WEB, WRITTEN = "web", "written"
 TRUE = {"exact": True, "partial": True, "wrong": False, "unrelated": False}
-"""Whether a text of a kind of `scenes/noisy` is true of its scene; the words around it ("clip art") are not judged."""
+"""Whether a text of a kind of `scenes/noisy` is true of its scene; the words around it ("stock image: ...") are not judged."""
 MATCHES = 0.0
 """The log odds of `score_pair` from which on a text matches: it is likelier to than not."""
 
